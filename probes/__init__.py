@@ -1,0 +1,1 @@
+"""Probes: one file for each source of readings on a host, parsing kept apart from reading."""

@@ -1,0 +1,1 @@
+"""Rules: pure functions from windows of a recording to findings with evidence."""

@@ -1,0 +1,1 @@
+"""The simulator: scenarios, a library with NVML's own ABI, and an asynchronous device."""

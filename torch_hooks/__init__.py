@@ -1,0 +1,1 @@
+"""Torch hooks: what runs inside the training process and writes its ring."""
