@@ -1,8 +1,3 @@
-"""Rankscope: a scope on every rank of a distributed training job.
-
-This package root holds the shared vocabulary and imports the standard library only.
-"""
-
-from __future__ import annotations
+"""Rankscope: tells whether a slow or dead GPU training job suffers from hardware, environment or code."""
 
 __version__ = "0.1.0"

@@ -1,0 +1,126 @@
+"""Verdict, findings and their evidence, and the JSON they travel as (schema rankscope.verdict/1)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from rankscope.reading import Severity
+
+VERDICT_SCHEMA = "rankscope.verdict/1"
+
+
+class Side(StrEnum):
+    """Whose fault a class is. Every class has exactly one; UNKNOWN is for what was located but not explained."""
+
+    HARDWARE = "hardware"
+    ENVIRONMENT = "environment"
+    CODE = "code"
+    UNKNOWN = "unknown"
+
+
+class Basis(StrEnum):
+    """What a localisation rests on, strongest first."""
+
+    DEVICE_COLLECTIVE = "device-collective"
+    DEVICE_COMPUTE = "device-compute"
+    HOST = "host"
+    COUNTERS = "counters"
+
+
+class Advice(StrEnum):
+    """`act` needs recurrence or corroboration; `watch` does not."""
+
+    WATCH = "watch"
+    ACT = "act"
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The place. None for what does not apply, never a guess."""
+
+    host: str | None = None
+    rank: int | None = None
+    local_rank: int | None = None
+    gpu_uuid: str | None = None
+    link: str | None = None
+    device: str | None = None
+    phase: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """What the fault costs. None where it cannot be told."""
+
+    ms_per_step: float | None = None
+    fraction_of_step: float | None = None
+    gpu_hours_per_day: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One piece of evidence. Pieces of one family are one event and count once."""
+
+    family: str
+    what: str
+    value: float | str | None
+    peers: float | str | None
+    log_odds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fault: what, where, how sure, what it costs, what to do."""
+
+    class_slug: str
+    side: Side
+    confidence: float
+    severity: Severity
+    advice: Advice
+    where: Where
+    basis: Basis
+    since_ns: int
+    detected_step: int | None
+    impact: Impact
+    evidence: tuple[Evidence, ...]
+    not_seen: tuple[str, ...]
+    action: str
+    runbook: str
+    summary: str
+    #: End of the time it was seen in; None while it goes on.
+    until_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What watching cost. None where it was not measured."""
+
+    agent_cpu_fraction: float | None = None
+    agent_pss_bytes: int | None = None
+    hook_ns_per_step: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer for one job."""
+
+    job: dict[str, Any]
+    verdict: str
+    findings: tuple[Finding, ...]
+    not_seen: tuple[str, ...]
+    overhead: Overhead
+    #: One sentence for a person.
+    summary: str
+    #: What would settle an "unknown".
+    would_settle: tuple[str, ...] = field(default=())
+
+
+def finding_json(finding: Finding, since: str) -> dict[str, Any]:
+    """A finding as the contract spells it; `since` is its begin as ISO 8601 wall time."""
+    body = asdict(finding)
+    body["class"] = body.pop("class_slug")
+    del body["since_ns"], body["until_ns"]
+    body["since"] = since
+    order = ("class", "side", "confidence", "severity", "advice", "where", "basis", "since", "detected_step", "impact")
+    return {key: body[key] for key in order} | {key: value for key, value in body.items() if key not in order}

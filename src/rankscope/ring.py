@@ -1,0 +1,321 @@
+"""The ring: one file a rank, one writer, no lock, readable after the writer was killed.
+
+Layout (little-endian, documented with golden bytes in docs/ring.md):
+
+    0     header    magic, version, geometry, identity, clock anchor, CRC-32 of the header
+    2048  status    what the training thread is doing now; rewritten at every boundary, CRC-32 of its own
+    4096  slots     SLOT_BYTES each: CRC-32, kind, length, sequence number, payload
+
+A slot is valid where its checksum holds and its sequence number is the one its place in the file expects. So a torn,
+overwritten or damaged slot is recognised without any ordering promise of the processor.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankscope.clock import ClockAnchor
+from rankscope.errors import RingError
+from rankscope.identity import RankIdentity
+from rankscope.records import Phase, RecordKind, RingRecord, decode, encode, text_bytes, text_field
+
+MAGIC = b"RKSCOPE\0"
+VERSION = 1
+#: Versions a reader accepts: jobs run for weeks beside an agent that was upgraded.
+READABLE_VERSIONS = range(max(1, VERSION - 2), VERSION + 1)
+HEADER_BYTES = 4096
+STATUS_OFFSET = 2048
+SLOT_BYTES = 256
+#: 2 MiB a rank: about ten seconds of the fastest loop (5 ms steps, several records each) between two reads.
+DEFAULT_SLOTS = 8192
+MAX_SLOTS = 1 << 20
+SUFFIX = ".ring"
+
+_HEADER = struct.Struct("<8sHHIIqqqqqqqqq40s64s64s64s16s")
+_PREFIX = struct.Struct("<HHQ")
+_CRC = struct.Struct("<I")
+_STATUS = struct.Struct("<Qqqqq")
+_PAYLOAD_OFFSET = _CRC.size + _PREFIX.size
+MAX_PAYLOAD_BYTES = SLOT_BYTES - _PAYLOAD_OFFSET
+
+
+@dataclass(frozen=True, slots=True)
+class RankStatus:
+    """What a training thread is doing: `phase` of `step` since `since_ns`; `updates` grows with every boundary."""
+
+    updates: int
+    since_ns: int
+    step: int
+    phase: Phase
+    backward_depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingHeader:
+    """Whose ring this is, and how to read it."""
+
+    identity: RankIdentity
+    anchor: ClockAnchor
+    slots: int
+    version: int
+
+
+def ring_path(directory: Path, identity: RankIdentity) -> Path:
+    """Where a rank's ring lies: named by process id and start time, so that no two processes ever share one."""
+    name = f"{identity.job}.{identity.rank}.{identity.pid}.{identity.start_ticks}{SUFFIX}"
+    return directory / name
+
+
+class RingWriter:
+    """The training thread's end. `append` is a few stores into a mapped file: no lock, no system call."""
+
+    def __init__(self, path: Path, identity: RankIdentity, anchor: ClockAnchor, slots: int = DEFAULT_SLOTS) -> None:
+        """Create the file, allocate it in full and publish it under `path`.
+
+        Raises RingError where the directory cannot be written or has no room: the only moment at which it may fail.
+        """
+        size = HEADER_BYTES + slots * SLOT_BYTES
+        hidden = path.with_name(f".{path.name}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(hidden, flags, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+                self._map = mmap.mmap(descriptor, size)
+                self._map[: _HEADER.size + _CRC.size] = header_bytes(identity, anchor, slots)
+                os.rename(hidden, path)
+            except BaseException:
+                os.unlink(hidden)
+                raise
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise RingError(
+                f"cannot create a ring of {size} bytes ({error.strerror})",
+                where=str(path.parent),
+                todo="free space there or set RANKSCOPE_DIR to a directory in memory that you may write",
+            ) from error
+        self.path = path
+        self._slots = slots
+        self._next = 1
+        self._updates = 0
+
+    @property
+    def written(self) -> int:
+        """Records written so far."""
+        return self._next - 1
+
+    def append(self, kind: RecordKind, payload: bytes) -> None:
+        """Write one record over the oldest."""
+        sequence = self._next
+        start = HEADER_BYTES + (sequence - 1) % self._slots * SLOT_BYTES
+        body = _PREFIX.pack(kind, len(payload), sequence) + payload
+        self._map[start + 4 : start + 4 + len(body)] = body
+        _CRC.pack_into(self._map, start, zlib.crc32(body))
+        self._next = sequence + 1
+
+    def append_record(self, record: RingRecord) -> None:
+        """Write one record given as its dataclass (the hot path packs its own payload)."""
+        self.append(record.kind, encode(record))
+
+    def set_status(self, time_ns: int, step: int, phase: int, depth: int = 0) -> None:
+        """Say what the training thread does from `time_ns` on."""
+        self._updates += 1
+        body = _STATUS.pack(self._updates, time_ns, step, phase, depth)
+        self._map[STATUS_OFFSET + 4 : STATUS_OFFSET + 4 + len(body)] = body
+        _CRC.pack_into(self._map, STATUS_OFFSET, zlib.crc32(body))
+
+    def close(self) -> None:
+        """Unmap; the file stays for the agent."""
+        self._map.close()
+
+
+@dataclass(frozen=True, slots=True)
+class RingBatch:
+    """Records read, in order, and what could not be: overwritten before it was read, or damaged."""
+
+    records: list[RingRecord]
+    overwritten: int = 0
+    damaged: int = 0
+
+
+class RingReader:
+    """The agent's end. Uses `pread` only (a map would die with a truncated file) and believes nothing unchecked."""
+
+    #: Slots asked for in one read.
+    CHUNK = 512
+
+    def __init__(self, path: Path, *, owners: frozenset[int] | None = None) -> None:
+        """Open and check the header; `owners` limits whose files are accepted. Raises RingError."""
+        self.path = path
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._check_file(owners)
+            self.header = parse_header(os.pread(self._descriptor, HEADER_BYTES, 0), str(path))
+            if os.fstat(self._descriptor).st_size != HEADER_BYTES + self.header.slots * SLOT_BYTES:
+                raise RingError("file size contradicts its header", where=str(path), todo="remove it")
+        except OSError as error:
+            self.close()
+            raise RingError(f"cannot open ring ({error.strerror})", where=str(path)) from error
+        except RingError:
+            self.close()
+            raise
+        self._expected = 1
+
+    def _check_file(self, owners: frozenset[int] | None) -> None:
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RingError("not a regular file", where=str(self.path), todo="remove it")
+        if owners is not None and status.st_uid not in owners:
+            raise RingError(f"owned by user {status.st_uid}, refused", where=str(self.path))
+        if status.st_size > HEADER_BYTES + MAX_SLOTS * SLOT_BYTES:
+            raise RingError(f"{status.st_size} bytes is larger than any ring", where=str(self.path), todo="remove it")
+
+    def read(self) -> RingBatch:
+        """Every record written since the last call."""
+        records: list[RingRecord] = []
+        overwritten = damaged = 0
+        slots = self.header.slots
+        # Bounded by two laps: a writer faster than the reader cannot keep it here for ever.
+        for _ in range(2 * slots // self.CHUNK + 4):
+            place = (self._expected - 1) % slots
+            count = min(self.CHUNK, slots - place)
+            chunk = os.pread(self._descriptor, count * SLOT_BYTES, HEADER_BYTES + place * SLOT_BYTES)
+            taken, bad, ahead = self._take(chunk, records)
+            damaged += bad
+            if ahead is not None:
+                oldest = ahead - slots + 1
+                overwritten += oldest - self._expected
+                self._expected = oldest
+            elif taken < count:
+                break
+        return RingBatch(records, overwritten, damaged)
+
+    def _take(self, chunk: bytes, records: list[RingRecord]) -> tuple[int, int, int | None]:
+        """Take what follows on; returns (slots passed, damaged among them, a sequence number from a later lap)."""
+        passed = damaged = pending = 0
+        for start in range(0, len(chunk) - SLOT_BYTES + 1, SLOT_BYTES):
+            parsed = parse_slot(chunk[start : start + SLOT_BYTES])
+            if parsed is None:
+                pending += 1
+                continue
+            sequence, record = parsed
+            if sequence == self._expected + pending:
+                records.append(record)
+                # A later slot is whole, so the ones before it were not being written: they are damaged.
+                damaged += pending
+                passed += pending + 1
+                self._expected = sequence + 1
+                pending = 0
+            elif sequence > self._expected + pending and (sequence - self._expected - pending) % self.header.slots == 0:
+                return passed, damaged, sequence
+            else:
+                break
+        return passed, damaged, None
+
+    def status(self) -> RankStatus | None:
+        """What the rank is doing now, or None before its first boundary."""
+        for _ in range(4):
+            raw = os.pread(self._descriptor, _CRC.size + _STATUS.size, STATUS_OFFSET)
+            if len(raw) < _CRC.size + _STATUS.size:
+                return None
+            body = raw[_CRC.size :]
+            if zlib.crc32(body) == _CRC.unpack_from(raw)[0]:
+                updates, since_ns, step, phase, depth = _STATUS.unpack(body)
+                if updates and phase in Phase._value2member_map_:
+                    return RankStatus(updates, since_ns, step, Phase(phase), depth)
+                return None
+        return None
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def header_bytes(identity: RankIdentity, anchor: ClockAnchor, slots: int) -> bytes:
+    """The header with its checksum."""
+    body = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        HEADER_BYTES,
+        SLOT_BYTES,
+        slots,
+        identity.pid,
+        identity.start_ticks,
+        anchor.monotonic_ns,
+        anchor.wall_ns,
+        identity.attempt,
+        identity.rank,
+        identity.world_size,
+        identity.local_rank,
+        os.getuid(),
+        text_bytes(identity.boot_id, 40),
+        text_bytes(identity.job, 64),
+        text_bytes(identity.host, 64),
+        text_bytes(identity.gpu_uuid or "", 64),
+        text_bytes(identity.device_clock, 16),
+    )
+    return body + _CRC.pack(zlib.crc32(body))
+
+
+def parse_header(raw: bytes, where: str) -> RingHeader:
+    """The header in `raw`; raises RingError with the reason where it is not one of ours."""
+    if len(raw) < HEADER_BYTES or raw[: len(MAGIC)] != MAGIC:
+        raise RingError("not a Rankscope ring", where=where, todo="remove it from the ring directory")
+    (_, version, header_size, slot_size, slots, pid, ticks, monotonic, wall, *rest) = _HEADER.unpack_from(raw)
+    if version not in READABLE_VERSIONS:
+        raise RingError(
+            f"ring version {version}, this reader knows {READABLE_VERSIONS.start} to {READABLE_VERSIONS.stop - 1}",
+            where=where,
+            todo="run the agent and the training job with releases at most two ring versions apart",
+        )
+    if zlib.crc32(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
+        raise RingError("header checksum does not hold", where=where, todo="remove it")
+    attempt, rank, world_size, local_rank, _uid, boot, job, host, gpu, device_clock = rest
+    sane = (
+        header_size == HEADER_BYTES
+        and slot_size == SLOT_BYTES
+        and 1 <= slots <= MAX_SLOTS
+        and 0 < pid < 2**31
+        and 0 <= rank < world_size < 2**31
+        and 0 <= local_rank < 2**20
+        and 0 <= attempt < 2**31
+    )
+    if not sane:
+        raise RingError("header contradicts itself", where=where, todo="remove it")
+    identity = RankIdentity(
+        job=text_field(job),
+        attempt=attempt,
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        host=text_field(host),
+        pid=pid,
+        start_ticks=ticks,
+        boot_id=text_field(boot),
+        gpu_uuid=text_field(gpu) or None,
+        device_clock=text_field(device_clock),
+    )
+    return RingHeader(identity, ClockAnchor(monotonic, wall), slots, version)
+
+
+def parse_slot(slot: bytes) -> tuple[int, RingRecord] | None:
+    """(sequence number, record) of a whole slot, or None."""
+    kind, length, sequence = _PREFIX.unpack_from(slot, _CRC.size)
+    if length > MAX_PAYLOAD_BYTES or sequence == 0:
+        return None
+    end = _PAYLOAD_OFFSET + length
+    if zlib.crc32(slot[_CRC.size : end]) != _CRC.unpack_from(slot)[0]:
+        return None
+    record = decode(kind, slot[_PAYLOAD_OFFSET:end])
+    return None if record is None else (sequence, record)

@@ -1,0 +1,74 @@
+"""The window of a job that rules look at: columns a rank, series a device, events. Plain data, no behaviour of a store."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rankscope.clock import ClockAnchor
+from rankscope.identity import RankIdentity
+from rankscope.reading import Event
+
+
+@dataclass(slots=True)
+class Columns:
+    """Records of one kind as columns of equal length: field name -> array('d'); a missing value is NaN."""
+
+    columns: dict[str, array[float]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+
+@dataclass(slots=True)
+class Series:
+    """One metric of one device over time: CLOCK_MONOTONIC ns of that host, and values, in order."""
+
+    times_ns: array[int]
+    values: array[float]
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesKey:
+    """Which series: host, metric (reading.METRICS), device ("" for the host itself)."""
+
+    host: str
+    metric: str
+    device: str = ""
+
+
+@dataclass(slots=True)
+class RankWindow:
+    """All that is known of one rank in the window."""
+
+    identity: RankIdentity
+    #: Fields of StepRecord, ordered by step.
+    steps: Columns
+    #: Fields of DeviceRecord, ordered by step; empty where there was no device clock.
+    device: Columns
+    #: Fields of GroupRecord but `group`, by process group.
+    groups: dict[str, Columns] = field(default_factory=dict)
+    #: Fields of PhaseRecord but `name`, by the user's name.
+    phases: dict[str, Columns] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Window:
+    """One job over one stretch of time, from one or several hosts."""
+
+    job: str
+    ranks: dict[int, RankWindow]
+    series: Mapping[SeriesKey, Series]
+    events: Sequence[Event]
+    #: Clock anchor of each host, to turn monotonic ns into wall time.
+    anchors: Mapping[str, ClockAnchor]
+    begin_ns: int
+    end_ns: int
+    world_size: int
+    #: Sources that could not be read, one line each.
+    not_seen: Sequence[str] = ()
+    #: Exit status of the job as `run` saw it (128+n for a signal); None while it runs or where nobody saw it end.
+    job_status: int | None = None
+    #: GPUs seen by NVML on each host, by index.
+    gpus: Mapping[str, Sequence[str]] = field(default_factory=dict)
