@@ -1,7 +1,60 @@
-"""The build step that setuptools has no setting for: the zero-code attachment file beside the packages."""
+"""The one build step that setuptools has no setting for: start-up files at the root of site-packages.
+
+`rankscope_attach.pth` is read by every Python; `rankscope_attach.start` (PEP 829) takes its place from
+Python 3.15 on. Everything else about the build stands in pyproject.toml.
+"""
 
 from __future__ import annotations
 
-from setuptools import setup
+from pathlib import Path
 
-setup()
+from setuptools import Command, setup
+from setuptools.command.build import build
+
+START_UP_FILES = ("rankscope_attach.pth", "rankscope_attach.start")
+
+
+class BuildStartUpFiles(Command):
+    """Put the start-up files where a wheel, or an editable wheel, takes the root of site-packages from."""
+
+    description = "copy the start-up files"
+    user_options: list[tuple[str, str, str]] = []
+    editable_mode = False
+
+    def initialize_options(self) -> None:
+        self.build_lib: str | None = None
+
+    def finalize_options(self) -> None:
+        # An editable wheel leaves build_lib out; what is not editable goes into the unpacked wheel,
+        # to which setuptools points install_lib.
+        if self.editable_mode:
+            self.set_undefined_options("install", ("install_lib", "build_lib"))
+        else:
+            self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        self.mkpath(self._target())
+        for name in START_UP_FILES:
+            self.copy_file(name, str(Path(self._target(), name)))
+
+    def get_source_files(self) -> list[str]:
+        return list(START_UP_FILES)
+
+    def get_outputs(self) -> list[str]:
+        return [str(Path(self._target(), name)) for name in START_UP_FILES]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def _target(self) -> str:
+        assert self.build_lib is not None
+        return self.build_lib
+
+
+class Build(build):
+    """The standard build and the start-up files after it."""
+
+    sub_commands = [*build.sub_commands, ("build_start_up_files", None)]
+
+
+setup(cmdclass={"build": Build, "build_start_up_files": BuildStartUpFiles})
