@@ -1,39 +1,58 @@
 # Every command works from a fresh clone: the environment is made when it is missing.
 
 PYTHON ?= python3
+# The version that the tests run against. For a machine without a GPU, PIP_EXTRA_INDEX_URL or another
+# TORCH can name a CPU build: the default wheel brings CUDA with it where the index serves that.
+TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-# This exact version is the one that the tests run against.
-TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test check format verify bench tools clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint verify bench format tools constraints clean
 
-install: $(VENV)/.installed
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "rankscope needs Python 3.11 or newer: make install PYTHON=/path/to/python3.11" >&2; exit 2; }
+install: $(VENV)/.installed ## make .venv with everything that the other commands need
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt rankscope_attach.pth rankscope_attach.start
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is older than Python 3.11: make install PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[dev]'
 	@touch $@
 
-demo: install
+demo: install ## a distributed job on this machine with a fault, watched
 	$(BIN)/rankscope demo
 
-test: install
+test: install ## the tests
 	$(BIN)/python -m pytest
 
-check: install
+check: lint test ## format, lint, types, import contracts, generated files, tests
+
+lint: install ## all of check but the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/lint-imports --no-logo
 
-format: install
+verify: install ## what takes hours: every seed, soak
+	$(BIN)/python -m pytest -m verify
+
+bench: install ## benchmarks, printed
+	$(BIN)/python -m benchmarks
+
+format: install ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+tools: install ## the real components that tests run against, into .tools
+	$(BIN)/python scripts/fetch_tools.py
+
+constraints: install ## pin what is installed now
+	$(BIN)/python scripts/freeze.py
+
+clean: ## remove what was made, .tools excepted
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
