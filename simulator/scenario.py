@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ from rankscope.simulator.scenario_classes import CONFOUNDERS, FAULT_CLASSES
 
 #: Environment variable of a simulated rank: path of its scenario file.
 SCENARIO_VARIABLE = "RANKSCOPE_SIM_SCENARIO"
+#: Environment variable of a simulated rank: a seed in place of the file's, if set.
+SEED_VARIABLE = "RANKSCOPE_SIM_SEED"
 #: Directory of the scenarios that come with the package.
 SCENARIOS = Path(__file__).parent / "scenarios"
 
@@ -114,7 +116,7 @@ class Scenario:
     confounders: tuple[Confounder, ...] = ()
     path: Path | None = None
 
-    def faults_on(self, class_slug: str, rank: int, step: int) -> Fault | None:
+    def fault_on(self, class_slug: str, rank: int, step: int) -> Fault | None:
         """The fault of a class that works on a rank in a step; only those that slow or break."""
         for fault in self.faults:
             if fault.class_slug == class_slug and fault.slowdown and fault.on_rank(rank) and fault.at(step):
@@ -123,7 +125,7 @@ class Scenario:
 
     def work_share(self, rank: int, step: int) -> float:
         """Factor on the size of a rank's batch in a step, from faults and confounders."""
-        fault = self.faults_on("work-imbalance", rank, step)
+        fault = self.fault_on("work-imbalance", rank, step)
         share = fault.severity if fault else 1.0
         for confounder in self.confounders:
             active = confounder.from_step <= step < confounder.to_step
@@ -146,6 +148,16 @@ def load_scenario(path: Path) -> Scenario:
     return _Reader(str(path)).scenario(document, path)
 
 
+def scenario_from_environment(environ: Mapping[str, str]) -> Scenario:
+    """The scenario a simulated rank runs in. Raises ScenarioError."""
+    path = environ.get(SCENARIO_VARIABLE)
+    if not path:
+        raise ScenarioError("not set", where=SCENARIO_VARIABLE, todo="start it by `rankscope demo`")
+    scenario = load_scenario(Path(path))
+    seed = environ.get(SEED_VARIABLE)
+    return replace(scenario, seed=int(seed)) if seed else scenario
+
+
 _T = TypeVar("_T", Workload, Node)
 
 
@@ -165,12 +177,9 @@ class _Reader:
         workload = self._table(Workload, document, "workload")
         node = self._table(Node, document, "node")
         self._check_size(workload, node)
-        faults = tuple(
-            self._fault(table, key, workload, node) for key, table in self._tables(document, "fault")
-        )
+        faults = tuple(self._fault(table, key, workload, node) for key, table in self._tables(document, "fault"))
         confounders = tuple(
-            self._confounder(table, key, workload, node)
-            for key, table in self._tables(document, "confounder")
+            self._confounder(table, key, workload, node) for key, table in self._tables(document, "confounder")
         )
         return Scenario(
             name=name,
@@ -248,9 +257,7 @@ class _Reader:
             raise self._refuse(error.what, "node.gpu", error.todo) from None
         parts = node.driver.split(".")
         if not 2 <= len(parts) <= 3 or not all(part.isascii() and part.isdigit() for part in parts):
-            raise self._refuse(
-                f"{node.driver!r} is no driver version", "node.driver", "write it as 580.95.05"
-            )
+            raise self._refuse(f"{node.driver!r} is no driver version", "node.driver", "write it as 580.95.05")
 
     def _fault(self, table: Mapping[str, Any], key: str, workload: Workload, node: Node) -> Fault:
         slug = self._named(table, key, "class", FAULT_CLASSES)
@@ -267,9 +274,7 @@ class _Reader:
             raise self._refuse(f"{severity:g} is out of range", f"{key}.severity", todo)
         every = self._value(table, key, "every", int, 1)
         if not 1 <= every <= workload.steps:
-            raise self._refuse(
-                f"{every} is out of range", f"{key}.every", f"give 1 to {workload.steps} steps"
-            )
+            raise self._refuse(f"{every} is out of range", f"{key}.every", f"give 1 to {workload.steps} steps")
         flags = {name: self._value(table, key, name, bool, True) for name in ("counters", "slowdown", "xid")}
         for name in ("counters", "slowdown"):
             if not flags[name] and not rules.twins:
@@ -300,9 +305,7 @@ class _Reader:
         severity = self._value(table, key, "severity", float, default)
         least, most = (0.0, 0.5) if kind == "silicon-spread" else (1.0, 100.0)
         if not least <= severity <= most:
-            raise self._refuse(
-                f"{severity:g} is out of range", f"{key}.severity", f"give {least:g} to {most:g}"
-            )
+            raise self._refuse(f"{severity:g} is out of range", f"{key}.severity", f"give {least:g} to {most:g}")
         return Confounder(kind=kind, severity=severity, from_step=begin, to_step=end, **values)
 
     def _named(self, table: Mapping[str, Any], key: str, name: str, known: Mapping[str, Any]) -> str:
@@ -350,13 +353,9 @@ class _Reader:
             todo = f"choose 0 to {workload.steps - 1}, or raise workload.steps"
             raise self._refuse(f"step {begin} is not in the run", f"{key}.from_step", todo)
         if end <= begin:
-            raise self._refuse(
-                f"ends at step {end}, before it begins at {begin}", f"{key}.to_step", "raise it"
-            )
+            raise self._refuse(f"ends at step {end}, before it begins at {begin}", f"{key}.to_step", "raise it")
         if end > workload.steps:
-            raise self._refuse(
-                f"ends at step {end} of {workload.steps}", f"{key}.to_step", "leave it out for the end"
-            )
+            raise self._refuse(f"ends at step {end} of {workload.steps}", f"{key}.to_step", "leave it out for the end")
         return begin, end
 
 

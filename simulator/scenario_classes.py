@@ -1,4 +1,4 @@
-"""What can be wrong, or odd but innocent, in a simulated run: the tables a scenario file is checked against."""
+"""What can be wrong, or odd but innocent, in a simulated run: the tables scenario files are checked by."""
 
 from __future__ import annotations
 
