@@ -122,5 +122,16 @@ def finding_json(finding: Finding, since: str) -> dict[str, Any]:
     body["class"] = body.pop("class_slug")
     del body["since_ns"], body["until_ns"]
     body["since"] = since
-    order = ("class", "side", "confidence", "severity", "advice", "where", "basis", "since", "detected_step", "impact")
+    order = (
+        "class",
+        "side",
+        "confidence",
+        "severity",
+        "advice",
+        "where",
+        "basis",
+        "since",
+        "detected_step",
+        "impact",
+    )
     return {key: body[key] for key in order} | {key: value for key, value in body.items() if key not in order}

@@ -90,9 +90,9 @@ class RingWriter:
                 os.posix_fallocate(descriptor, 0, size)
                 self._map = mmap.mmap(descriptor, size)
                 self._map[: _HEADER.size + _CRC.size] = header_bytes(identity, anchor, slots)
-                os.rename(hidden, path)
+                hidden.rename(path)
             except BaseException:
-                os.unlink(hidden)
+                hidden.unlink()
                 raise
             finally:
                 os.close(descriptor)
@@ -152,8 +152,11 @@ class RingReader:
     #: Slots asked for in one read.
     CHUNK = 512
 
-    def __init__(self, path: Path, *, owners: frozenset[int] | None = None) -> None:
-        """Open and check the header; `owners` limits whose files are accepted. Raises RingError."""
+    def __init__(self, path: Path, *, owners: frozenset[int] | None = None, after: int = 0) -> None:
+        """Open and check the header. Raises RingError.
+
+        `owners` limits whose files are accepted; `after` is the position another reader of this ring had reached.
+        """
         self.path = path
         self._descriptor = -1
         try:
@@ -168,7 +171,12 @@ class RingReader:
         except RingError:
             self.close()
             raise
-        self._expected = 1
+        self._expected = after + 1
+
+    @property
+    def position(self) -> int:
+        """Sequence number of the last record passed, lost ones included: where a later reader goes on."""
+        return self._expected - 1
 
     def _check_file(self, owners: frozenset[int] | None) -> None:
         status = os.fstat(self._descriptor)

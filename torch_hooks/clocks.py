@@ -1,0 +1,163 @@
+"""Device clocks of a training process: CUDA events, or the host where there is no accelerator."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from rankscope.device import DEVICE_CLOCK_VARIABLE, DeviceClock
+from rankscope.errors import ConfigurationError
+
+
+class HostClock:
+    """The CPU as device: kernels run in the calling thread, so host time is device time."""
+
+    name = "host"
+
+    def gpu_uuid(self) -> str | None:
+        return None
+
+    def ready(self) -> bool:
+        return True
+
+    def record(self) -> int:
+        return time.monotonic_ns()
+
+    def done(self, event: int) -> bool:
+        return True
+
+    def elapsed_ns(self, first: int, second: int) -> int:
+        return second - first
+
+    def release(self, event: int) -> None:
+        return None
+
+    def memory(self) -> tuple[int, int, int, int] | None:
+        return None
+
+    def watch_synchronize(self, report: Callable[[int], None]) -> Callable[[], None]:
+        return lambda: None
+
+
+class CudaClock:
+    """CUDA events on the current stream, from a pool. Not yet run on a GPU.
+
+    `cuda` is torch.cuda, injected so that a fake can enforce CUDA's rules. Costs and rules: torch.cuda.Event
+    documentation; events must not be recorded or queried while the stream is captured into a graph.
+    """
+
+    name = "cuda"
+
+    def __init__(self, cuda: Any, tensor_type: Any) -> None:
+        self._cuda = cuda
+        self._tensor_type = tensor_type
+        self._pool: list[Any] = []
+
+    def gpu_uuid(self) -> str | None:
+        try:
+            uuid = str(self._cuda.get_device_properties(self._cuda.current_device()).uuid)
+        except (AttributeError, RuntimeError, AssertionError):
+            return None
+        return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+
+    def ready(self) -> bool:
+        return bool(self._cuda.is_initialized()) and not self._cuda.is_current_stream_capturing()
+
+    def record(self) -> Any:
+        event = self._pool.pop() if self._pool else self._cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def done(self, event: Any) -> bool:
+        return self.ready() and bool(event.query())
+
+    def elapsed_ns(self, first: Any, second: Any) -> int:
+        # elapsed_time is float32 milliseconds: neighbours only, or precision is lost.
+        return round(first.elapsed_time(second) * 1e6)
+
+    def release(self, event: Any) -> None:
+        self._pool.append(event)
+
+    def memory(self) -> tuple[int, int, int, int] | None:
+        if not self._cuda.is_initialized():
+            return None
+        stats = self._cuda.memory_stats_as_nested_dict()
+        if not stats:
+            return None
+        allocated = stats["allocated_bytes"]["all"]
+        reserved = stats["reserved_bytes"]["all"]
+        return allocated["current"], reserved["current"], allocated["peak"], stats.get("num_alloc_retries", 0)
+
+    def watch_synchronize(self, report: Callable[[int], None]) -> Callable[[], None]:
+        """Time the calls that wait for the device: synchronize(), and the tensor methods that copy to the host."""
+        undo = [_timed(self._cuda, "synchronize", report, lambda _arguments: True)]
+        for method in ("item", "tolist", "cpu", "__bool__", "__float__", "__int__"):
+            undo.append(_timed(self._tensor_type, method, report, _first_is_on_device))
+
+        def restore_all() -> None:
+            for restore in undo:
+                restore()
+
+        return restore_all
+
+
+def _first_is_on_device(arguments: tuple[Any, ...]) -> bool:
+    return bool(arguments[0].is_cuda)
+
+
+def _timed(
+    owner: Any, name: str, report: Callable[[int], None], waits: Callable[[tuple[Any, ...]], bool]
+) -> Callable[[], None]:
+    """Replace `owner.name` by a version that reports how long it took where it waits; returns the undo."""
+    own = name in vars(owner)
+    original = getattr(owner, name)
+
+    def timed(*arguments: Any, **keywords: Any) -> Any:
+        if not waits(arguments):
+            return original(*arguments, **keywords)
+        began = time.monotonic_ns()
+        try:
+            return original(*arguments, **keywords)
+        finally:
+            report(time.monotonic_ns() - began)
+
+    timed.__name__, timed.__doc__ = name, original.__doc__
+    setattr(owner, name, timed)
+
+    def restore() -> None:
+        if own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+
+    return restore
+
+
+def choose_clock(environ: Mapping[str, str] = os.environ) -> DeviceClock:
+    """The clock of this process: the factory a user named, else CUDA where it is in use, else the host.
+
+    Raises ConfigurationError where the named factory cannot be had.
+    """
+    named = environ.get(DEVICE_CLOCK_VARIABLE, "")
+    if named:
+        module, _, function = named.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module), function)
+            return cast(DeviceClock, factory())
+        except Exception as error:
+            raise ConfigurationError(
+                f"device clock factory failed: {type(error).__name__}: {error}",
+                where=f"{DEVICE_CLOCK_VARIABLE}={named}",
+                todo="name a function as module:function that returns a DeviceClock",
+            ) from error
+    torch = importlib.import_module("torch")
+    return CudaClock(torch.cuda, torch.Tensor) if torch.cuda.is_initialized() else HostClock()
+
+
+def device_undecided() -> bool:
+    """Whether a GPU is there that this process has not begun to use: asking more of it now would initialise it."""
+    torch = importlib.import_module("torch")
+    return bool(torch.cuda.is_available()) and not torch.cuda.is_initialized()

@@ -1,0 +1,242 @@
+"""The scope on one rank: attached once a process, it watches the training thread and writes its ring.
+
+Training comes first: everything the hooks call goes through `Scope._quietly`, where an error of ours ends the watching
+and is said in the ring, and nothing reaches the training loop.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from rankscope.clock import ClockAnchor, SystemClock, boot_id
+from rankscope.errors import RankscopeError
+from rankscope.identity import rank_identity
+from rankscope.records import MarkKind, Phase, PhaseRecord
+from rankscope.ring import RingWriter, ring_path
+from rankscope.torch_hooks.clocks import choose_clock, device_undecided
+from rankscope.torch_hooks.loop import TrainingLoop
+from rankscope.torch_hooks.patches import Patches
+from rankscope.torch_hooks.stacks import StackDumper
+from rankscope.torch_hooks.step_clock import StepClock
+from rankscope.torch_hooks.usage import GcWatch, ThreadUsage
+
+Batch = TypeVar("Batch")
+
+#: Where rings lie unless RANKSCOPE_DIR says otherwise: memory, so that a store never waits for a disk.
+DEFAULT_DIRECTORY = "/dev/shm/rankscope"
+
+_NAMED_PHASES = {
+    "data": Phase.DATA_WAIT,
+    "forward": Phase.FORWARD,
+    "backward": Phase.BACKWARD,
+    "optimizer": Phase.OPTIMIZER,
+    "checkpoint": Phase.CHECKPOINT,
+    "evaluation": Phase.EVALUATION,
+}
+
+
+class Scope:
+    """Watches this process's training loop. Made by `attach()`; every method is safe to call at any time."""
+
+    def __init__(self, environ: Mapping[str, str], *, write_error: Callable[[str], object]) -> None:
+        self._environ = environ
+        self._write_error = write_error
+        self._directory = Path(environ.get("RANKSCOPE_DIR") or DEFAULT_DIRECTORY)
+        self._process = os.getpid()
+        self._patches = Patches(self)
+        self._loop: TrainingLoop | None = None
+        self._clock: StepClock | None = None
+        self._thread = 0
+        self._stop_watching: list[Callable[[], None]] = []
+        self._ended = False
+        self._excepthook = sys.excepthook
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Hook into torch; the ring is made when training begins."""
+        self._patches.install()
+        self._excepthook = sys.excepthook
+        sys.excepthook = self._on_exception
+        atexit.register(self.detach)
+
+    def detach(self) -> None:
+        """Stop watching and give everything back as it was found."""
+        atexit.unregister(self.detach)
+        self._patches.remove()
+        if sys.excepthook == self._on_exception:
+            sys.excepthook = self._excepthook
+        clock = self._clock
+        if clock is not None and os.getpid() == self._process:
+            self._quietly(self._say_goodbye, clock)
+        self._stop()
+
+    def forked(self) -> None:
+        """This is a child process: the ring is the parent's alone."""
+        self._loop = self._clock = None
+        self._ended = True
+
+    def _say_goodbye(self, clock: StepClock) -> None:
+        clock.mark(MarkKind.ENDED)
+        clock.ring.set_status(time.monotonic_ns(), clock.step, Phase.ENDED)
+
+    def _stop(self) -> None:
+        self._ended = True
+        self._loop = self._clock = None
+        while self._stop_watching:
+            self._stop_watching.pop()()
+
+    def _begin(self) -> TrainingLoop | None:
+        """Make the ring, in the training thread, now that training begins."""
+        if self._ended or device_undecided():
+            return None
+        device = choose_clock(self._environ)
+        identity = rank_identity(self._environ, boot_id=boot_id(), gpu_uuid=device.gpu_uuid(), device_clock=device.name)
+        path = ring_path(self._directory, identity)
+        ring = RingWriter(path, identity, ClockAnchor.take(SystemClock()))
+        gc_watch, usage = GcWatch(), ThreadUsage()
+        # With one hardware queue, timing events between kernels were seen to break compute/communication overlap.
+        coarse = self._environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1"
+        clock = StepClock(ring, device, world_size=identity.world_size, gc_watch=gc_watch, usage=usage, coarse=coarse)
+        dumper = StackDumper(path.with_name(f"{path.name}.stacks"), self._environ)
+        gc_watch.install()
+        self._stop_watching += [gc_watch.remove, usage.close, clock.close, dumper.remove]
+        self._stop_watching.append(device.watch_synchronize(clock.synchronized))
+        version = getattr(sys.modules.get("torch"), "__version__", "?")
+        clock.mark(MarkKind.ATTACHED, f"stacks={dumper.install()} torch={version} python={sys.executable}")
+        for line in self._patches.unavailable:
+            clock.mark(MarkKind.DEGRADED, line)
+        self._thread = threading.get_ident()
+        self._clock, self._loop = clock, TrainingLoop(clock)
+        return self._loop
+
+    # -- by hand -----------------------------------------------------------------------------------------------------
+
+    def steps(self, loader: Iterable[Batch]) -> Generator[Batch, None, None]:
+        """Iterate over `loader`; each batch is one step, from asking for it to asking for the next."""
+        iterator = iter(loader)
+        try:
+            while True:
+                self._call(TrainingLoop.begin_explicit_step)
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+                self._call(_explicit_batch, batch)
+                yield batch
+        finally:
+            self._call(TrainingLoop.end_explicit_loop)
+
+    @contextmanager
+    def phase(self, name: str) -> Generator[None, None, None]:
+        """Name what runs inside; also a decorator. "data", "forward", "backward", "optimizer", "checkpoint" and
+        "evaluation" are phases of the step; any other name is recorded beside them."""
+        known = _NAMED_PHASES.get(name)
+        began = time.monotonic_ns()
+        before = self._clock.phase if self._clock is not None else int(Phase.OTHER)
+        if known is not None:
+            self._call(_switch, known)
+        try:
+            yield
+        finally:
+            if known is not None:
+                self._call(_switch, before)
+            else:
+                self._call(_record_phase, began, name)
+
+    # -- what the choke points call ----------------------------------------------------------------------------------
+
+    def data_begin(self, iterator: Any) -> None:
+        self._call_if_begun(TrainingLoop.data_begin, iterator)
+
+    def data_end(self, batch: Any) -> None:
+        self._call_if_begun(TrainingLoop.data_end, batch)
+
+    def backward_begin(self) -> None:
+        self._call(TrainingLoop.backward_begin)
+
+    def backward_own_end(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            # The engine may call from a thread of its own, while the training thread waits in backward.
+            self._quietly(loop.backward_own_end)
+
+    def backward_end(self) -> None:
+        self._call_if_begun(TrainingLoop.backward_end)
+
+    def optimizer_begin(self, _optimizer: Any) -> None:
+        self._call(TrainingLoop.optimizer_begin)
+
+    def optimizer_end(self, optimizer: Any) -> None:
+        self._call_if_begun(TrainingLoop.optimizer_end, optimizer)
+
+    def checkpoint_begin(self) -> None:
+        self._call_if_begun(TrainingLoop.checkpoint_begin)
+
+    def checkpoint_end(self) -> None:
+        self._call_if_begun(TrainingLoop.checkpoint_end)
+
+    def process_group_ready(self) -> None:
+        if self._loop is None:
+            self._quietly(self._begin)
+
+    # -- never into training -----------------------------------------------------------------------------------------
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call `function(loop, ...)` in the training thread, making the ring at the first call."""
+        if self._loop is None and not self._ended:
+            self._quietly(self._begin)
+        self._call_if_begun(function, *arguments)
+
+    def _call_if_begun(self, function: Callable[..., None], *arguments: Any) -> None:
+        loop = self._loop
+        if loop is not None and threading.get_ident() == self._thread:
+            self._quietly(function, loop, *arguments)
+
+    def _quietly(self, function: Callable[..., object], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Stop watching for good, and say so in the ring, or on stderr where there is none."""
+        clock, self._ended = self._clock, True
+        try:
+            said = str(error) if isinstance(error, RankscopeError) else f"{type(error).__name__}: {error}"
+            if clock is None:
+                self._write_error(f"rankscope: not watching this rank: {said}\n")
+            else:
+                clock.mark(MarkKind.DEGRADED, f"stopped watching: {said}")
+            self._stop()
+        except Exception:
+            self._loop = self._clock = None
+
+    def _on_exception(self, kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
+        clock = self._clock
+        if clock is not None:
+            self._quietly(clock.mark, MarkKind.EXCEPTION, f"{kind.__name__}: {value}")
+        self._excepthook(kind, value, traceback)
+
+
+def _explicit_batch(loop: TrainingLoop, batch: Any) -> None:
+    loop.explicit = False
+    loop.data_end(batch)
+    loop.explicit = True
+
+
+def _switch(loop: TrainingLoop, phase: int) -> None:
+    loop.clock.switch(phase)
+
+
+def _record_phase(loop: TrainingLoop, began_ns: int, name: str) -> None:
+    loop.clock.ring.append_record(PhaseRecord(loop.clock.step, began_ns, time.monotonic_ns(), name))
