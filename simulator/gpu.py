@@ -1,8 +1,8 @@
 """One simulated GPU as typed properties over the mapped record.
 
-Who writes what: the rank that runs on a GPU writes `busy_ns`, `collective_ns`, `spin_ns` and
-`collective_bytes` and reads `work_factor` and `fatal`; the process that owns the physics and the scenario
-writes everything else; the NVML library only reads. Each field has one writer and is stored in one machine
+Who writes what: the rank that runs on a GPU writes `busy_ns`, `collective_ns`, `spin_ns`,
+`collective_bytes` and `step` and reads `work_factor` and `fatal`; the process that owns the physics and the
+scenario writes everything else; the NVML library only reads. Each field has one writer and is stored in one machine
 access, so no lock is needed.
 """
 
@@ -112,6 +112,7 @@ class Gpu(_Mapped):
     collective_ns = _Field[int]("Device time in communication kernels that moved data, ns, only ever grows")
     spin_ns = _Field[int]("Device time in communication kernels that waited for peers, ns, only ever grows")
     collective_bytes = _Field[int]("Bytes moved by collectives; 0 for ever: derived from collective_ns")
+    step = _Field[int]("The training step the rank is in, from 0; -1 before the first")
     # Read by the rank's device thread.
     work_factor = _Field[float]("Multiplies the duration of each compute kernel; 1.0 is healthy")
     fatal = _Flag("The device has failed: the rank's next device call must fail as CUDA's would")

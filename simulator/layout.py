@@ -11,13 +11,13 @@ from __future__ import annotations
 import ctypes
 import enum
 import re
-from ctypes import c_char, c_double, c_int32, c_uint32, c_uint64
+from ctypes import c_char, c_double, c_int32, c_int64, c_uint32, c_uint64
 from typing import Any
 
 MAGIC = int.from_bytes(b"RSNVML\x00\x01", "little")
 VERSION = 1
 MAX_GPUS = 16
-MAX_LINKS = 18  # NVML_NVLINK_MAX_LINKS
+MAX_LINKS = 18  # the most links of a profiled product
 MAX_PROCESSES = 16
 EVENT_SLOTS = 256
 RING_SLOTS = 80  # eight more than are shown, so that a reader never copies the slot that is being written
@@ -165,6 +165,7 @@ class GpuRecord(ctypes.LittleEndianStructure):
         ("collective_ns", c_uint64),
         ("spin_ns", c_uint64),
         ("collective_bytes", c_uint64),
+        ("step", c_int64),
         # Read by the rank that runs on this GPU.
         ("work_factor", c_double),
         ("fatal", c_uint32),
@@ -269,6 +270,7 @@ _C_SCALARS: dict[Any, str] = {
     c_char: "char",
     c_double: "double",
     c_int32: "int32_t",
+    c_int64: "int64_t",
     c_uint32: "uint32_t",
     c_uint64: "uint64_t",
 }

@@ -168,7 +168,7 @@ def _fill_gpu(record: Any, spec: GpuProfile, index: int, host: str, seed: int) -
         setattr(record, name, value)
     record.pci_bus = _PCI_BUSES[index] if index < len(_PCI_BUSES) else 0xE0 + index - len(_PCI_BUSES)
     record.minor_number, record.module_id = index, index + 1
-    record.work_factor, record.ecc_enabled = 1.0, 1
+    record.work_factor, record.ecc_enabled, record.step = 1.0, 1, -1
     record.sm_clock_mhz, record.memory_clock_mhz = spec.idle_sm_clock_mhz, spec.idle_memory_clock_mhz
     record.application_clock_mhz = spec.default_application_clock_mhz
     record.clock_event_reasons, record.performance_state = 0x1, spec.idle_performance_state
