@@ -1,0 +1,43 @@
+"""What is shipped: the wheel, the source distribution and pyproject.toml against the tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+
+def test_packages_list_is_the_tree(root: Path, rooms: tuple[str, ...]) -> None:
+    """Each directory with an __init__.py is in `packages`, and nothing else is."""
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {"rankscope"}
+    for room in rooms:
+        for init in (root / room).rglob("__init__.py"):
+            found.add(".".join(["rankscope", *init.parent.relative_to(root).parts]))
+    assert set(settings["packages"]) == found
+    assert len(settings["packages"]) == len(found)
+
+
+def test_each_room_is_a_link_in_src(root: Path, rooms: tuple[str, ...]) -> None:
+    """Type checkers find `rankscope.probes` and its like through committed relative links."""
+    links = {path.name: os.readlink(path) for path in (root / "src/rankscope").iterdir() if path.is_symlink()}
+    assert links == {room: f"../../{room}" for room in rooms}
+
+
+def test_wheel_holds_every_file_of_the_rooms_and_no_other(wheel: Path, to_ship: set[str]) -> None:
+    """Sources, C files, templates, tables and the start-up files arrive; builds add nothing."""
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == to_ship
+
+
+def test_source_distribution_holds_what_git_holds(sdist: Path, root: Path) -> None:
+    """Dashboards, the chart, docs, examples and tests travel with the sources."""
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True)
+    files = {name for name in tracked.stdout.split("\0") if name and (root / name).is_file()}
+    of_the_repository_only = {name for name in files if name.startswith(".")}
+    assert files - of_the_repository_only - held == set()
