@@ -1,0 +1,301 @@
+"""The reading end of recordings: one or several hosts' files become one `Window`."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rankscope.agent.recording import check_format
+from rankscope.agent.schema import DEVICE_FIELDS, GROUP_FIELDS, PHASE_FIELDS, STEP_FIELDS
+from rankscope.clock import ClockAnchor
+from rankscope.errors import RecordingError
+from rankscope.identity import RankIdentity
+from rankscope.reading import Event, Outcome, Severity
+from rankscope.window import Columns, RankWindow, Series, SeriesKey, Window
+
+#: Latest steps of each rank that a window holds unless told otherwise (some 10 MB a rank).
+DEFAULT_MAX_STEPS = 50_000
+_NAN = float("nan")
+
+
+@dataclass(slots=True)
+class _Part:
+    """One file's share of the window, on its own host's clock."""
+
+    job: str
+    host: str
+    boot_id: str
+    anchor: ClockAnchor
+    ranks: dict[tuple[int, int, int], RankWindow] = field(default_factory=dict)
+    series: dict[SeriesKey, Series] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    not_seen: list[str] = field(default_factory=list)
+    gpus: list[str] = field(default_factory=list)
+    job_status: int | None = None
+
+
+def load_window(paths: Sequence[Path], *, since_ns: int | None = None, max_steps: int = DEFAULT_MAX_STEPS) -> Window:
+    """The run that `paths` recorded, one file a host (a directory stands for the recordings in it).
+
+    Of a job that was restarted the window holds the last attempt in which a rank finished a step. `since_ns` leaves
+    out what ended before (CLOCK_MONOTONIC of the first host). Times of further hosts are moved onto the first host's
+    clock by their wall clocks, as good as those agree. A file that was cut short gives what can be read, and the
+    window's `not_seen` says so; RecordingError where nothing can.
+    """
+    files = [file for path in paths for file in _files(path)]
+    if not files:
+        raise RecordingError("no recording named", todo="name a .db file that `rankscope run` wrote")
+    parts: list[_Part] = []
+    for file in files:
+        first = parts[0] if parts else None
+        parts.append(_read(file, since_ns, max_steps, first))
+    return _join(parts)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.glob("*.db"))
+    return [path]
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A read-only connection to a recording, finished or being written. Raises RecordingError."""
+    if not path.is_file():
+        raise RecordingError("no such recording", where=str(path))
+    if path.with_name(path.name + "-wal").exists():
+        _fold_in(path)
+    for mode in ("mode=ro", "immutable=1"):
+        # Immutable is for a directory that may not be written, where a reader cannot make its side file.
+        connection = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, isolation_level=None, timeout=5.0)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            check_format(connection, path)
+        except sqlite3.OperationalError as error:
+            connection.close()
+            reason = str(error)
+            continue
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise RecordingError(f"not a recording, or damaged ({error})", where=str(path)) from error
+        except RecordingError:
+            connection.close()
+            raise
+        return connection
+    raise RecordingError(f"cannot open the recording ({reason})", where=str(path))
+
+
+def _fold_in(path: Path) -> None:
+    """Take in the side file that a killed agent left; where its owner lives, this does nothing."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=0.0)
+    try:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.Error:
+        pass
+    finally:
+        connection.close()
+
+
+def _read(path: Path, since_ns: int | None, max_steps: int, first: _Part | None) -> _Part:
+    connection = open_reader(path)
+    try:
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+        anchor = ClockAnchor(meta["anchor_monotonic_ns"], meta["anchor_wall_ns"])
+        part = _Part(str(meta["job"]), str(meta["host"]), str(meta.get("boot_id", "")), anchor)
+        part.job_status = meta.get("job_status")
+        part.gpus = json.loads(meta.get("gpus", "[]"))
+        shift = _shift(part, first)
+        since = None if since_ns is None else since_ns - shift
+        reader = _Reader(connection, part, since, max_steps, shift, path)
+        reader.ranks()
+        reader.series()
+        reader.events()
+        reader.sources()
+        return part
+    except (sqlite3.Error, KeyError, ValueError, TypeError) as error:
+        raise RecordingError(f"damaged beyond reading ({error})", where=str(path)) from error
+    finally:
+        connection.close()
+
+
+def _shift(part: _Part, first: _Part | None) -> int:
+    """Nanoseconds to add to this host's times to have them on the first host's clock."""
+    if first is None or (part.boot_id and part.boot_id == first.boot_id):
+        return 0
+    mine, theirs = part.anchor, first.anchor
+    return (mine.wall_ns - mine.monotonic_ns) - (theirs.wall_ns - theirs.monotonic_ns)
+
+
+class _Reader:
+    """Reads one file's tables into its part, as far as each can be read."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, part: _Part, since: int | None, max_steps: int, shift: int, path: Path
+    ) -> None:
+        self._connection = connection
+        self._part = part
+        self._since = -(2**62) if since is None else since
+        self._max_steps = max_steps
+        self._shift = shift
+        self._path = path
+
+    def _rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        rows: list[Any] = []
+        try:
+            rows.extend(self._connection.execute(statement, parameters))
+        except sqlite3.DatabaseError as error:
+            line = f"recording {self._path.name}: damaged or cut short, read as far as it goes ({error})"
+            if line not in self._part.not_seen:
+                self._part.not_seen.append(line)
+        return rows
+
+    def ranks(self) -> None:
+        names = (
+            "id, job, attempt, rank, world_size, local_rank, host, pid, start_ticks, boot_id, gpu_uuid, device_clock"
+        )
+        generations: dict[tuple[int, int], int] = {}
+        for number, *fields in self._rows(f"SELECT {names} FROM ranks ORDER BY anchor_monotonic_ns, id"):
+            identity = RankIdentity(*fields)
+            # A rank that comes twice in one attempt belongs to a second launch by the same command.
+            place = (identity.attempt, identity.rank)
+            generation = generations[place] = generations.get(place, -1) + 1
+            self._part.ranks[identity.attempt, generation, identity.rank] = self._rank(number, identity)
+
+    def _rank(self, number: int, identity: RankIdentity) -> RankWindow:
+        rows = self._rows(
+            f"SELECT {', '.join(STEP_FIELDS)} FROM steps WHERE rank_id = ? AND end_ns >= ? ORDER BY step DESC LIMIT ?",
+            (number, self._since, self._max_steps + 1),
+        )
+        if len(rows) > self._max_steps:
+            rows.pop()
+            self._part.not_seen.append(f"rank {identity.rank}: only its last {self._max_steps} steps were looked at")
+        rows.reverse()
+        steps = _columns(STEP_FIELDS, rows, self._shift)
+        begin = rows[0][0] if rows else (0 if self._since < 0 else 2**62)
+        device = self._rows(
+            f"SELECT {', '.join(DEVICE_FIELDS)} FROM device_steps WHERE rank_id = ? AND step >= ? ORDER BY step",
+            (number, begin),
+        )
+        groups = self._rows(
+            f"SELECT name, {', '.join(GROUP_FIELDS)} FROM groups WHERE rank_id = ? AND step >= ? ORDER BY name, step",
+            (number, begin),
+        )
+        phases = self._rows(
+            f"SELECT name, {', '.join(PHASE_FIELDS)} FROM phases WHERE rank_id = ? AND step >= ? "
+            "ORDER BY name, start_ns",
+            (number, begin),
+        )
+        return RankWindow(
+            identity,
+            steps,
+            _columns(DEVICE_FIELDS, device),
+            {name: _columns(GROUP_FIELDS, rows) for name, rows in _by_first(groups).items()},
+            {name: _columns(PHASE_FIELDS, rows, self._shift) for name, rows in _by_first(phases).items()},
+        )
+
+    def series(self) -> None:
+        for number, metric, device in self._rows("SELECT id, metric, device FROM series"):
+            rows = self._rows(
+                "SELECT time_ns, value FROM readings WHERE series_id = ? AND time_ns >= ? ORDER BY time_ns",
+                (number, self._since),
+            )
+            if rows:
+                times, values = zip(*rows, strict=True)
+                moved = array("q", [time + self._shift for time in times]) if self._shift else array("q", times)
+                self._part.series[SeriesKey(self._part.host, metric, device)] = Series(moved, array("d", values))
+
+    def events(self) -> None:
+        rows = self._rows(
+            "SELECT kind, time_ns, text, severity, device, rank, attributes FROM events WHERE time_ns >= ? "
+            "ORDER BY time_ns, id",
+            (self._since,),
+        )
+        for kind, time_ns, text, severity, device, rank, attributes in rows:
+            self._part.events.append(
+                Event(
+                    kind,
+                    time_ns + self._shift,
+                    text,
+                    Severity(severity),
+                    device,
+                    rank,
+                    self._part.host,
+                    json.loads(attributes),
+                )
+            )
+
+    def sources(self) -> None:
+        rows = self._rows(
+            "SELECT DISTINCT probe, device, outcome, reason FROM sources WHERE outcome NOT IN (?, ?)",
+            (Outcome.OK, Outcome.NO_DATA),
+        )
+        for probe, device, outcome, reason in rows:
+            place = f"{probe} {device}".strip()
+            self._part.not_seen.append(f"{place}: {outcome}" + (f" ({reason})" if reason else ""))
+
+
+def _by_first(rows: Iterable[Any]) -> dict[str, list[Any]]:
+    split: dict[str, list[Any]] = {}
+    for name, *row in rows:
+        split.setdefault(name, []).append(row)
+    return split
+
+
+def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]], shift: int = 0) -> Columns:
+    columns: dict[str, array[float]] = {}
+    for name, column in zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True):
+        moved = shift if name in ("start_ns", "end_ns") else 0
+        if moved or None in column:
+            columns[name] = array("d", [_NAN if value is None else value + moved for value in column])
+        else:
+            columns[name] = array("d", column)
+    return Columns(columns)
+
+
+def _join(parts: Sequence[_Part]) -> Window:
+    first = parts[0]
+    several = len({part.host for part in parts}) > 1
+    chosen: dict[int, RankWindow] = {}
+    rounds = sorted({key[:2] for part in parts for key in part.ranks})
+    stepped = [
+        turn
+        for turn in rounds
+        if any(len(rank.steps) for part in parts for key, rank in part.ranks.items() if key[:2] == turn)
+    ]
+    turn = (stepped or rounds or [(0, 0)])[-1]
+    for part in parts:
+        chosen.update({key[2]: rank for key, rank in part.ranks.items() if key[:2] == turn})
+    events = sorted((event for part in parts for event in part.events), key=lambda event: event.time_ns)
+    series = {key: values for part in parts for key, values in part.series.items()}
+    ordered = dict(sorted(chosen.items()))
+    times = _times(ordered.values(), series.values(), events)
+    statuses = [part.job_status for part in parts if part.job_status is not None]
+    return Window(
+        job=first.job,
+        ranks=ordered,
+        series=series,
+        events=events,
+        # All times are on the first host's clock by now.
+        anchors={part.host: first.anchor for part in parts},
+        begin_ns=min(times, default=first.anchor.monotonic_ns),
+        end_ns=max(times, default=first.anchor.monotonic_ns),
+        world_size=max((rank.identity.world_size for rank in ordered.values()), default=0),
+        not_seen=[f"{part.host}: {line}" if several else line for part in parts for line in part.not_seen],
+        job_status=max(statuses, key=abs, default=None),
+        gpus={part.host: part.gpus for part in parts},
+    )
+
+
+def _times(ranks: Iterable[RankWindow], series: Iterable[Series], events: Sequence[Event]) -> list[int]:
+    times = [event.time_ns for event in (*events[:1], *events[-1:])]
+    for rank in ranks:
+        if len(rank.steps):
+            times += [int(rank.steps.columns["start_ns"][0]), int(rank.steps.columns["end_ns"][-1])]
+    for values in series:
+        times += [values.times_ns[0], values.times_ns[-1]]
+    return times

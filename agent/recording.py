@@ -1,0 +1,344 @@
+"""The recording: what one host saw of one run, appended to a SQLite file in one transaction a tick.
+
+What a tick says commits together: rows, how far each ring was read, and the export batch that reports them. So an
+agent that dies between two ticks neither loses nor repeats anything that is still in a ring.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rankscope.agent.schema import (
+    APPLICATION_ID,
+    DEVICE_FIELDS,
+    INSERTS,
+    SCHEMA_VERSION,
+    STEP_FIELDS,
+    THINNED,
+    create_tables,
+)
+from rankscope.clock import Clock, ClockAnchor, SystemClock
+from rankscope.errors import RecordingError
+from rankscope.finding import Finding
+from rankscope.identity import safe_name
+from rankscope.reading import Event, Outcome, Reading, Severity
+from rankscope.records import DeviceRecord, GroupRecord, MarkRecord, PhaseRecord, RingRecord, StepRecord
+from rankscope.ring import RingHeader
+
+DEFAULT_MAX_BYTES = 2_000_000_000
+#: Rows kept in memory while the file cannot be written (some 10 MB); older ones are then lost and counted.
+PENDING_ROWS = 50_000
+#: Tables whose rows may be given up; the others are few and name what the rows belong to.
+_BULK = ("readings", "groups", "phases", "device_steps", "steps")
+
+
+def state_directory(environ: os._Environ[str] | dict[str, str] | None = None) -> Path:
+    """Where recordings lie: $RANKSCOPE_STATE, else rankscope/ under $XDG_STATE_HOME or ~/.local/state."""
+    environ = os.environ if environ is None else environ
+    if named := environ.get("RANKSCOPE_STATE"):
+        return Path(named)
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local/state") / "rankscope"
+
+
+def new_recording_path(state: Path, job: str, host: str) -> Path:
+    """Reserve STATE/JOB/HOST.db, or HOST.2.db and on where a run of this name was recorded before."""
+    directory = state / safe_name(job)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for number in range(1, 100_000):
+            path = directory / (f"{host}.db" if number == 1 else f"{host}.{number}.db")
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            except FileExistsError:
+                continue
+            return path
+    except OSError as error:
+        raise RecordingError(
+            f"cannot make a recording ({error.strerror})",
+            where=str(directory),
+            todo="set RANKSCOPE_STATE to a directory that you may write",
+        ) from error
+    raise RecordingError("too many recordings of this name", where=str(directory), todo="remove old ones")
+
+
+class Recording:
+    """The writing end. One process, one thread."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, clock: Clock) -> None:
+        self.path = path
+        #: For the outbox, whose rows commit with the tick that they report.
+        self.connection = connection
+        self._clock = clock
+        self._pending: dict[str, list[Sequence[Any]]] = {}
+        self._positions: dict[int, int] = {}
+        self._series = {
+            (metric, device): number
+            for number, metric, device in connection.execute("SELECT id, metric, device FROM series")
+        }
+        self._next_rank = 1 + (connection.execute("SELECT max(id) FROM ranks").fetchone()[0] or 0)
+        self._unwritten = 0
+        #: Rows that could not be written and are gone.
+        self.lost_rows = 0
+        self._lost_unsaid = 0
+        #: Why the last commit failed; "" while all is well.
+        self.trouble = ""
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        job: str,
+        host: str,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        reserve_bytes: int = 0,
+        clock: Clock | None = None,
+    ) -> Recording:
+        """Begin a recording in `path` (empty or absent). `reserve_bytes` is what the outbox may take on top."""
+        clock = clock or SystemClock()
+        connection = _connect(path)
+        try:
+            create_tables(connection)
+            anchor = ClockAnchor.take(clock)
+            connection.executemany(
+                INSERTS["meta"],
+                [
+                    ("job", job),
+                    ("host", host),
+                    ("anchor_monotonic_ns", anchor.monotonic_ns),
+                    ("anchor_wall_ns", anchor.wall_ns),
+                    ("max_bytes", max_bytes),
+                    ("reserve_bytes", reserve_bytes),
+                ],
+            )
+        except sqlite3.Error as error:
+            connection.close()
+            raise RecordingError(
+                f"cannot begin a recording ({error})", where=str(path), todo="free space there"
+            ) from error
+        _limit(connection, max_bytes + reserve_bytes)
+        return cls(path, connection, clock)
+
+    @classmethod
+    def open(cls, path: Path, *, clock: Clock | None = None) -> Recording:
+        """Go on with a recording whose agent died."""
+        connection = _connect(path)
+        try:
+            check_format(connection, path)
+            meta = dict(connection.execute("SELECT key, value FROM meta"))
+            _limit(connection, int(meta["max_bytes"]) + int(meta["reserve_bytes"]))
+            return cls(path, connection, clock or SystemClock())
+        except (sqlite3.Error, KeyError) as error:
+            connection.close()
+            raise RecordingError(f"cannot go on with it ({error})", where=str(path)) from error
+        except RecordingError:
+            connection.close()
+            raise
+
+    def add_rank(self, ring: str, header: RingHeader) -> tuple[int, int]:
+        """(row id, records of this ring that are recorded already) of a rank, old or new."""
+        identity, anchor = header.identity, header.anchor
+        known = self.connection.execute(
+            "SELECT id, position FROM ranks WHERE ring = ? AND anchor_monotonic_ns = ?", (ring, anchor.monotonic_ns)
+        ).fetchone()
+        if known:
+            return int(known[0]), int(known[1])
+        number = self._next_rank
+        self._next_rank += 1
+        self._add("ranks", (number, ring, *asdict(identity).values(), anchor.monotonic_ns, anchor.wall_ns))
+        return number, 0
+
+    def set_gpu(self, rank_id: int, gpu_uuid: str) -> None:
+        """Name the GPU of a rank that did not know it when its ring was made."""
+        self._execute("UPDATE ranks SET gpu_uuid = ? WHERE id = ?", (gpu_uuid, rank_id))
+
+    def add_records(self, rank_id: int, records: Iterable[RingRecord], position: int) -> None:
+        """Add what a ring held up to `position`."""
+        for record in records:
+            if isinstance(record, StepRecord):
+                self._add("steps", (rank_id, *[getattr(record, name) for name in STEP_FIELDS]))
+            elif isinstance(record, DeviceRecord):
+                self._add("device_steps", (rank_id, *[getattr(record, name) for name in DEVICE_FIELDS]))
+            elif isinstance(record, GroupRecord):
+                row = (record.step, record.size, record.count, record.own_ns, record.wait_ns, record.on_device)
+                self._add("groups", (rank_id, record.group, *row))
+            elif isinstance(record, PhaseRecord):
+                self._add("phases", (rank_id, record.name, record.step, record.start_ns, record.end_ns))
+            elif isinstance(record, MarkRecord):
+                self._add("marks", (rank_id, record.time_ns, record.step, record.mark, record.text))
+        self._positions[rank_id] = position
+
+    def add_readings(self, readings: Iterable[Reading]) -> None:
+        """Add values of series."""
+        for reading in readings:
+            key = (reading.metric, reading.device)
+            number = self._series.get(key)
+            if number is None:
+                number = self._series[key] = len(self._series) + 1
+                self._add("series", (number, *key))
+            self._add("readings", (number, reading.time_ns, reading.value))
+
+    def add_events(self, events: Iterable[Event]) -> None:
+        """Add events of this host."""
+        for event in events:
+            attributes = json.dumps(event.attributes)
+            self._add(
+                "events",
+                (event.kind, event.time_ns, event.text, event.severity, event.device, event.rank, attributes),
+            )
+
+    def set_outcome(self, probe: str, group: str, device: str, time_ns: int, outcome: Outcome, reason: str) -> None:
+        """Say how a source answers from now on."""
+        self._add("sources", (probe, group, device, time_ns, outcome, reason))
+
+    def add_findings(self, findings: Iterable[Finding], time_ns: int) -> None:
+        """Add findings as they were made live."""
+        for finding in findings:
+            body = json.dumps(asdict(finding))
+            self._add("findings", (time_ns, finding.class_slug, finding.side, finding.where.rank, body))
+
+    def set_meta(self, key: str, value: str | float | None) -> None:
+        """Keep one fact about the run."""
+        self._add("meta", (key, value))
+
+    def _add(self, table: str, row: Sequence[Any]) -> None:
+        self._pending.setdefault(table, []).append(row)
+        self._unwritten += 1
+
+    def commit(self, also: Callable[[], None] | None = None) -> bool:
+        """Write what was added, and what `also` executes on the same connection, as one transaction.
+
+        False where the disk is full or the limit reached: then everything is kept for the next call, up to
+        PENDING_ROWS; what is beyond is dropped, counted in `lost_rows` and said by an event once there is room.
+        """
+        if self._lost_unsaid:
+            pending = self._pending | {"events": [*self._pending.get("events", ()), self._loss_row()]}
+        else:
+            pending = self._pending
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            # In the order of INSERTS: a series before its readings, a rank before its position.
+            for table, statement in INSERTS.items():
+                if rows := pending.get(table):
+                    self.connection.executemany(statement, rows)
+            self.connection.executemany(
+                INSERTS["positions"], [(position, rank) for rank, position in self._positions.items()]
+            )
+            if also is not None:
+                also()
+            self.connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            self.trouble = str(error)
+            self._drop_old_rows()
+            return False
+        self._pending.clear()
+        self._positions.clear()
+        self._unwritten = 0
+        self.trouble = ""
+        self._lost_unsaid = 0
+        return True
+
+    def _loss_row(self) -> Sequence[Any]:
+        text = f"{self._lost_unsaid} rows could not be written: {self.trouble}"
+        attributes = json.dumps({"count": self._lost_unsaid})
+        return ("recording-lost", self._clock.monotonic_ns(), text, Severity.WARNING, "", None, attributes)
+
+    def _drop_old_rows(self) -> None:
+        for table in _BULK:
+            rows = self._pending.get(table, [])
+            surplus = min(len(rows), self._unwritten - PENDING_ROWS)
+            if surplus > 0:
+                del rows[:surplus]
+                self._unwritten -= surplus
+                self.lost_rows += surplus
+                self._lost_unsaid += surplus
+
+    def thin(self, max_bytes: int) -> int:
+        """Where the file is nearly full, drop every second row of the older half of the least needed bulk table.
+
+        Returns how many rows went. Called again and again, the old thins out by age and steps stay longest.
+        """
+        if self.used_bytes() < 0.9 * max_bytes:
+            return 0
+        for table, key, order in THINNED:
+            low, high, count = self._execute(f"SELECT min({order}), max({order}), count(*) FROM {table}").fetchone()
+            if count < 2_000:
+                continue
+            gone = 0
+            for (owner,) in self._execute(f"SELECT DISTINCT {key} FROM {table}").fetchall():
+                gone += self._execute(
+                    f"DELETE FROM {table} WHERE {key} = ?1 AND {order} IN (SELECT {order} FROM (SELECT {order}, "
+                    f"row_number() OVER (ORDER BY {order}) AS n FROM {table} WHERE {key} = ?1 AND {order} < ?2) "
+                    "WHERE n % 2 = 0)",
+                    (owner, low + (high - low) // 2),
+                ).rowcount
+            if gone:
+                text = f"dropped {gone} older rows of {table} to stay below {max_bytes} bytes"
+                event = Event("readings-thinned", self._clock.monotonic_ns(), text, attributes={"count": gone})
+                self.add_events([event])
+                return gone
+        return 0
+
+    def used_bytes(self) -> int:
+        """Bytes of the file that hold something."""
+        pages, free, size = (
+            self._execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def _execute(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self.connection.execute(statement, parameters)
+
+    def close(self) -> None:
+        """Write what is left and leave one file without side files."""
+        self.commit()
+        try:
+            self._execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.Error:
+            # A reader holds it open, or the disk is full: the side file stays and readers take it in.
+            pass
+        self.connection.close()
+
+
+def check_format(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise RecordingError where the file is not a recording of this schema version."""
+    try:
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.Error as error:
+        raise RecordingError(f"not a recording ({error})", where=str(path)) from error
+    if application != APPLICATION_ID:
+        raise RecordingError("not a Rankscope recording", where=str(path), todo="name a .db file that `run` wrote")
+    if version != SCHEMA_VERSION:
+        raise RecordingError(
+            f"recording of schema version {version}, this release reads {SCHEMA_VERSION}",
+            where=str(path),
+            todo="use the release that wrote it",
+        )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A commit survives the agent's death; a power cut may cost the last seconds, never the file.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA journal_size_limit = 8388608")
+        connection.execute("PRAGMA cache_size = -4096")
+    except sqlite3.Error as error:
+        raise RecordingError(f"cannot open the recording ({error})", where=str(path)) from error
+    return connection
+
+
+def _limit(connection: sqlite3.Connection, size: int) -> None:
+    page = connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {max(64, size // page)}")

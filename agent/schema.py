@@ -1,0 +1,84 @@
+"""The recording's tables: one SQLite file a host and run, readable by any SQLite client."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from rankscope.records import DeviceRecord, StepRecord, field_names
+
+#: "RKSC": tells a recording from any other SQLite file (PRAGMA application_id).
+APPLICATION_ID = 0x524B5343
+#: PRAGMA user_version. A reader opens its own version only.
+SCHEMA_VERSION = 1
+
+STEP_FIELDS = field_names(StepRecord)
+DEVICE_FIELDS = field_names(DeviceRecord)
+GROUP_FIELDS = ("step", "size", "count", "own_ns", "wait_ns", "on_device")
+PHASE_FIELDS = ("step", "start_ns", "end_ns")
+
+
+def _columns(names: tuple[str, ...]) -> str:
+    return ", ".join(f"{name} INTEGER" for name in names)
+
+
+# Rows lie in the order in which they are read back: by rank and step, by series and time. A row that comes twice
+# (an agent that died between reading a ring and saying so) replaces nothing.
+_TABLES = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE ranks (
+    id INTEGER PRIMARY KEY, ring TEXT, job TEXT, attempt INTEGER, rank INTEGER, world_size INTEGER,
+    local_rank INTEGER, host TEXT, pid INTEGER, start_ticks INTEGER, boot_id TEXT, gpu_uuid TEXT, device_clock TEXT,
+    anchor_monotonic_ns INTEGER, anchor_wall_ns INTEGER, position INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE steps (rank_id INTEGER, {_columns(STEP_FIELDS)}, PRIMARY KEY (rank_id, step)) WITHOUT ROWID;
+CREATE TABLE device_steps (rank_id INTEGER, {_columns(DEVICE_FIELDS)}, PRIMARY KEY (rank_id, step)) WITHOUT ROWID;
+CREATE TABLE groups (
+    rank_id INTEGER, name TEXT, {_columns(GROUP_FIELDS)},
+    PRIMARY KEY (rank_id, name, step, on_device)) WITHOUT ROWID;
+CREATE TABLE phases (
+    rank_id INTEGER, name TEXT, {_columns(PHASE_FIELDS)}, PRIMARY KEY (rank_id, name, start_ns)) WITHOUT ROWID;
+CREATE TABLE marks (rank_id INTEGER, time_ns INTEGER, step INTEGER, mark INTEGER, text TEXT);
+CREATE TABLE series (id INTEGER PRIMARY KEY, metric TEXT, device TEXT);
+CREATE TABLE readings (
+    series_id INTEGER, time_ns INTEGER, value REAL, PRIMARY KEY (series_id, time_ns)) WITHOUT ROWID;
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY, kind TEXT, time_ns INTEGER, text TEXT, severity TEXT, device TEXT, rank INTEGER,
+    attributes TEXT);
+CREATE TABLE sources (
+    probe TEXT, probe_group TEXT, device TEXT, time_ns INTEGER, outcome TEXT, reason TEXT,
+    PRIMARY KEY (probe, probe_group, device)) WITHOUT ROWID;
+CREATE TABLE findings (id INTEGER PRIMARY KEY, time_ns INTEGER, class TEXT, side TEXT, rank INTEGER, body TEXT);
+CREATE TABLE verdict (time_ns INTEGER, body TEXT);
+"""
+
+#: Bulk tables in the order in which they are thinned: what explains a step goes before the step itself.
+THINNED = (
+    ("readings", "series_id", "time_ns"),
+    ("phases", "rank_id", "start_ns"),
+    ("groups", "rank_id", "step"),
+    ("device_steps", "rank_id", "step"),
+    ("steps", "rank_id", "step"),
+)
+
+#: Statement of each kind of row, by table.
+INSERTS = {
+    "ranks": f"INSERT INTO ranks VALUES ({', '.join('?' * 15)}, 0)",
+    "series": "INSERT INTO series VALUES (?, ?, ?)",
+    "steps": f"INSERT OR IGNORE INTO steps VALUES ({', '.join('?' * (len(STEP_FIELDS) + 1))})",
+    "device_steps": f"INSERT OR IGNORE INTO device_steps VALUES ({', '.join('?' * (len(DEVICE_FIELDS) + 1))})",
+    "groups": f"INSERT OR IGNORE INTO groups VALUES ({', '.join('?' * (len(GROUP_FIELDS) + 2))})",
+    "phases": f"INSERT OR IGNORE INTO phases VALUES ({', '.join('?' * (len(PHASE_FIELDS) + 2))})",
+    "marks": "INSERT INTO marks VALUES (?, ?, ?, ?, ?)",
+    "readings": "INSERT OR IGNORE INTO readings VALUES (?, ?, ?)",
+    "events": "INSERT INTO events VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
+    "sources": "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?, ?, ?)",
+    "findings": "INSERT INTO findings VALUES (NULL, ?, ?, ?, ?, ?)",
+    "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+    "positions": "UPDATE ranks SET position = ? WHERE id = ?",
+}
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Lay out an empty recording."""
+    connection.executescript(
+        f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; {_TABLES}"
+    )
