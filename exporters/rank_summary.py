@@ -1,0 +1,149 @@
+"""One line a rank: what it did in the time that matters, for tables on every surface."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass
+from statistics import median
+
+from rankscope.exporters.wording import short_uuid, visible
+from rankscope.finding import Finding, Verdict
+from rankscope.window import Columns, RankWindow, Window
+
+
+@dataclass(frozen=True, slots=True)
+class RankSummary:
+    """Medians per step of one rank, in milliseconds; None where it was not seen."""
+
+    rank: int
+    host: str
+    gpu: str
+    steps: int
+    last_step: int | None
+    step_ms: float | None
+    own_ms: float | None
+    wait_ms: float | None
+    data_ms: float | None
+    #: Whether own compute and wait are the device's times (else the host's).
+    on_device: bool
+    #: Class slugs of the findings that name this rank or its GPU.
+    accused: tuple[str, ...]
+    #: What became of it, where it did not go on: "stuck: ...", "gone: ...".
+    state: str
+
+
+def accused_ranks(finding: Finding, window: Window) -> list[int]:
+    """The ranks a finding names: by rank, else by the GPU they are bound to."""
+    where = finding.where
+    if where.rank is not None:
+        return [where.rank] if where.rank in window.ranks else []
+    if where.gpu_uuid is None:
+        return []
+    return [rank for rank, seen in sorted(window.ranks.items()) if seen.identity.gpu_uuid == where.gpu_uuid]
+
+
+def summarise_ranks(verdict: Verdict, window: Window) -> list[RankSummary]:
+    """Every rank, in order; medians over the time of the first finding, or over all of it where there is none."""
+    since, until = _time_that_matters(verdict, window)
+    accused: dict[int, list[str]] = {}
+    for finding in verdict.findings:
+        for rank in accused_ranks(finding, window):
+            accused.setdefault(rank, []).append(finding.class_slug)
+    states = _states(window)
+    return [
+        _summary(rank, seen, window, since, until, tuple(accused.get(rank, ())), states.get(rank, ""))
+        for rank, seen in sorted(window.ranks.items())
+    ]
+
+
+def gpu_label(seen: RankWindow, window: Window) -> str:
+    """A rank's GPU as its index on the host and a short UUID; "-" where it is not known."""
+    uuid = seen.identity.gpu_uuid
+    if uuid is None:
+        return "-"
+    known = list(window.gpus.get(seen.identity.host, ()))
+    return f"{known.index(uuid)} {short_uuid(uuid)}" if uuid in known else short_uuid(uuid)
+
+
+def _time_that_matters(verdict: Verdict, window: Window) -> tuple[float, float]:
+    """Bounds of the first finding where every rank has steps in it, else of all there is."""
+    if not verdict.findings:
+        return -math.inf, math.inf
+    first = verdict.findings[0]
+    until = math.inf if first.until_ns is None else first.until_ns
+    # One clock per host: on another host than the finding's, the same bounds would cut out another time.
+    hosts = {seen.identity.host for seen in window.ranks.values()}
+    seen_in = [slice_of(seen.steps, first.since_ns, until) for seen in window.ranks.values()]
+    if len(hosts) > 1 or any(begin == end for begin, end in seen_in):
+        return -math.inf, math.inf
+    return first.since_ns, until
+
+
+def slice_of(steps: Columns, since_ns: float, until_ns: float) -> tuple[int, int]:
+    """Indices of the steps that began within the bounds."""
+    starts = steps.columns.get("start_ns", array("d"))
+    inside = [index for index, start in enumerate(starts) if since_ns <= start <= until_ns]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def _summary(
+    rank: int, seen: RankWindow, window: Window, since: float, until: float, accused: tuple[str, ...], state: str
+) -> RankSummary:
+    steps = seen.steps
+    begin, end = slice_of(steps, since, until)
+    on_device = len(seen.device) > 0
+    if on_device and end > begin:
+        numbers = steps.columns["step"]
+        source = seen.device
+        device_steps = source.columns["step"]
+        inside = [i for i, step in enumerate(device_steps) if numbers[begin] <= step <= numbers[end - 1]]
+        first, last = (inside[0], inside[-1] + 1) if inside else (0, 0)
+        own = _sums(source, first, last, "forward_ns", "backward_own_ns")
+        wait = _sums(source, first, last, "backward_wait_ns")
+    else:
+        own = _sums(steps, begin, end, "forward_ns", "backward_own_ns")
+        backward, part = (_sums(steps, begin, end, name) for name in ("backward_ns", "backward_own_ns"))
+        wait = [whole - mine for whole, mine in zip(backward, part, strict=True)]
+    starts, ends = (_sums(steps, begin, end, name) for name in ("start_ns", "end_ns"))
+    return RankSummary(
+        rank=rank,
+        host=visible(seen.identity.host),
+        gpu=gpu_label(seen, window),
+        steps=len(steps),
+        last_step=int(steps.columns["step"][-1]) if len(steps) else None,
+        step_ms=_median_ms([stop - start for start, stop in zip(starts, ends, strict=True)]),
+        own_ms=_median_ms(own),
+        wait_ms=_median_ms(wait),
+        data_ms=_median_ms(_sums(steps, begin, end, "data_wait_ns")),
+        on_device=on_device,
+        accused=accused,
+        state=state,
+    )
+
+
+def _sums(columns: Columns, begin: int, end: int, *names: str) -> list[float]:
+    """Row by row, the sum of some columns."""
+    parts = [columns.columns.get(name, array("d", [math.nan]) * len(columns))[begin:end] for name in names]
+    return [sum(row) for row in zip(*parts, strict=True)]
+
+
+def _median_ms(values: list[float]) -> float | None:
+    seen = [value for value in values if not math.isnan(value)]
+    return median(seen) / 1e6 if seen else None
+
+
+def _states(window: Window) -> dict[int, str]:
+    """What the last telling event of a rank says became of it."""
+    told = {"rank-hung": "stuck", "rank-exception": "exception", "rank-exited": "gone"}
+    states: dict[int, str] = {}
+    for event in window.events:
+        if event.rank is None or event.kind not in told:
+            continue
+        if event.kind == "rank-exited" and event.attributes.get("clean") in (1, True):
+            continue
+        # The exception explains the exit that follows it.
+        if event.kind == "rank-exited" and states.get(event.rank, "").startswith("exception"):
+            continue
+        states[event.rank] = f"{told[event.kind]}: {visible(event.text)}"
+    return states

@@ -1,0 +1,181 @@
+"""The verdict on the terminal: the sentence first, then why, then the ranks, then what watching cost."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from rankscope.exporters import wording
+from rankscope.exporters.rank_summary import RankSummary, summarise_ranks
+from rankscope.exporters.stacks import StackGroup, ranks_text, stack_groups
+from rankscope.exporters.verdict_json import anchor_of
+from rankscope.finding import Finding, Verdict
+from rankscope.window import Window
+
+_COLOURS = {"hardware": "red", "environment": "yellow", "code": "magenta", "healthy": "green", "unknown": "cyan"}
+#: Ranks shown in the table; the accused are always among them.
+RANK_ROWS = 16
+#: Findings shown in full; the rest get a line each.
+FULL_FINDINGS = 3
+
+
+def print_verdict(verdict: Verdict, window: Window, console: Console) -> None:
+    """Print the verdict. Names from outside are printed as plain text: no markup, no escape sequence of theirs."""
+    console.print(_banner(verdict, window))
+    for index, finding in enumerate(verdict.findings):
+        if index < FULL_FINDINGS:
+            console.print(_finding(finding, with_summary=index > 0))
+        else:
+            console.print(_one_line(finding))
+    groups = stack_groups(verdict, window)
+    if groups:
+        console.print(_stacks(groups, console.width))
+    if window.ranks:
+        console.print(_ranks(summarise_ranks(verdict, window), console.width))
+    if verdict.not_seen:
+        console.print(_list("Not seen", verdict.not_seen, "yellow"))
+    console.print(_line("Cost of watching", ", ".join(wording.overhead_texts(verdict))))
+
+
+def _banner(verdict: Verdict, window: Window) -> RenderableType:
+    colour = _COLOURS.get(verdict.verdict, "cyan")
+    parts: list[RenderableType] = [Text(wording.headline(verdict), style="bold")]
+    if verdict.findings:
+        first = verdict.findings[0]
+        wall = anchor_of(first.where.host, window.anchors).to_wall_ns(first.since_ns)
+        seen = "" if first.detected_step is None else f", seen at step {first.detected_step}"
+        facts = [
+            *wording.impact_texts(first.impact),
+            f"since {wording.wall_time(wall)}{seen}",
+            f"confidence {wording.percent(first.confidence)}, basis {first.basis}",
+            f"advice: {first.advice}",
+        ]
+        parts.append(Text(" | ".join(facts), style=colour))
+        if first.action:
+            parts.append(_line("Do", wording.visible(first.action)))
+    parts.extend(_line("Would settle it", wording.visible(text)) for text in verdict.would_settle)
+    if window.job_status:
+        status = window.job_status
+        ended = f"signal {status - 128}" if status > 128 else f"status {status}"
+        parts.append(Text(f"The job ended with {ended}.", style="dim"))
+    return Panel(Group(*parts), box=box.HEAVY, border_style=colour, title=Text(f" job {wording.visible(window.job)} "))
+
+
+def _finding(finding: Finding, *, with_summary: bool) -> RenderableType:
+    colour = _COLOURS[finding.side]
+    title = Text.assemble(
+        (wording.class_title(finding), f"bold {colour}"),
+        f"  {finding.side}, {finding.severity}, {wording.percent(finding.confidence)}",
+    )
+    parts: list[RenderableType] = [title]
+    if with_summary:
+        parts.append(Text(wording.visible(finding.summary)))
+        cost = wording.impact_texts(finding.impact)
+        if cost:
+            parts.append(_line("Cost", ", ".join(cost)))
+    where = ", ".join(f"{name} {value}" for name, value in wording.place(finding.where))
+    if where:
+        parts.append(_line("Where", where))
+    parts.append(_line("Basis", f"{finding.basis} ({wording.BASIS_MEANING[finding.basis]})"))
+    if finding.evidence:
+        parts.append(_evidence(finding))
+    if finding.not_seen:
+        parts.append(_list("Not seen", finding.not_seen, "yellow"))
+    if with_summary and finding.action:
+        parts.append(_line("Do", wording.visible(finding.action)))
+    parts.append(_line("Runbook", wording.visible(finding.runbook)))
+    return Group(*parts, Text())
+
+
+def _one_line(finding: Finding) -> Text:
+    text = f"{finding.side}, {wording.percent(finding.confidence)}: {wording.visible(finding.summary)}"
+    return Text.assemble((wording.class_title(finding), f"bold {_COLOURS[finding.side]}"), f"  {text}")
+
+
+def _evidence(finding: Finding) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    table.add_column("family", no_wrap=True, max_width=14)
+    table.add_column("evidence", ratio=1)
+    table.add_column("value", justify="right", max_width=26)
+    table.add_column("peers", justify="right", max_width=26)
+    table.add_column("weight", justify="right", no_wrap=True)
+    family = None
+    for piece in finding.evidence:
+        name = wording.visible(piece.family)
+        table.add_row(
+            # A family is one event and counts once: its name stands once.
+            Text("" if name == family else name, style="bold"),
+            Text(wording.visible(piece.what)),
+            Text(wording.value_text(piece.value)),
+            Text(wording.value_text(piece.peers) if piece.peers is not None else "-"),
+            Text(f"{piece.log_odds:+.1f}" if piece.log_odds else "", style="bold"),
+        )
+        family = name
+    return table
+
+
+def _stacks(groups: list[StackGroup], width: int) -> RenderableType:
+    parts: list[RenderableType] = [Text("Stacks of the training threads", style="bold")]
+    for group in groups:
+        odd = len(groups) > 1 and group is groups[0]
+        parts.append(
+            Text(f"{ranks_text(group.ranks)}{'  <- stands apart' if odd else ''}", style="bold red" if odd else "bold")
+        )
+        parts.extend(Text(f"  {frame}"[:width]) for frame in group.frames)
+        if group.omitted:
+            parts.append(Text(f"  ... {group.omitted} more", style="dim"))
+    return Group(*parts, Text())
+
+
+def _ranks(ranks: list[RankSummary], width: int) -> RenderableType:
+    shown = _chosen(ranks)
+    several_hosts = len({rank.host for rank in ranks}) > 1
+    on_device = any(rank.on_device for rank in ranks)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", title_justify="left", title_style="bold")
+    table.title = f"Ranks, median ms a step ({'device' if on_device else 'host'} times for own and wait)"
+    table.add_column("", no_wrap=True)
+    for name in ("rank", "last step", "step", "own", "wait", "data"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("GPU", no_wrap=True)
+    if several_hosts and width >= 100:
+        table.add_column("host", no_wrap=True, max_width=24)
+    for rank in shown:
+        cells = [
+            ">>" if rank.accused else "",
+            str(rank.rank),
+            "-" if rank.last_step is None else str(rank.last_step),
+            *(_cell(value) for value in (rank.step_ms, rank.own_ms, rank.wait_ms, rank.data_ms)),
+            rank.gpu,
+        ]
+        if several_hosts and width >= 100:
+            cells.append(rank.host)
+        table.add_row(*(Text(cell) for cell in cells), style="bold red" if rank.accused else "")
+    parts: list[RenderableType] = [table]
+    if len(shown) < len(ranks):
+        parts.append(Text(f"{len(ranks) - len(shown)} more ranks are not shown.", style="dim"))
+    parts.extend(Text(f"rank {rank.rank}: {rank.state}") for rank in shown if rank.state)
+    return Group(*parts)
+
+
+def _chosen(ranks: list[RankSummary]) -> list[RankSummary]:
+    """All ranks of a small job; of a large one the accused, then the first ones as their peers."""
+    if len(ranks) <= RANK_ROWS:
+        return ranks
+    kept = [rank for rank in ranks if rank.accused or rank.state][:RANK_ROWS]
+    rest = [rank for rank in ranks if rank not in kept]
+    return sorted([*kept, *rest[: RANK_ROWS - len(kept)]], key=lambda rank: rank.rank)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
+
+
+def _line(name: str, text: str) -> Text:
+    return Text.assemble((f"{name}: ", "bold"), text)
+
+
+def _list(name: str, lines: tuple[str, ...], colour: str) -> Text:
+    return Text.assemble((f"{name}: ", f"bold {colour}"), "; ".join(wording.visible(line) for line in lines))

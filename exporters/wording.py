@@ -1,0 +1,190 @@
+"""Words and numbers as every surface shows them: one wording for the terminal and the page."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from rankscope.finding import Finding, Impact, Verdict, Where
+
+#: Bits of NVML's clock event reasons (nvml.h 13.x, nvmlClocksEventReason*): short name, and whether the bit
+#: holds clocks down for a fault's sake (the others are normal at idle or at full load).
+CLOCK_EVENT_REASONS: dict[int, tuple[str, bool]] = {
+    0x001: ("idle", False),
+    0x002: ("application clocks", False),
+    0x004: ("software power cap", False),
+    0x008: ("hardware slowdown", True),
+    0x010: ("sync boost", False),
+    0x020: ("software thermal slowdown", True),
+    0x040: ("hardware thermal slowdown", True),
+    0x080: ("hardware power brake", True),
+    0x100: ("display clock setting", False),
+    0x200: ("board limit", False),
+    0x400: ("reliability policy", False),
+}
+
+#: What a verdict says of the job in a few words; the sentence about the finding follows it.
+VERDICT_MEANING = {
+    "hardware": "a device is at fault",
+    "environment": "something around the job is at fault",
+    "code": "the job itself or its data is at fault",
+    "healthy": "nothing is at fault",
+    "unknown": "the cause is not told",
+}
+
+BASIS_MEANING = {
+    "device-collective": "collectives timed on the device",
+    "device-compute": "own compute timed on the device",
+    "host": "host times only: where the host waits, not what the GPU does",
+    "counters": "counters and logs only",
+}
+
+
+def visible(text: str) -> str:
+    r"""Foreign text made safe to show on one line: what does not print (control characters, escape sequences,
+    marks that turn the direction of writing, line breaks) becomes its escape, such as `\u202e`.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for character in text
+    )
+
+
+def visible_lines(text: str, limit: int = 400) -> list[str]:
+    """Foreign text of several lines, each made safe; what exceeds `limit` lines is counted."""
+    lines = [visible(line.expandtabs(4)) for line in text.splitlines()]
+    rest = len(lines) - limit
+    return lines if rest <= 0 else [*lines[:limit], f"... {rest} more lines"]
+
+
+def milliseconds(value: float | None) -> str:
+    """A duration given in milliseconds, with three significant digits at most."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    size = abs(value)
+    if size >= 60_000:
+        return f"{value / 60_000:.1f} min"
+    if size >= 1_000:
+        return f"{value / 1_000:.2f} s"
+    if size < 0.01 and size:
+        return f"{value * 1_000:.2g} us"
+    return f"{number(value, 3)} ms"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A plain number with a few significant digits and no exponent where people would not write one."""
+    size = abs(value)
+    if size >= 1e15 or 0 < size < 1e-4:
+        return f"{value:.3g}"
+    text = f"{value:.{digits}g}" if size < 1_000 else f"{value:,.0f}"
+    return f"{value:.0f}" if "e" in text else text
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as percent; below 10 % with two digits, so that a small cost does not read as none."""
+    if fraction is None or not math.isfinite(fraction):
+        return "-"
+    hundredths = fraction * 100
+    if 99.5 <= hundredths < 100:
+        # Rounded down: what is not certain must not read "100 %".
+        return f"{math.floor(hundredths * 10) / 10:.1f} %"
+    return f"{hundredths:.2g} %" if 0 < abs(hundredths) < 10 else f"{hundredths:.0f} %"
+
+
+def byte_size(value: float | None) -> str:
+    """Bytes in decimal megabytes or gigabytes."""
+    if value is None:
+        return "-"
+    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+
+
+def duration(nanoseconds: int) -> str:
+    """A stretch of time as people say it."""
+    seconds = nanoseconds / 1e9
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole:02d} s"
+
+
+def wall_time(wall_ns: int) -> str:
+    """Wall time for people, in UTC so that pages from several places compare."""
+    return datetime.fromtimestamp(wall_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def value_text(value: float | str | None) -> str:
+    """A value of a piece of evidence; missing is not zero."""
+    if value is None:
+        return "not seen"
+    if isinstance(value, str):
+        return visible(value)
+    return number(value) if math.isfinite(value) else "not seen"
+
+
+def short_uuid(uuid: str) -> str:
+    """A GPU's UUID cut to what tells it apart on a node ("GPU-3f2a91c0...")."""
+    return f"{visible(uuid)[:12]}..." if len(uuid) > 15 else visible(uuid)
+
+
+def place(where: Where) -> list[tuple[str, str]]:
+    """The parts of a place that apply, as (name, value)."""
+    pairs = (
+        ("rank", where.rank),
+        ("local rank", where.local_rank),
+        ("host", where.host),
+        ("GPU", where.gpu_uuid),
+        ("link", where.link),
+        ("device", where.device),
+        ("phase", where.phase),
+    )
+    return [(name, visible(str(value))) for name, value in pairs if value is not None]
+
+
+def impact_texts(impact: Impact) -> list[str]:
+    """What a fault costs, part by part; nothing where it cannot be told."""
+    texts = []
+    if impact.ms_per_step is not None:
+        share = "" if impact.fraction_of_step is None else f" ({percent(impact.fraction_of_step)})"
+        texts.append(f"{milliseconds(impact.ms_per_step)} a step{share}")
+    elif impact.fraction_of_step is not None:
+        texts.append(f"{percent(impact.fraction_of_step)} of each step")
+    if impact.gpu_hours_per_day is not None:
+        texts.append(f"{number(impact.gpu_hours_per_day)} GPU-hours a day")
+    return texts
+
+
+def headline(verdict: Verdict) -> str:
+    """The verdict in one sentence, led by its word."""
+    word = visible(verdict.verdict).upper()
+    summary = visible(verdict.summary)
+    return summary if summary.upper().startswith(word) else f"{word}: {summary}"
+
+
+def class_title(finding: Finding) -> str:
+    """A class slug as a title: "gpu-thermal-slowdown" reads "GPU thermal slowdown"."""
+    words = finding.class_slug.replace("-", " ")
+    title = words[:1].upper() + words[1:]
+    for word, spelt in (("Gpu", "GPU"), ("gpu", "GPU"), ("ecc", "ECC"), ("cpu", "CPU"), ("Cpu", "CPU"), ("Gc ", "GC ")):
+        title = title.replace(word, spelt)
+    return visible(title)
+
+
+def reason_names(mask: int) -> list[str]:
+    """Names of the bits in a mask of clock event reasons; bits without a name are shown as numbers."""
+    known = [name for bit, (name, _) in CLOCK_EVENT_REASONS.items() if mask & bit]
+    unknown = mask & ~sum(CLOCK_EVENT_REASONS)
+    return [*known, hex(unknown)] if unknown else known
+
+
+def overhead_texts(verdict: Verdict) -> list[str]:
+    """What the watching cost, as far as it was measured."""
+    overhead = verdict.overhead
+    texts = []
+    if overhead.agent_cpu_fraction is not None:
+        texts.append(f"agent {percent(overhead.agent_cpu_fraction)} of one core")
+    if overhead.agent_pss_bytes is not None:
+        texts.append(f"{byte_size(overhead.agent_pss_bytes)} of memory")
+    if overhead.hook_ns_per_step is not None:
+        texts.append(f"hooks {number(overhead.hook_ns_per_step / 1e3, 3)} us a step")
+    return texts or ["not measured"]
