@@ -1,0 +1,121 @@
+"""A mergeable sketch of durations: the base-2 exponential histogram of OTLP, for values that are not negative.
+
+Bucket i at scale s holds (b**i, b**(i+1)] with b = 2**(2**-s). A quantile's estimate is wrong by at most the
+relative error (b - 1) / (b + 1). At most MAX_BUCKETS buckets are kept: where the values spread further, neighbours are
+joined and the scale falls by one, which squares b. Starting from scale 5, the error is at most
+
+    1.1 %  while the largest value is at most 2**5  = 32 times the smallest,
+    2.2 %  up to                              2**10 = 1024 times,
+    4.4 %  up to                              2**20 = a million times,
+    8.7 %  up to                              2**40.
+
+Buckets of a lower scale are unions of buckets of a higher one, so histograms merge without a further error, in any
+order, over ranks and nodes. Count, sum, smallest and largest value are exact. The scale is capped at 5 on purpose: the
+format's own cap of 20 would spread the steps of a steady job over all 160 buckets, and stores keep a series a bucket.
+Bucket layout: https://opentelemetry.io/docs/specs/otel/metrics/data-model/#exponentialhistogram
+"""
+
+from __future__ import annotations
+
+import math
+
+MAX_SCALE = 5
+MAX_BUCKETS = 160
+
+
+class ExponentialHistogram:
+    """Counts of values by relative size."""
+
+    __slots__ = ("_counts", "_max_buckets", "count", "maximum", "minimum", "scale", "sum", "zero_count")
+
+    def __init__(self, *, scale: int = MAX_SCALE, max_buckets: int = MAX_BUCKETS) -> None:
+        self.scale = scale
+        self.count = 0
+        self.sum = 0.0
+        self.zero_count = 0
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        self._counts: dict[int, int] = {}
+        self._max_buckets = max_buckets
+
+    @property
+    def relative_error(self) -> float:
+        """Largest relative error of a quantile's estimate at the present scale."""
+        base = self._base()
+        return (base - 1) / (base + 1)
+
+    def add(self, value: float, times: int = 1) -> None:
+        """Count `value`, `times` times; raises ValueError where it is negative or not finite."""
+        if not 0 <= value < math.inf:
+            raise ValueError(f"a duration cannot be {value}")
+        self.count += times
+        self.sum += value * times
+        self.minimum = min(self.minimum, value)
+        self.maximum = max(self.maximum, value)
+        if value == 0:
+            self.zero_count += times
+            return
+        index = math.ceil(math.ldexp(math.log2(value), self.scale)) - 1
+        known = index in self._counts
+        self._counts[index] = self._counts.get(index, 0) + times
+        if not known:
+            self._fit()
+
+    def merge(self, other: ExponentialHistogram) -> None:
+        """Add all that `other` has counted."""
+        self._lower(max(0, self.scale - other.scale))
+        shift = other.scale - self.scale
+        for index, count in other._counts.items():
+            self._counts[index >> shift] = self._counts.get(index >> shift, 0) + count
+        self.count += other.count
+        self.sum += other.sum
+        self.zero_count += other.zero_count
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+        self._fit()
+
+    def quantile(self, q: float) -> float | None:
+        """Estimate of the value below which a share `q` lies; None while empty. Raises ValueError outside 0..1."""
+        if not 0 <= q <= 1:
+            raise ValueError(f"a quantile lies between 0 and 1, not at {q}")
+        if not self.count:
+            return None
+        rank = q * (self.count - 1)
+        seen = self.zero_count
+        if rank < seen:
+            return 0.0
+        for index in sorted(self._counts):
+            seen += self._counts[index]
+            if rank < seen:
+                lower, base = math.exp2(math.ldexp(index, -self.scale)), self._base()
+                # The point from which both edges are equally far in relative terms.
+                return min(max(lower * 2 * base / (base + 1), self.minimum), self.maximum)
+        return self.maximum
+
+    def buckets(self) -> tuple[int, list[int]]:
+        """(index of the first bucket, counts from there on), as OTLP carries them."""
+        if not self._counts:
+            return 0, []
+        first, last = min(self._counts), max(self._counts)
+        return first, [self._counts.get(index, 0) for index in range(first, last + 1)]
+
+    def _base(self) -> float:
+        return math.exp2(math.ldexp(1.0, -self.scale))
+
+    def _fit(self) -> None:
+        if not self._counts:
+            return
+        first, last = min(self._counts), max(self._counts)
+        shift = 0
+        while (last >> shift) - (first >> shift) >= self._max_buckets:
+            shift += 1
+        self._lower(shift)
+
+    def _lower(self, shift: int) -> None:
+        if not shift:
+            return
+        joined: dict[int, int] = {}
+        for index, count in self._counts.items():
+            joined[index >> shift] = joined.get(index >> shift, 0) + count
+        self._counts = joined
+        self.scale -= shift

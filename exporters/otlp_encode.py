@@ -1,0 +1,52 @@
+"""The one encoder an agent holds: readings, records, events and findings in, serialised OTLP requests out.
+
+Add what it returns to the outbox in the transaction that appends the same data to the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rankscope.clock import ClockAnchor
+from rankscope.exporters.otlp_common import EncodedBatch, resource
+from rankscope.exporters.otlp_logs import event_records, finding_records, logs_batch
+from rankscope.exporters.otlp_metrics import ReadingsEncoder
+from rankscope.exporters.otlp_steps import StepsEncoder
+from rankscope.finding import Finding
+from rankscope.identity import RankIdentity
+from rankscope.reading import Event, Reading
+from rankscope.records import RingRecord
+
+
+class OtlpEncoder:
+    """Encodes one job on one host. Not for several threads. Every time given is CLOCK_MONOTONIC ns of that host."""
+
+    def __init__(
+        self, *, job: str, host: str, anchor: ClockAnchor, resource_attributes: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self._anchor = anchor
+        self._resource = resource(job, host, resource_attributes)
+        self._readings = ReadingsEncoder(anchor, self._resource)
+        self._steps = StepsEncoder(anchor, self._resource)
+
+    def readings(self, readings: Iterable[Reading]) -> list[EncodedBatch]:
+        """Every reading as a point with its own time. Readings of one series must come in order."""
+        return list(self._readings.encode(readings))
+
+    def add_records(self, identity: RankIdentity, records: Iterable[RingRecord]) -> None:
+        """Count a rank's records; `steps` gives the sums out."""
+        self._steps.add(identity, records)
+
+    def steps(self, until_ns: int) -> list[EncodedBatch]:
+        """The histograms of steps and phases that changed since the last call, as of `until_ns`."""
+        return list(self._steps.encode(until_ns))
+
+    def events(self, events: Iterable[Event]) -> list[EncodedBatch]:
+        """Events as log records, each at its own time."""
+        records = event_records(events, self._anchor)
+        return [logs_batch(self._resource, records)] if records else []
+
+    def findings(self, findings: Iterable[Finding], now_ns: int) -> list[EncodedBatch]:
+        """Findings as log records made at `now_ns`."""
+        records = finding_records(findings, self._anchor, now_ns)
+        return [logs_batch(self._resource, records)] if records else []

@@ -1,0 +1,106 @@
+"""Readings as OTLP metrics, each with the wall time it was taken at.
+
+Counters are monotonic cumulative sums. When a counter began to count is not known (a driver was loaded, a host booted),
+so the first point of a series starts at its own time, as the data model asks of an unknown start, and so does the first
+after a counter fell back. Values of a series are only ever to be subtracted from each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from rankscope.clock import ClockAnchor
+from rankscope.exporters.otlp_common import EncodedBatch, Scalar, key_values, scope
+from rankscope.exporters.outbox import Signal
+from rankscope.reading import METRICS, Metric, Reading
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+    from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
+    from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+#: About 800 kB: receivers take 4 MiB of gRPC by default, and a batch is what is lost or sent again as one.
+MAX_POINTS = 5000
+
+#: Gauges here that the semantic conventions define as up-down counters (sums over devices make sense).
+_UP_DOWN = frozenset({"hw.gpu.memory.usage", "hw.gpu.memory.limit"})
+
+
+def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
+    """What tells the series of one metric apart, by the family of the metric."""
+    family = metric.partition(".")[0]
+    if family == "gpu":
+        return {"hw.id": device, "hw.type": "gpu"}
+    if family == "process":
+        return {"rankscope.rank": int(device.removeprefix("rank:"))}
+    if not device:
+        return {}
+    names = {"net": "network.interface.name", "agent": "rankscope.probe"}
+    return {names.get(family, "system.device"): device}
+
+
+class ReadingsEncoder:
+    """Remembers where each counter's series began; one for the life of an agent."""
+
+    def __init__(self, anchor: ClockAnchor, resource: Resource) -> None:
+        self._anchor = anchor
+        self._resource = resource
+        #: (metric, device) -> (start of the series, last value)
+        self._counters: dict[tuple[str, str], tuple[int, float]] = {}
+        self._attributes: dict[tuple[str, str], list[KeyValue]] = {}
+
+    def encode(self, readings: Iterable[Reading]) -> Iterator[EncodedBatch]:
+        """Requests of at most MAX_POINTS points; readings of one series must come in order."""
+        remaining = iter(readings)
+        while chunk := list(islice(remaining, MAX_POINTS)):
+            yield self._encode_chunk(chunk)
+
+    def _encode_chunk(self, readings: list[Reading]) -> EncodedBatch:
+        by_metric: dict[str, list[Reading]] = {}
+        for reading in readings:
+            by_metric.setdefault(reading.metric, []).append(reading)
+        messages = [self._metric(METRICS[name], group) for name, group in by_metric.items()]
+        return metrics_batch(self._resource, messages, len(readings))
+
+    def _metric(self, metric: Metric, readings: list[Reading]) -> MetricMessage:
+        from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
+        from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
+
+        message = MetricMessage(name=metric.otel, unit=metric.unit, description=metric.description)
+        summed = metric.counter or metric.otel in _UP_DOWN
+        if summed:
+            message.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
+            message.sum.is_monotonic = metric.counter
+        points = message.sum.data_points if summed else message.gauge.data_points
+        for reading in readings:
+            wall_ns = self._anchor.to_wall_ns(reading.time_ns)
+            start_ns = self._start(reading, wall_ns) if metric.counter else 0
+            point = points.add(time_unix_nano=wall_ns, start_time_unix_nano=start_ns, as_double=reading.value)
+            point.attributes.extend(self._series(reading))
+        return message
+
+    def _start(self, reading: Reading, wall_ns: int) -> int:
+        key = (reading.metric, reading.device)
+        start_ns, last = self._counters.get(key, (wall_ns, reading.value))
+        if reading.value < last:
+            start_ns = wall_ns
+        self._counters[key] = (start_ns, reading.value)
+        return start_ns
+
+    def _series(self, reading: Reading) -> list[KeyValue]:
+        key = (reading.metric, reading.device)
+        if key not in self._attributes:
+            self._attributes[key] = key_values(series_attributes(*key))
+        return self._attributes[key]
+
+
+def metrics_batch(resource: Resource, messages: Iterable[MetricMessage], points: int) -> EncodedBatch:
+    """Metrics of one resource as a serialised request."""
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+    request = ExportMetricsServiceRequest()
+    of_resource = request.resource_metrics.add(resource=resource)
+    of_resource.scope_metrics.add(scope=scope(), metrics=messages)
+    return EncodedBatch(Signal.METRICS, request.SerializeToString(), points)
