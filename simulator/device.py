@@ -20,8 +20,8 @@ from rankscope.simulator.state import NodeState
 
 #: Environment variable with the path of the simulated node's state.
 STATE_VARIABLE = "RANKSCOPE_SIM_NVML_STATE"
-#: Work items the host may run ahead of the device before a launch blocks; CUDA's own limit is about 1,024 launches.
-QUEUE_DEPTH = 48
+#: Work items the host may run ahead before a launch blocks, about a step. CUDA allows about 1,024 launches.
+QUEUE_DEPTH = 24
 
 
 class SimulatedGpu(Protocol):
