@@ -7,6 +7,7 @@ Python 3.15 on. Everything else about the build stands in pyproject.toml.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.build import build
@@ -18,7 +19,7 @@ class BuildStartUpFiles(Command):
     """Put the start-up files where a wheel, or an editable wheel, takes the root of site-packages from."""
 
     description = "copy the start-up files"
-    user_options: list[tuple[str, str, str]] = []
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
     editable_mode = False
 
     def initialize_options(self) -> None:
@@ -54,7 +55,7 @@ class BuildStartUpFiles(Command):
 class Build(build):
     """The standard build and the start-up files after it."""
 
-    sub_commands = [*build.sub_commands, ("build_start_up_files", None)]
+    sub_commands: ClassVar = [*build.sub_commands, ("build_start_up_files", None)]
 
 
 setup(cmdclass={"build": Build, "build_start_up_files": BuildStartUpFiles})

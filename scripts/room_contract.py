@@ -29,7 +29,7 @@ class MayImport(Contract):
     rooms = fields.SetField(subfield=fields.StringField(), required=False)
     libraries = fields.SetField(subfield=fields.StringField(), required=False)
 
-    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
+    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:  # noqa: ARG002
         """Collect each import that the table of rooms does not allow."""
         allowed_rooms = {self.room, *(self.rooms or ())}
         allowed_libraries = {"__future__", *sys.stdlib_module_names, *(self.libraries or ())}
@@ -39,9 +39,7 @@ class MayImport(Contract):
                 continue
             for imported in sorted(graph.find_modules_directly_imported_by(importer)):
                 room = _room_of(imported)
-                allowed = (
-                    imported.split(".")[0] in allowed_libraries if room is None else room in allowed_rooms
-                )
+                allowed = imported.split(".")[0] in allowed_libraries if room is None else room in allowed_rooms
                 if not allowed:
                     refused.extend(graph.get_import_details(importer=importer, imported=imported))
         return ContractCheck(kept=not refused, metadata={"refused": refused})

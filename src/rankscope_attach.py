@@ -17,14 +17,14 @@ def attach() -> None:
     Ctrl-C is the user's and passes. A second call does nothing: Python reads a virtual environment's
     start-up files twice.
     """
-    global _asked
+    global _asked  # noqa: PLW0603 - functools.cache would be an import in every Python from 3.15 on
     if _asked:
         return
     _asked = True
     if not os.environ.get("RANKSCOPE_ATTACH"):
         return
     try:
-        import rankscope.torch_hooks.startup
+        __import__("rankscope.torch_hooks.startup")
     except KeyboardInterrupt:
         raise
     except BaseException as error:

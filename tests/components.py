@@ -6,6 +6,7 @@ the reason; where CI is set it fails instead, so that CI never passes by leaving
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -18,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -132,6 +135,19 @@ def victoria_metrics(folder: Path, port: int | None = None) -> Iterator[str]:
         yield address
 
 
+def query(address: str, promql: str) -> list[dict[str, Any]]:
+    """The answer of the store to an instant query, after making what it took in readable.
+
+    Poll for a sample that was just written: the store looks at whole seconds, so one of this second can
+    still be missing.
+    """
+    with urllib.request.urlopen(f"{address}/internal/force_flush", timeout=10):
+        pass
+    with urllib.request.urlopen(f"{address}/api/v1/query?query={quote(promql)}", timeout=10) as response:
+        result: list[dict[str, Any]] = json.load(response)["data"]["result"]
+    return result
+
+
 @dataclass(frozen=True)
 class Rotel:
     """The addresses that a running rotel collector receives OTLP at."""
@@ -164,9 +180,7 @@ def rotel(folder: Path, exporter_arguments: list[str]) -> Iterator[Rotel]:
     folders = [str(TOOLS / "lib"), str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH")]
     env = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
     folder.mkdir(parents=True, exist_ok=True)
-    with running(
-        command, folder / "rotel.log", lambda: listens(grpc_port) and listens(http_port), env
-    ) as process:
+    with running(command, folder / "rotel.log", lambda: listens(grpc_port) and listens(http_port), env) as process:
         yield Rotel(f"http://127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", process)
 
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import components
 import pytest
-
-
-def _query(address: str, query: str) -> list[dict[str, object]]:
-    with urllib.request.urlopen(f"{address}/internal/force_flush"):
-        pass
-    with urllib.request.urlopen(f"{address}/api/v1/query?query={urllib.parse.quote(query)}") as response:
-        return json.load(response)["data"]["result"]
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    Gauge,
+    Metric,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+)
 
 
 def _post_gauge(address: str, value: int) -> None:
-    point = {"asInt": str(value), "timeUnixNano": str(components.now_ns())}
-    metric = {"name": "probe.gauge", "gauge": {"dataPoints": [point]}}
-    body = {"resourceMetrics": [{"scopeMetrics": [{"metrics": [metric]}]}]}
-    request = urllib.request.Request(
-        address, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
+    point = NumberDataPoint(as_int=value, time_unix_nano=components.now_ns())
+    metric = Metric(name="probe.gauge", gauge=Gauge(data_points=[point]))
+    body = ExportMetricsServiceRequest(
+        resource_metrics=[ResourceMetrics(scope_metrics=[ScopeMetrics(metrics=[metric])])]
+    ).SerializeToString()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/x-protobuf"})
     with urllib.request.urlopen(request) as response:
         assert response.status == 200
 
@@ -35,7 +34,8 @@ def test_victoria_metrics_stores_a_sample(tmp_path: Path) -> None:
         body = f"probe_gauge 7 {components.now_ns() // 1_000_000}\n".encode()
         with urllib.request.urlopen(f"{address}/api/v1/import/prometheus", body) as response:
             assert response.status == 204
-        (sample,) = _query(address, "probe_gauge")
+        components.wait_for(lambda: bool(components.query(address, "probe_gauge")), "the sample")
+        (sample,) = components.query(address, "probe_gauge")
         assert sample["value"][1] == "7"
 
 
@@ -47,13 +47,13 @@ def test_rotel_passes_a_metric_on_to_victoria_metrics(tmp_path: Path) -> None:
             "otlp",
             "--otlp-exporter-protocol",
             "http",
-            "--otlp-exporter-metrics-endpoint",
-            f"{store}/opentelemetry/v1/metrics",
+            "--otlp-exporter-endpoint",
+            f"{store}/opentelemetry",
         ]
         with components.rotel(tmp_path / "rotel", arguments) as collector:
             _post_gauge(f"{collector.http}/v1/metrics", 42)
-            components.wait_for(lambda: bool(_query(store, "probe_gauge")), "the sample to arrive")
-            (sample,) = _query(store, "probe_gauge")
+            components.wait_for(lambda: bool(components.query(store, "probe_gauge")), "the sample to arrive")
+            (sample,) = components.query(store, "probe_gauge")
             assert sample["value"][1] == "42"
 
 

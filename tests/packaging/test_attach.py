@@ -30,9 +30,7 @@ def _start_up(python: Path, text: str) -> None:
 
 def _run(python: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RANKSCOPE", "PYTHON"))}
-    return subprocess.run(
-        [str(python), *arguments], env={**env, **extra}, capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([str(python), *arguments], env={**env, **extra}, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("flags", [[], ["-E"], ["-I"]], ids=["plain", "-E", "-I"])
@@ -61,9 +59,7 @@ def test_imports_nothing_of_rankscope_when_not_asked(python: Path, extra: dict[s
         ("import there_is_no_such_module", "ModuleNotFoundError"),
     ],
 )
-def test_a_broken_start_up_says_so_in_one_line_and_python_starts(
-    python: Path, broken: str, named: str
-) -> None:
+def test_a_broken_start_up_says_so_in_one_line_and_python_starts(python: Path, broken: str, named: str) -> None:
     """Whatever the start-up module raises, the script runs as if unwatched."""
     _start_up(python, broken)
     done = _run(python, *STARTED, RANKSCOPE_ATTACH="1")
