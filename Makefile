@@ -19,7 +19,7 @@ install: $(VENV)/.installed ## make .venv with everything that the other command
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt rankscope_attach.pth rankscope_attach.start
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: $(PYTHON) is older than Python 3.11: make install PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
 	$(PIP) -e '.[dev]'
 	@touch $@
@@ -39,7 +39,7 @@ lint: install ## all of check but the tests
 	$(BIN)/lint-imports --no-logo
 
 verify: install ## what takes hours: every seed, soak
-	$(BIN)/python -m pytest -m verify
+	$(BIN)/python -m pytest -m verify -o faulthandler_timeout=0
 
 bench: install ## benchmarks, printed
 	$(BIN)/python -m benchmarks
@@ -49,7 +49,7 @@ format: install ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 
 tools: install ## the real components that tests run against, into .tools
-	$(BIN)/python scripts/fetch_tools.py
+	$(BIN)/python scripts/fetch_tools.py $(NAMES)
 
 constraints: install ## pin what is installed now
 	$(BIN)/python scripts/freeze.py

@@ -37,7 +37,7 @@ def find(name: str) -> Path | None:
 
 def need(name: str) -> Path:
     """The executable of a component; skips the test without it, fails it in CI."""
-    return find(name) or missing(f"{name} is neither on PATH nor in .tools: run `make tools {name}`")
+    return find(name) or missing(f"{name} is neither on PATH nor in .tools: run `make tools`")
 
 
 def missing(reason: str) -> Path:
