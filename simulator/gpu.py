@@ -249,9 +249,7 @@ class Gpu(_Mapped):
         """One ECC counter."""
         return int(self.record.ecc_errors[_ecc_slot(lifetime, kind, location)])
 
-    def add_ecc_errors(
-        self, lifetime: EccLifetime, kind: EccKind, location: MemoryLocation, count: int
-    ) -> None:
+    def add_ecc_errors(self, lifetime: EccLifetime, kind: EccKind, location: MemoryLocation, count: int) -> None:
         """Add to one ECC counter."""
         self.record.ecc_errors[_ecc_slot(lifetime, kind, location)] += count
 

@@ -92,9 +92,7 @@ class KernelLog:
             pid=pid,
             name=name,
         )
-        self.xid(
-            pci, 63, "Row Remapper: New row (0x00000000007fffa8) marked for remapping, reset gpu to activate."
-        )
+        self.xid(pci, 63, "Row Remapper: New row (0x00000000007fffa8) marked for remapping, reset gpu to activate.")
         self.xid(pci, 94, "Contained: CE User Channel (0x9). RST: No, D-RST: No", pid=pid, name=name)
         return self.xid(
             pci,
@@ -107,9 +105,7 @@ class KernelLog:
     def pcie_corrected_error(self, device: str, *, port: str = "0000:00:01.0") -> int:
         """A corrected AER report of the device at `dddd:bb:dd.f`."""
         self.write(f"pcieport {port}: AER: Corrected error message received from {device}")
-        return self.write(
-            f"nvidia {device}: PCIe Bus Error: severity=Correctable, type=Physical Layer, (Receiver ID)"
-        )
+        return self.write(f"nvidia {device}: PCIe Bus Error: severity=Correctable, type=Physical Layer, (Receiver ID)")
 
     def out_of_memory_kill(self, pid: int, name: str = "python3", *, cgroup: bool = False) -> int:
         """The OOM killer took a process; `cgroup` for the limit of a control group."""

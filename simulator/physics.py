@@ -240,9 +240,7 @@ class Physics:
         self._count_throttling(gpu, elapsed)
         weight = 1 - math.exp(-elapsed / _UTILIZATION_WINDOW_NS)
         motion.utilization += weight * (min(1.0, busy + transfer + spin) - motion.utilization)
-        motion.memory_utilization += weight * (
-            min(1.0, 0.45 * busy + 0.2 * transfer) - motion.memory_utilization
-        )
+        motion.memory_utilization += weight * (min(1.0, 0.45 * busy + 0.2 * transfer) - motion.memory_utilization)
         gpu.utilization_percent = round(100 * motion.utilization)
         gpu.memory_utilization_percent = round(100 * motion.memory_utilization)
         gpu.gpm_graphics_ns += round(elapsed * min(1.0, busy + transfer + spin))

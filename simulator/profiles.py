@@ -24,9 +24,7 @@ _FAN = "nvml.h, nvmlDeviceGetFanSpeed: 'products with dedicated fans'"
 _AUTO_BOOST = "nvml.h, nvmlDeviceGetAutoBoostedClocksEnabled: Pascal+ use application clocks"
 _OPERATION_MODE = "nvml.h, nvmlDeviceGetGpuOperationMode: 'from the Kepler family'"
 _PLATFORM = "nvml.h, nvmlDeviceGetPlatformInfo: 'For Blackwell or newer'"
-_LEGACY_BANDWIDTH = (
-    "nvml.h, fields 60-73 and the utilization counters are deprecated there; silence is unverified"
-)
+_LEGACY_BANDWIDTH = "nvml.h, fields 60-73 and the utilization counters are deprecated there; silence is unverified"
 
 _EVERYWHERE: Mapping[Feature, str] = {
     Feature.FAN: _FAN,

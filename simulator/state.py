@@ -79,18 +79,14 @@ class NodeState:
         try:
             with target.open("r+b") as file:
                 if os.fstat(file.fileno()).st_size != ctypes.sizeof(NodeRecord):
-                    raise SimulatorError(
-                        "not a node state of this version", where=str(target), todo="create it again"
-                    )
+                    raise SimulatorError("not a node state of this version", where=str(target), todo="create it again")
                 record = NodeRecord.from_buffer(mmap.mmap(file.fileno(), ctypes.sizeof(NodeRecord)))
         except OSError as error:
             raise SimulatorError(
                 f"cannot open the node state: {error.strerror}", where=str(target), todo="create it first"
             ) from error
         if record.magic != MAGIC or record.version != VERSION or not 1 <= record.gpu_count <= MAX_GPUS:
-            raise SimulatorError(
-                "not a node state of this version", where=str(target), todo="create it again"
-            )
+            raise SimulatorError("not a node state of this version", where=str(target), todo="create it again")
         return cls(target, record)
 
     @property
@@ -144,16 +140,12 @@ class NodeState:
 def _fill_node(record: Any, spec: GpuProfile, gpus: int, driver: str, host: str) -> None:
     parts = driver.split(".")
     if not 2 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts):
-        raise SimulatorError(
-            f"driver version {driver!r}", where="node.driver", todo="write it like 580.95.05"
-        )
+        raise SimulatorError(f"driver version {driver!r}", where="node.driver", todo="write it like 580.95.05")
     major, minor, patch = (*map(int, parts), 0)[:3]
     record.magic, record.version, record.gpu_count = MAGIC, VERSION, gpus
     record.size_bytes = ctypes.sizeof(NodeRecord)
     record.driver_major, record.driver_minor, record.driver_patch = major, minor, patch
-    record.cuda_version = (
-        13000 if major >= 580 else 12090 if major >= 575 else 12080 if major >= 570 else 12020
-    )
+    record.cuda_version = 13000 if major >= 580 else 12090 if major >= 575 else 12080 if major >= 570 else 12020
     record.driver_version = driver.encode()
     record.nvml_version = f"{record.cuda_version // 1000}.{driver}".encode()
     record.profile, record.host = spec.name.encode(), host.encode()[:63]

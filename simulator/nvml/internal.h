@@ -1,0 +1,85 @@
+/* What the parts of the simulated NVML library share: the mapped state, and the rules every call obeys. */
+#ifndef RANKSCOPE_SIM_INTERNAL_H
+#define RANKSCOPE_SIM_INTERNAL_H
+
+#define NVML_NO_UNVERSIONED_FUNC_DEFS /* old and new spellings are both defined here */
+#include <nvml.h>
+
+#include "layout.h"
+
+typedef const volatile sim_gpu *sim_gpu_ref;
+
+/* Field ids that headers older than 13.5 lack. */
+#ifndef NVML_FI_DEV_GPU_TEMP
+#define NVML_FI_DEV_GPU_TEMP 308
+#endif
+
+/* The mapped host; NULL before the first nvmlInit. */
+const volatile sim_node *sim_state(void);
+
+/* The rules every call obeys, in the order of the real library: initialised, handle valid, arguments present;
+ * then the call waits while its GPU hangs and as long as its latency, and fails if the GPU is gone. */
+nvmlReturn_t sim_initialised(void);
+nvmlReturn_t sim_enter(nvmlDevice_t device, const void *argument, sim_gpu_ref *gpu);
+nvmlReturn_t sim_unsupported(const char *name, nvmlDevice_t first_argument);
+
+nvmlDevice_t sim_handle(unsigned int gpu);
+int sim_driver_at_least(unsigned int major, unsigned int minor);
+
+/* Copies a string with NVML's rule for short buffers. */
+nvmlReturn_t sim_copy(char *to, unsigned int length, const volatile char *from);
+
+uint64_t sim_monotonic_ns(void);
+uint64_t sim_realtime_us(void);
+void sim_sleep_ns(uint64_t ns);
+
+/* Counters that several parts read. */
+uint64_t sim_ecc(sim_gpu_ref gpu, unsigned int lifetime, unsigned int kind, unsigned int location);
+uint64_t sim_ecc_total(sim_gpu_ref gpu, unsigned int lifetime, unsigned int kind);
+uint64_t sim_link_sum(sim_gpu_ref gpu, size_t offset);
+int sim_temperature(double celsius);
+unsigned int sim_power_usage(sim_gpu_ref gpu);
+
+#define ENTER(device, argument)                                      \
+    sim_gpu_ref gpu;                                                 \
+    do {                                                             \
+        nvmlReturn_t entered_ = sim_enter((device), (argument), &gpu); \
+        if (entered_ != NVML_SUCCESS)                                \
+            return entered_;                                         \
+    } while (0)
+
+#define NEEDS(feature)                                   \
+    do {                                                 \
+        if (gpu->not_supported & SIM_FEATURE_##feature)  \
+            return NVML_ERROR_NOT_SUPPORTED;             \
+    } while (0)
+
+#define CHECK(condition)                         \
+    do {                                         \
+        if (!(condition))                        \
+            return NVML_ERROR_INVALID_ARGUMENT;  \
+    } while (0)
+
+#define VERSIONED(pointer, expected)                         \
+    do {                                                     \
+        if ((pointer)->version != (expected))                \
+            return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;     \
+    } while (0)
+
+/* A function that stores one value of the GPU. */
+#define GETTER(function, type, expression)                       \
+    nvmlReturn_t function(nvmlDevice_t device, type *value) {    \
+        ENTER(device, value);                                    \
+        *value = (type)(expression);                             \
+        return NVML_SUCCESS;                                     \
+    }
+
+#define GETTER_IF(feature, function, type, expression)           \
+    nvmlReturn_t function(nvmlDevice_t device, type *value) {    \
+        ENTER(device, value);                                    \
+        NEEDS(feature);                                          \
+        *value = (type)(expression);                             \
+        return NVML_SUCCESS;                                     \
+    }
+
+#endif
