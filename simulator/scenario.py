@@ -43,6 +43,8 @@ class Workload:
     data_ms: float = 5.0
     #: Loader workers of each rank.
     workers: int = 1
+    #: Processor time the host needs to launch one step's work.
+    host_ms: float = 8.0
     #: Layers of the model; each is work items of its own on the device.
     layers: int = 4
     #: Samples in a batch.
@@ -236,6 +238,7 @@ class _Reader:
             ("workload.steps", workload.steps, 1, 1_000_000),
             ("workload.step_ms", workload.step_ms, 1, 60_000),
             ("workload.data_ms", workload.data_ms, 0, 60_000),
+            ("workload.host_ms", workload.host_ms, 0, 60_000),
             ("workload.workers", workload.workers, 0, 16),
             ("workload.layers", workload.layers, 1, 256),
             ("workload.batch", workload.batch, 1, 65_536),
