@@ -1,0 +1,280 @@
+"""The ranks of one job: finds their rings, reads them, and tells when a rank attached, spoke, or died."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rankscope.agent.processes import ProcessHandle, ProcessStat, signal_name
+from rankscope.agent.recording import Recording
+from rankscope.clock import Clock
+from rankscope.errors import RingError
+from rankscope.identity import RankIdentity
+from rankscope.reading import Event, Severity
+from rankscope.records import MarkKind, MarkRecord, Phase, RingRecord, StepRecord
+from rankscope.ring import SUFFIX, RankStatus, RingReader
+
+#: Steps whose durations say what is usual for a rank.
+_USUAL_STEPS = 256
+
+
+@dataclass(slots=True)
+class Rank:
+    """One training process as the agent follows it."""
+
+    identity: RankIdentity
+    reader: RingReader
+    row: int
+    handle: ProcessHandle
+    attached_ns: int
+    status: RankStatus | None = None
+    last_step: int | None = None
+    #: Durations of its latest steps without checkpoint and evaluation.
+    steps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_USUAL_STEPS))
+    #: Longest checkpoint and evaluation in one step so far.
+    longest_ns: dict[Phase, int] = field(default_factory=dict)
+    #: Signal on which it writes its stacks, as it announced.
+    stack_signal: str = ""
+    #: It ended or detached by itself, or its hooks gave up: silence means nothing any more.
+    said_goodbye: bool = False
+    failed: bool = False
+    gone: bool = False
+
+    @property
+    def stacks_path(self) -> Path:
+        """Where it writes its stacks."""
+        return self.reader.path.with_name(f"{self.reader.path.name}.stacks")
+
+    def usual_step_ns(self) -> int | None:
+        """99th percentile of its steps so far."""
+        if not self.steps_ns:
+            return None
+        ordered = sorted(self.steps_ns)
+        return ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+
+
+class RankWatcher:
+    """Follows every ring of one job in one directory and writes what they say into the recording."""
+
+    def __init__(
+        self,
+        directory: Path,
+        recording: Recording,
+        *,
+        clock: Clock,
+        owners: frozenset[int] | None,
+        job: str | None = None,
+        heard: Callable[[RankIdentity, list[RingRecord]], None] | None = None,
+    ) -> None:
+        """`owners` limits whose rings are read, `job` whose ranks (None: all); `heard` gets every record too."""
+        self.ranks: list[Rank] = []
+        self._directory = directory
+        self._recording = recording
+        self._clock = clock
+        self._owners = owners
+        self._job = job
+        self._heard = heard
+        #: Ring files known, good or refused, by name: inode, so that a file that was replaced is looked at again.
+        self._known: dict[str, int] = {}
+
+    def scan(self) -> list[Event]:
+        """Look for rings that are new."""
+        try:
+            entries = [entry for entry in os.scandir(self._directory) if entry.name.endswith(SUFFIX)]
+        except OSError:
+            # The directory comes with the first ring.
+            return []
+        events: list[Event] = []
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            try:
+                inode = entry.inode()
+                if self._known.get(entry.name) == inode or entry.name.startswith("."):
+                    continue
+                self._known[entry.name] = inode
+                events += self._open(Path(entry.path))
+            except RingError as error:
+                text = f"a ring was refused: {error}"
+                events.append(Event("rank-degraded", self._clock.monotonic_ns(), text, Severity.WARNING))
+        return events
+
+    def _open(self, path: Path) -> list[Event]:
+        reader = RingReader(path, owners=self._owners)
+        identity = reader.header.identity
+        if self._job is not None and identity.job != self._job:
+            reader.close()
+            return []
+        row, position = self._recording.add_rank(path.name, reader.header)
+        events = []
+        if position:
+            # An agent before this one read it that far.
+            reader.close()
+            reader = RingReader(path, owners=self._owners, after=position)
+        handle = ProcessHandle(identity.pid, identity.start_ticks)
+        rank = Rank(identity, reader, row, handle, reader.header.anchor.monotonic_ns)
+        if position:
+            self._recall(rank)
+        else:
+            events.append(_attached(rank))
+        self.ranks.append(rank)
+        return events
+
+    def _recall(self, rank: Rank) -> None:
+        """Take up what the agent before this one had heard of a rank."""
+        execute = self._recording.connection.execute
+        for time_ns, step, mark, text in execute(
+            "SELECT time_ns, step, mark, text FROM marks WHERE rank_id = ?", (rank.row,)
+        ):
+            self._note(rank, MarkRecord(time_ns, step, mark, text))
+        (rank.last_step,) = execute("SELECT max(step) FROM steps WHERE rank_id = ?", (rank.row,)).fetchone()
+        told = execute(
+            "SELECT 1 FROM events WHERE kind = 'rank-exited' AND rank = ? AND json_extract(attributes, '$.pid') = ?",
+            (rank.identity.rank, rank.identity.pid),
+        ).fetchone()
+        if told:
+            rank.gone = True
+            rank.handle.close()
+
+    def poll(self) -> list[Event]:
+        """Read every ring, and look after ranks whose end no pidfd will tell."""
+        events: list[Event] = []
+        for rank in self.ranks:
+            if rank.gone:
+                continue
+            if rank.handle.descriptor < 0 and not rank.handle.alive():
+                events += self.ended([rank])
+            else:
+                events += self._read(rank)
+        return events
+
+    def _read(self, rank: Rank) -> list[Event]:
+        batch = rank.reader.read()
+        rank.status = rank.reader.status() or rank.status
+        if not (batch.records or batch.overwritten or batch.damaged):
+            return []
+        events: list[Event] = []
+        for record in batch.records:
+            if isinstance(record, StepRecord):
+                _note_step(rank, record)
+            elif isinstance(record, MarkRecord) and (event := self._note(rank, record)) is not None:
+                events.append(event)
+        self._recording.add_records(rank.row, batch.records, rank.reader.position)
+        if self._heard is not None:
+            self._heard(rank.identity, batch.records)
+        number, now = rank.identity.rank, self._clock.monotonic_ns()
+        for kind, count, what in (
+            ("ring-overwritten", batch.overwritten, "overwritten before they were read"),
+            ("ring-damaged", batch.damaged, "damaged"),
+        ):
+            if count:
+                text = f"{count} records of rank {number} were {what}"
+                events.append(Event(kind, now, text, Severity.WARNING, rank=number, attributes={"count": count}))
+        return events
+
+    def _note(self, rank: Rank, mark: MarkRecord) -> Event | None:
+        """Remember what a mark means for this rank; returns the event it is, if it is one."""
+        number = rank.identity.rank
+        if mark.mark == MarkKind.ATTACHED:
+            for word in mark.text.split():
+                key, _, value = word.partition("=")
+                if key == "stacks" and value.startswith("SIG"):
+                    rank.stack_signal = value
+        elif mark.mark in (MarkKind.ENDED, MarkKind.DETACHED):
+            rank.said_goodbye = True
+        elif mark.mark == MarkKind.DEGRADED:
+            # A rank that is no longer watched by its own hooks says nothing more, and is not hung for that.
+            rank.said_goodbye = rank.said_goodbye or mark.text.startswith("stopped watching")
+            text = f"rank {number}: {mark.text}"
+            return Event("rank-degraded", mark.time_ns, text, Severity.WARNING, rank=number)
+        elif mark.mark == MarkKind.EXCEPTION:
+            rank.failed = True
+            kind = mark.text.partition(":")[0]
+            return Event(
+                "rank-exception",
+                mark.time_ns,
+                f"rank {number} ended with {mark.text}",
+                Severity.CRITICAL,
+                device=rank.identity.gpu_uuid or "",
+                rank=number,
+                attributes={"type": kind, "step": mark.step, "pid": rank.identity.pid},
+            )
+        return None
+
+    def ended(self, ranks: list[Rank]) -> list[Event]:
+        """These processes have ended, in this order: read what they left, and say how each went."""
+        now = self._clock.monotonic_ns()
+        # First of all the exit codes: they are readable until the parent has waited for its child.
+        stats = [rank.handle.stat() for rank in ranks]
+        events: list[Event] = []
+        for place, (rank, stat) in enumerate(zip(ranks, stats, strict=True)):
+            events += self._read(rank)
+            # One nanosecond apart: the order in which they died outlives a sort by time.
+            events.append(_exited(rank, stat, now + place))
+            rank.gone = True
+            rank.handle.close()
+        return events
+
+    def close(self) -> None:
+        """Close every ring."""
+        for rank in self.ranks:
+            rank.reader.close()
+            rank.handle.close()
+
+
+def _note_step(rank: Rank, record: StepRecord) -> None:
+    rank.last_step = record.step
+    long = {Phase.CHECKPOINT: record.checkpoint_ns, Phase.EVALUATION: record.evaluation_ns}
+    for phase, duration in long.items():
+        if duration > rank.longest_ns.get(phase, 0):
+            rank.longest_ns[phase] = duration
+    rank.steps_ns.append(record.end_ns - record.start_ns - sum(long.values()))
+
+
+def _attached(rank: Rank) -> Event:
+    identity = rank.identity
+    return Event(
+        "rank-attached",
+        rank.attached_ns,
+        f"rank {identity.rank} of {identity.world_size} (pid {identity.pid}) is watched",
+        device=identity.gpu_uuid or "",
+        rank=identity.rank,
+        attributes={
+            "pid": identity.pid,
+            "gpu_uuid": identity.gpu_uuid,
+            "device_clock": identity.device_clock,
+            "attempt": identity.attempt,
+        },
+    )
+
+
+def _exited(rank: Rank, stat: ProcessStat | None, time_ns: int) -> Event:
+    number, pid = rank.identity.rank, rank.identity.pid
+    clean = rank.said_goodbye or rank.failed
+    status = rank.status
+    phase = status.phase.name.lower() if status is not None else "none"
+    step = rank.last_step if status is None else status.step
+    attributes: dict[str, str | int | float | None] = {
+        "pid": pid,
+        "clean": int(clean),
+        "last_step": rank.last_step,
+        "phase": phase,
+        "attempt": rank.identity.attempt,
+    }
+    how = "ended without a word"
+    if stat is not None and stat.exit_code & 0x7F:
+        how = f"was ended by {signal_name(stat.exit_code & 0x7F)}"
+        attributes["signal"] = stat.exit_code & 0x7F
+    elif stat is not None and stat.exit_code:
+        how = f"ended with status {stat.exit_code >> 8}"
+        attributes["status"] = stat.exit_code >> 8
+    elif clean:
+        how = "ended"
+    if not clean:
+        how += f" in {phase} of step {step}"
+    severity = Severity.INFO if clean else Severity.CRITICAL
+    device = rank.identity.gpu_uuid or ""
+    return Event(
+        "rank-exited", time_ns, f"rank {number} (pid {pid}) {how}", severity, device, number, attributes=attributes
+    )
