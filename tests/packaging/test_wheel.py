@@ -38,3 +38,10 @@ def test_source_distribution_holds_the_tree(sdist: Path, tree: Path) -> None:
         held = {name.partition("/")[2] for name in archive.getnames()}
     files = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
     assert {name for name in files if not name.startswith(".")} - held == set()
+
+
+def test_source_distribution_holds_each_room_once(sdist: Path, rooms: tuple[str, ...]) -> None:
+    """The links in src are not followed into a second copy of every room."""
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert not [name for name in held if name.startswith(tuple(f"src/rankscope/{room}/" for room in rooms))]
