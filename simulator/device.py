@@ -2,7 +2,7 @@
 
 It behaves, and misbehaves, as CUDA does: events complete when the stream reaches them, `query` never waits,
 `elapsed_ns` refuses events that are not complete, `synchronize` blocks the host, nothing may be recorded during capture,
-and an error is sticky: it comes up at the next call, far from its cause. Kernels take time by sleeping, so no core is
+and an error is sticky: it comes up at a later call, far from its cause. Kernels take time by sleeping, so no core is
 used; the device keeps a clock of its own, so that a late wake-up of its thread does not lengthen its work.
 """
 
@@ -34,6 +34,11 @@ class SimulatedGpu(Protocol):
     spin_ns: int
     fatal: bool
     lost: bool
+    step: int
+
+    def set_process(self, pid: int, used_bytes: int) -> None:
+        """Have NVML show a process on this GPU."""
+        ...
 
 
 class DeviceError(RuntimeError):

@@ -65,7 +65,7 @@ class _Layer(torch.autograd.Function):
         return inputs * weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         inputs, weight = ctx.saved_tensors
         ctx.model.launch(_BACKWARD)
         return gradient * weight, (gradient * inputs).sum(0), None
@@ -99,7 +99,7 @@ class Model(torch.nn.Module):
         self._scale = batch.shape[0] / self._workload.batch
         value = batch
         for weight in self.weights:
-            value = _Layer.apply(value, weight, self)
+            value = _Layer.apply(value, weight, self)  # type: ignore[no-untyped-call]
         return value.mean()
 
 

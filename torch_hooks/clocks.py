@@ -76,7 +76,7 @@ class CudaClock:
 
     def elapsed_ns(self, first: Any, second: Any) -> int:
         # elapsed_time is float32 milliseconds: neighbours only, or precision is lost.
-        return round(first.elapsed_time(second) * 1e6)
+        return int(first.elapsed_time(second) * 1e6)
 
     def release(self, event: Any) -> None:
         self._pool.append(event)
@@ -95,7 +95,7 @@ class CudaClock:
         """Time the calls that wait for the device: synchronize(), and the tensor methods that copy to the host."""
         undo = [_timed(self._cuda, "synchronize", report, lambda _arguments: True)]
         for method in ("item", "tolist", "cpu", "__bool__", "__float__", "__int__"):
-            undo.append(_timed(self._tensor_type, method, report, _first_is_on_device))
+            undo += [_timed(self._tensor_type, method, report, _first_is_on_device)]
 
         def restore_all() -> None:
             for restore in undo:

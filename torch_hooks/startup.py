@@ -41,11 +41,11 @@ class TorchTrigger:
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if find is not None else None
+            spec: ModuleSpec | None = find(name, path, target) if find is not None else None
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _AttachingLoader(spec.loader)  # type: ignore[assignment]
-                return spec  # type: ignore[no-any-return]
+                    spec.loader = _AttachingLoader(spec.loader)
+                return spec
         return None
 
 
@@ -62,4 +62,4 @@ def attach_quietly() -> None:
 if "torch" in sys.modules:
     attach_quietly()
 else:
-    sys.meta_path.insert(0, TorchTrigger())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, TorchTrigger())

@@ -36,6 +36,8 @@ SLOT_BYTES = 256
 DEFAULT_SLOTS = 8192
 MAX_SLOTS = 1 << 20
 SUFFIX = ".ring"
+#: A lapped reader skips this share of the ring (1/16) beyond the oldest record: the writer goes on meanwhile.
+_LAP_MARGIN = 16
 
 _HEADER = struct.Struct("<8sHHIIqqqqqqqqq40s64s64s64s16s")
 _PREFIX = struct.Struct("<HHQ")
@@ -197,18 +199,30 @@ class RingReader:
             place = (self._expected - 1) % slots
             count = min(self.CHUNK, slots - place)
             chunk = os.pread(self._descriptor, count * SLOT_BYTES, HEADER_BYTES + place * SLOT_BYTES)
-            taken, bad, ahead = self._take(chunk, records)
+            taken, bad, lapped = self._take(chunk, records)
             damaged += bad
-            if ahead is not None:
-                oldest = ahead - slots + 1
+            if lapped:
+                oldest = self._newest() - slots + 1 + slots // _LAP_MARGIN
                 overwritten += oldest - self._expected
                 self._expected = oldest
             elif taken < count:
                 break
         return RingBatch(records, overwritten, damaged)
 
-    def _take(self, chunk: bytes, records: list[RingRecord]) -> tuple[int, int, int | None]:
-        """Take what follows on; returns (slots passed, damaged among them, a sequence number from a later lap)."""
+    def _newest(self) -> int:
+        """The highest sequence number in the file that stands in its own place."""
+        slots, newest = self.header.slots, self._expected
+        for place in range(0, slots, self.CHUNK):
+            size = min(self.CHUNK, slots - place) * SLOT_BYTES
+            chunk = os.pread(self._descriptor, size, HEADER_BYTES + place * SLOT_BYTES)
+            for start in range(0, len(chunk) - SLOT_BYTES + 1, SLOT_BYTES):
+                parsed = parse_slot(chunk[start : start + SLOT_BYTES])
+                if parsed is not None and (parsed[0] - 1) % slots == place + start // SLOT_BYTES:
+                    newest = max(newest, parsed[0])
+        return newest
+
+    def _take(self, chunk: bytes, records: list[RingRecord]) -> tuple[int, int, bool]:
+        """Take what follows on; returns (slots passed, damaged among them, whether the writer has lapped us)."""
         passed = damaged = pending = 0
         for start in range(0, len(chunk) - SLOT_BYTES + 1, SLOT_BYTES):
             parsed = parse_slot(chunk[start : start + SLOT_BYTES])
@@ -224,10 +238,10 @@ class RingReader:
                 self._expected = sequence + 1
                 pending = 0
             elif sequence > self._expected + pending and (sequence - self._expected - pending) % self.header.slots == 0:
-                return passed, damaged, sequence
+                return passed, damaged, True
             else:
                 break
-        return passed, damaged, None
+        return passed, damaged, False
 
     def status(self) -> RankStatus | None:
         """What the rank is doing now, or None before its first boundary."""
