@@ -2,8 +2,8 @@
 
 Cumulative, because a batch that is lost then costs resolution in time and not a single step of the count, because a
 repeat is harmless, and because Prometheus and VictoriaMetrics drop delta histograms. A duration of zero is left out: a
-phase counts the steps that had it. Labels are bounded: of names that users choose, the first few of a
-rank are kept apart and the rest share one.
+phase counts the steps that had it. Labels are bounded: of names that users choose, the first few of a rank are kept
+apart and the rest share one.
 """
 
 from __future__ import annotations
