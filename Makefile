@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint verify bench format tools constraints clean
+.PHONY: help install demo test check lint verify bench format generate tools constraints clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -37,6 +37,7 @@ lint: install ## all of check but the tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/generated.py --check
 
 verify: install ## what takes hours: every seed, soak
 	$(BIN)/python -m pytest -m verify -o faulthandler_timeout=0
@@ -47,6 +48,9 @@ bench: install ## benchmarks, printed
 format: install ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+generate: install ## write the files that are generated from the code
+	$(BIN)/python scripts/generated.py
 
 tools: install ## the real components that tests run against, into .tools
 	$(BIN)/python scripts/fetch_tools.py $(NAMES)

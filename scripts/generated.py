@@ -1,0 +1,45 @@
+"""Write the files that are generated from the code, or with --check say which are not as it would write them.
+
+A generator is a function without arguments that returns the whole text of its file, and is listed here.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+GENERATED = {
+    "docs/configuration.md": "rankscope.agent.config_docs:configuration_markdown",
+}
+
+
+def text_of(generator: str) -> str:
+    """What a generator, named as `module:function`, says its file holds."""
+    module, _, function = generator.partition(":")
+    text: str = getattr(import_module(module), function)()
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    """Write every file; with --check write none and give 1 when one is stale."""
+    check = arguments == ["--check"]
+    stale = 0
+    for name, generator in GENERATED.items():
+        path, text = ROOT / name, text_of(generator)
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        if check:
+            stale += 1
+            print(f"{name}: not what {generator} gives: run `make generate`")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(f"{name}: written")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
