@@ -43,7 +43,7 @@ verify: install ## what takes hours: every seed, soak
 	$(BIN)/python -m pytest -m verify -o faulthandler_timeout=0
 
 bench: install ## benchmarks, printed
-	$(BIN)/python -m benchmarks
+	@for script in $(wildcard benchmarks/[a-z]*.py); do echo "$$script"; $(BIN)/python $$script || exit 1; done
 
 format: install ## rewrite the sources in the house format
 	$(BIN)/ruff format .
