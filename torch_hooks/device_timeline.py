@@ -13,6 +13,8 @@ from rankscope.ring import RingWriter
 MAX_PENDING_STEPS = 32
 #: Steps over which the smallest distance between device and host clock is taken as "no lead" (drift is ppm).
 _LEAD_BLOCK_STEPS = 128
+#: In place of a phase: boundaries were passed without an event.
+_UNKNOWN = -1
 
 
 class DeviceTimeline:
@@ -25,6 +27,7 @@ class DeviceTimeline:
         self._coarse = coarse
         self._open: list[tuple[int, int, Any, int]] = []
         self._pending: deque[tuple[int, list[tuple[int, int, Any, int]]]] = deque()
+        self._gap = False
         self._last: Any = None
         self._device_ns = 0
         self._nearest_ns: int | None = None
@@ -37,7 +40,10 @@ class DeviceTimeline:
         if self._coarse and ended not in (Phase.OTHER, Phase.NONE):
             return
         if self._clock.ready():
-            self._open.append((ended, begun, self._clock.record(), host_ns))
+            self._open.append((_UNKNOWN if self._gap else ended, begun, self._clock.record(), host_ns))
+            self._gap = False
+        else:
+            self._gap = True
 
     def end_step(self, step: int) -> None:
         """The step's events are all placed; write what older steps' events say by now."""
@@ -66,8 +72,8 @@ class DeviceTimeline:
             lead = self._lead(host_ns)
             leads[begun] = lead
         self._age_lead()
-        if not whole:
-            return  # The first step has no event at its begin.
+        if not whole or _UNKNOWN in spent:
+            return  # The first step has no event at its begin, one with a graph capture not at every boundary.
 
         def part(phase: int) -> int:
             return MISSING if self._coarse else spent.get(phase, 0)

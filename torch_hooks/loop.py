@@ -132,9 +132,13 @@ class TrainingLoop:
 
     def end_explicit_loop(self) -> None:
         """The user's own loop is over; what comes next is inferred again."""
-        if self.explicit:
+        if not self.explicit:
+            return
+        self.explicit = False
+        if self.clock.phase == Phase.DATA_WAIT:
+            self.clock.switch(Phase.OTHER)  # the loader was at its end: no batch, no step
+        else:
             self._end_step(Phase.OTHER)
-            self.explicit = False
 
     def _end_step(self, next_phase: int) -> None:
         if self.clock.backward_count:
