@@ -4,10 +4,10 @@ Bucket i at scale s holds (b**i, b**(i+1)] with b = 2**(2**-s). A quantile's est
 relative error (b - 1) / (b + 1). At most MAX_BUCKETS buckets are kept: where the values spread further, neighbours are
 joined and the scale falls by one, which squares b. Starting from scale 5, the error is at most
 
-    1.1 %  while the largest value is at most 2**5  = 32 times the smallest,
-    2.2 %  up to                              2**10 = 1024 times,
-    4.4 %  up to                              2**20 = a million times,
-    8.7 %  up to                              2**40.
+    1.1 %  while the largest value is at most 31 times the smallest,
+    2.2 %  up to                             980 times,
+    4.4 %  up to                         960 000 times,
+    8.7 %  up to                          9 * 10**11 times.
 
 Buckets of a lower scale are unions of buckets of a higher one, so histograms merge without a further error, in any
 order, over ranks and nodes. Count, sum, smallest and largest value are exact. The scale is capped at 5 on purpose: the

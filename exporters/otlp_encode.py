@@ -5,7 +5,7 @@ Add what it returns to the outbox in the transaction that appends the same data 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rankscope.clock import ClockAnchor
 from rankscope.exporters.otlp_common import EncodedBatch, resource
@@ -31,7 +31,11 @@ class OtlpEncoder:
 
     def readings(self, readings: Iterable[Reading]) -> list[EncodedBatch]:
         """Every reading as a point with its own time. Readings of one series must come in order."""
-        return list(self._readings.encode(readings))
+        return list(self.iterate_readings(readings))
+
+    def iterate_readings(self, readings: Iterable[Reading]) -> Iterator[EncodedBatch]:
+        """The same, batch by batch, for readings that are too many to hold twice."""
+        return self._readings.encode(readings)
 
     def add_records(self, identity: RankIdentity, records: Iterable[RingRecord]) -> None:
         """Count a rank's records; `steps` gives the sums out."""
