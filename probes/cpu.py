@@ -1,0 +1,61 @@
+"""CPU time of the whole host and threads that want a core (/proc/stat)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankscope.probes.held_file import HeldFile
+from rankscope.reading import Group, ProbeResult, Reading
+
+_NS = 10**9
+
+
+def parse(text: str, ticks_per_second: int) -> dict[str, float]:
+    """Metric -> value of a /proc/stat; what is not there is left out. Never raises.
+
+    Columns of "cpu" (proc(5)): user nice system idle iowait irq softirq steal guest guest_nice; guest time is
+    already in user time.
+    """
+    values: dict[str, float] = {}
+    cores = 0
+    for line in text.splitlines():
+        name, *columns = line.split() or [""]
+        if not all(column.isascii() and column.isdigit() and len(column) <= 20 for column in columns):
+            continue
+        if name == "cpu" and len(columns) >= 8:
+            ticks = [int(column) for column in columns]
+            busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]
+            values["host.cpu_busy_ns"] = busy * _NS // ticks_per_second
+            values["host.cpu_iowait_ns"] = ticks[4] * _NS // ticks_per_second
+            values["host.cpu_steal_ns"] = ticks[7] * _NS // ticks_per_second
+        elif name.startswith("cpu"):
+            cores += 1
+        elif name == "procs_running" and len(columns) == 1:
+            values["host.load_runnable"] = int(columns[0])
+    if cores:
+        values["host.cpu_count"] = cores
+    return values
+
+
+class CpuProbe:
+    """Probe of the host's CPU time."""
+
+    name = "cpu"
+    groups: Sequence[Group] = (
+        Group("cpu", _NS, _NS // 5, "contention shows within a step; counters lose nothing in between"),
+    )
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._file = HeldFile(proc / "stat")
+        self._ticks_per_second = os.sysconf("SC_CLK_TCK")
+
+    def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group
+        """The counters now. Raises ProbeError."""
+        values = parse(self._file.read(), self._ticks_per_second)
+        return ProbeResult([Reading(metric, value, now_ns) for metric, value in values.items()])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,348 @@
+"""NVIDIA GPUs by NVML: the agent's side, which asks a helper process and never waits for the driver.
+
+A sick GPU can hold an NVML call for 45 s and more. So the calls are made in another process (nvml_child), answers are
+taken when they are there, usually those of this request, else those of the one before, and silence is an event.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rankscope.errors import ProbeError
+from rankscope.probes.helper_process import HelperProcess
+from rankscope.probes.nvml_library import GPU_IS_LOST, GpuIdentity
+from rankscope.probes.nvml_messages import Message
+from rankscope.reading import Event, Group, Outcome, ProbeResult, Reading, Severity
+
+SECOND = 10**9
+#: How long one read waits for answers to its own request, ms. NVML answers a healthy group in well under 1 ms.
+PATIENCE_MS = 3
+#: First and longest pause before a helper that ended is started again, ns.
+FIRST_RESTART_NS = SECOND
+LONGEST_RESTART_NS = 60 * SECOND
+#: While a GPU is lost, a fresh helper looks this often whether it is back, ns.
+LOOK_AGAIN_NS = 300 * SECOND
+#: Xids after which the driver's firmware calls block for tens of seconds each (GSP timeouts); DCGM stops on 119 too.
+BREAKER_XIDS = frozenset({119, 120})
+#: How long NVML is left alone after one of them, ns: longer than one firmware timeout of 45 s.
+BREAKER_NS = 60 * SECOND
+
+_HELPER = "rankscope.probes.nvml_child"
+
+
+@dataclass(slots=True)
+class _Gpu:
+    identity: GpuIdentity
+    #: Group -> when its unanswered read was asked for.
+    awaited: dict[str, int] = field(default_factory=dict)
+    stalled: bool = False
+    lost: bool = False
+
+
+@dataclass(slots=True)
+class _Gathered:
+    readings: list[Reading] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    outcomes: list[tuple[str, Outcome, str]] = field(default_factory=list)
+
+
+class NvmlProbe:
+    """Probe of every GPU of this host. `gpus` is what it has found so far, empty until the helper has answered."""
+
+    name = "nvml"
+    groups: Sequence[Group] = (
+        Group("fast", SECOND, SECOND // 5, "the driver refreshes clocks, power and reasons every 100 ms"),
+        Group("counters", SECOND, SECOND, "integrals: slower reads lose only the position of a change"),
+        Group("slow", 2 * SECOND, SECOND, "temperature moves over seconds"),
+        Group("health", 15 * SECOND, SECOND, "sticky counters and limits"),
+    )
+
+    def __init__(
+        self,
+        *,
+        library: str | None = None,
+        deadline_ns: int = 5 * SECOND,
+        replace_stuck_after_ns: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Nothing is started before the first read.
+
+        `library` is a path to use instead of the linker's libnvidia-ml.so.1. A helper stuck for
+        `replace_stuck_after_ns` is killed, with None never: a killed monitor has been followed by firmware faults.
+        """
+        self._library = library
+        self._deadline_ns = deadline_ns
+        self._replace_stuck_after_ns = replace_stuck_after_ns
+        self._environment = environment
+        self._helper: HelperProcess | None = None
+        self._started_ns = 0
+        self._greeted = False
+        self._start_stalled = False
+        self._ending = False
+        self._killed = False
+        self._restart_at_ns = 0
+        self._restart_pause_ns = FIRST_RESTART_NS
+        self._unsupported = False
+        self._gpus: dict[str, _Gpu] = {}
+        self._by_index: dict[int, _Gpu] = {}
+        self._unreachable: set[int] = set()
+        self._breaker_until_ns = 0
+        self._look_again_ns = 0
+        self._said: set[tuple[str, Outcome, str]] = set()
+        self.driver: str | None = None
+
+    @property
+    def gpus(self) -> tuple[GpuIdentity, ...]:
+        """Every GPU seen since the start, lost ones too, by index."""
+        return tuple(sorted((gpu.identity for gpu in self._gpus.values()), key=lambda gpu: gpu.index))
+
+    @property
+    def helper_pid(self) -> int | None:
+        """Process id of the helper, for whoever accounts for its cost."""
+        return None if self._helper is None else self._helper.pid
+
+    def uuid_of_pci(self, pci: str) -> str | None:
+        """UUID of the GPU at a PCI address "dddd:bb:dd", or None."""
+        return next((uuid for uuid, gpu in self._gpus.items() if gpu.identity.pci == pci), None)
+
+    def heed(self, event: Event) -> None:
+        """Leave NVML alone for a while after a kernel log event that says its calls would block."""
+        if event.kind == "xid" and event.attributes.get("number") in BREAKER_XIDS:
+            self._breaker_until_ns = max(self._breaker_until_ns, event.time_ns + BREAKER_NS)
+
+    def read(self, group: str, now_ns: int) -> ProbeResult:
+        """Ask every GPU for one group and return all that has arrived, of whichever request."""
+        if self._unsupported:
+            return ProbeResult()
+        gathered = _Gathered()
+        helper = self._live_helper(gathered, now_ns)
+        if helper is not None:
+            self._take(helper, gathered, now_ns, 0)
+            if self._greeted and not self._ending and now_ns >= self._breaker_until_ns:
+                self._ask(helper, group, now_ns)
+                self._await(helper, gathered, group, now_ns)
+            self._watch(helper, gathered, now_ns)
+        return ProbeResult(gathered.readings, gathered.events, gathered.outcomes)
+
+    def close(self) -> None:
+        """End the helper; where it is stuck in the driver and may not be killed, it ends by itself later."""
+        if self._helper is not None:
+            self._helper.close(may_kill=self._replace_stuck_after_ns is not None)
+            self._helper = None
+
+    # The helper's life
+
+    def _live_helper(self, gathered: _Gathered, now_ns: int) -> HelperProcess | None:
+        """The one helper; a new one only when there is none and the pause is over."""
+        helper = self._helper
+        if helper is not None and (status := helper.exit_status()) is not None:
+            self._take(helper, gathered, now_ns, 0)
+            helper.close(may_kill=False)
+            self._helper = helper = None
+            for gpu in self._gpus.values():
+                gpu.awaited.clear()
+            if not self._unsupported and not self._ending:
+                self._helper_failed(gathered, f"the NVML helper ended with status {status}", now_ns)
+        if helper is None and not self._unsupported and now_ns >= self._restart_at_ns:
+            arguments = () if self._library is None else (self._library,)
+            try:
+                helper = HelperProcess(_HELPER, arguments, self._environment)
+            except ProbeError as error:
+                self._helper_failed(gathered, str(error), now_ns)
+                return None
+            self._helper, self._started_ns = helper, now_ns
+            self._greeted = self._ending = self._killed = False
+        return helper
+
+    def _helper_failed(self, gathered: _Gathered, reason: str, now_ns: int) -> None:
+        self._restart_at_ns = now_ns + self._restart_pause_ns
+        self._restart_pause_ns = min(2 * self._restart_pause_ns, LONGEST_RESTART_NS)
+        gathered.events.append(
+            Event(
+                "probe-failed",
+                now_ns,
+                reason,
+                Severity.WARNING,
+                attributes={"probe": self.name, "outcome": Outcome.FAILED.value},
+            )
+        )
+        self._say(gathered, "", Outcome.FAILED, reason)
+
+    # Asking and taking
+
+    def _ask(self, helper: HelperProcess, group: str, now_ns: int) -> None:
+        free = [i for i, gpu in self._by_index.items() if not gpu.lost and group not in gpu.awaited]
+        if free and helper.send({"group": group, "gpus": free}):
+            for index in free:
+                self._by_index[index].awaited[group] = now_ns
+
+    def _await(self, helper: HelperProcess, gathered: _Gathered, group: str, now_ns: int) -> None:
+        end = time.monotonic() + PATIENCE_MS / 1000
+        while any(gpu.awaited.get(group) == now_ns for gpu in self._by_index.values()):
+            left_ms = int((end - time.monotonic()) * 1000)
+            if left_ms <= 0:
+                return
+            self._take(helper, gathered, now_ns, left_ms)
+
+    def _take(self, helper: HelperProcess, gathered: _Gathered, now_ns: int, wait_ms: int) -> None:
+        try:
+            messages = helper.receive(wait_ms)
+        except ProbeError as error:
+            self._say(gathered, "", Outcome.FAILED, str(error))
+            helper.request_end()
+            return
+        for message in messages:
+            kind = message["kind"]
+            if kind == "sample":
+                self._sample(gathered, message, now_ns)
+            elif kind == "xid":
+                gathered.events.append(_xid(message))
+            elif kind == "hello":
+                self._hello(gathered, message, now_ns)
+            elif kind == "note":
+                self._say(gathered, "", Outcome(message["outcome"]), message["reason"])
+            elif kind == "failed":
+                self._failed(gathered, helper, message, now_ns)
+
+    def _failed(self, gathered: _Gathered, helper: HelperProcess, message: Message, now_ns: int) -> None:
+        """The library cannot be used: for good where there is none, else it is tried again later."""
+        outcome = Outcome(message["outcome"])
+        self._say(gathered, "", outcome, message["reason"])
+        self._ending = True
+        helper.request_end()
+        if outcome is Outcome.UNSUPPORTED:
+            self._unsupported = True
+            helper.close(may_kill=True)
+            self._helper = None
+        self._restart_at_ns = now_ns + self._restart_pause_ns
+        self._restart_pause_ns = min(2 * self._restart_pause_ns, LONGEST_RESTART_NS)
+
+    def _hello(self, gathered: _Gathered, message: Message, now_ns: int) -> None:
+        self._greeted = True
+        self.driver = message["driver"]
+        if self._start_stalled:
+            self._start_stalled = False
+            gathered.events.append(self._recovered("", now_ns - self._started_ns, now_ns))
+        self._by_index = {}
+        for values in message["gpus"]:
+            identity = GpuIdentity(**values)
+            gpu = self._gpus.setdefault(identity.uuid, _Gpu(identity))
+            gpu.identity = identity
+            if gpu.lost:
+                gpu.lost = False
+                gathered.events.append(self._recovered(identity.uuid, 0, now_ns))
+            self._by_index[identity.index] = gpu
+        present = {gpu.identity.uuid for gpu in self._by_index.values()}
+        for uuid, gpu in self._gpus.items():
+            if uuid not in present and not gpu.lost:
+                self._lost(gathered, gpu, "it is no longer on the bus", "enumeration", now_ns)
+        self._unreached(gathered, message["unreachable"], now_ns)
+        if not self._gpus and not message["unreachable"]:
+            self._say(gathered, "", Outcome.NO_DATA, "NVML finds no GPU")
+        self._look_again_ns = now_ns + LOOK_AGAIN_NS
+
+    def _unreached(self, gathered: _Gathered, unreachable: list[tuple[int, int, str]], now_ns: int) -> None:
+        known = {gpu.identity.index for gpu in self._gpus.values()}
+        for index, code, text in unreachable:
+            reason = f"GPU at index {index} gives no handle: {text}"
+            self._say(gathered, "", Outcome.FAILED, reason)
+            if code == GPU_IS_LOST and index not in known | self._unreachable:
+                self._unreachable.add(index)
+                gathered.events.append(_gpu_lost("", reason, "enumeration", None, now_ns))
+
+    def _sample(self, gathered: _Gathered, message: Message, now_ns: int) -> None:
+        gpu = self._by_index.get(message["gpu"])
+        if gpu is None:
+            return
+        uuid = gpu.identity.uuid
+        asked_ns = gpu.awaited.pop(message["group"], now_ns)
+        time_ns = message["time_ns"]
+        if gpu.stalled:
+            gpu.stalled = False
+            gathered.events.append(self._recovered(uuid, now_ns - asked_ns, now_ns))
+        for metric, value in message["values"].items():
+            gathered.readings.append(Reading(metric, value, time_ns, uuid))
+        for metric, outcome, reason in message["outcomes"]:
+            self._say(gathered, uuid, Outcome(outcome), f"{metric}: {reason}")
+        if message["down"] is not None and not gpu.lost:
+            text = "it is lost" if message["down"] == GPU_IS_LOST else "it needs a reset"
+            self._lost(gathered, gpu, f"{text} (NVML code {message['down']})", "nvml", time_ns)
+        elif message["values"]:
+            self._restart_pause_ns = FIRST_RESTART_NS
+
+    def _lost(self, gathered: _Gathered, gpu: _Gpu, why: str, source: str, time_ns: int) -> None:
+        gpu.lost, gpu.stalled = True, False
+        gpu.awaited.clear()
+        identity = gpu.identity
+        text = f"GPU {identity.index} at {identity.pci} ({identity.uuid}): {why}"
+        gathered.events.append(_gpu_lost(identity.uuid, text, source, identity.pci, time_ns))
+
+    # Watching for silence
+
+    def _watch(self, helper: HelperProcess, gathered: _Gathered, now_ns: int) -> None:
+        """Tell of calls past their deadline, once each; kill or renew the helper where that is due."""
+        longest = 0
+        if not self._greeted and not self._ending:
+            longest = now_ns - self._started_ns
+            if longest >= self._deadline_ns and not self._start_stalled:
+                self._start_stalled = True
+                gathered.events.append(self._stall("", "NVML has not answered since its start", longest, now_ns))
+        for gpu in self._by_index.values():
+            waited = now_ns - min(gpu.awaited.values(), default=now_ns)
+            longest = max(longest, waited)
+            if waited >= self._deadline_ns and not gpu.stalled:
+                gpu.stalled = True
+                text = f"an NVML call on GPU {gpu.identity.index} has not returned"
+                gathered.events.append(self._stall(gpu.identity.uuid, text, waited, now_ns))
+        limit = self._replace_stuck_after_ns
+        if limit is not None and longest >= limit and not self._killed:
+            self._killed = True
+            helper.kill()
+        lost = any(gpu.lost for gpu in self._gpus.values())
+        if self._greeted and lost and longest < self._deadline_ns and now_ns >= self._look_again_ns:
+            self._ending, self._greeted = True, False
+            helper.request_end()
+
+    def _stall(self, device: str, text: str, waited_ns: int, now_ns: int) -> Event:
+        return Event(
+            "probe-stalled",
+            now_ns,
+            f"{text} for {waited_ns / SECOND:.1f} s",
+            Severity.WARNING,
+            device,
+            attributes={"probe": self.name, "waited_ns": waited_ns},
+        )
+
+    def _recovered(self, device: str, waited_ns: int, now_ns: int) -> Event:
+        return Event(
+            "probe-recovered",
+            now_ns,
+            "NVML answers again",
+            device=device,
+            attributes={"probe": self.name, "waited_ns": waited_ns},
+        )
+
+    def _say(self, gathered: _Gathered, device: str, outcome: Outcome, reason: str) -> None:
+        """An outcome, the first time only."""
+        said = (device, outcome, reason)
+        if said not in self._said:
+            self._said.add(said)
+            gathered.outcomes.append(said)
+
+
+def _gpu_lost(device: str, text: str, source: str, pci: str | None, time_ns: int) -> Event:
+    return Event("gpu-lost", time_ns, text, Severity.CRITICAL, device, attributes={"source": source, "pci": pci})
+
+
+def _xid(message: Message) -> Event:
+    attributes = {"number": message["number"], "message": None, "source": "nvml", "pci": message["pci"]}
+    return Event(
+        "xid",
+        message["time_ns"],
+        f"Xid {message['number']} reported by NVML",
+        Severity.WARNING,
+        message["uuid"],
+        attributes=attributes,
+    )

@@ -1,0 +1,221 @@
+"""The helper process that alone calls NVML: `python -m rankscope.probes.nvml_child [LIBRARY]`.
+
+The main thread reads requests and never calls NVML, so the helper ends with its parent whatever the driver does.
+One thread a GPU makes that GPU's calls: one that does not return holds up no other, unless the driver does.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from rankscope.errors import ProbeError
+from rankscope.probes.nvml_fields import version_of
+from rankscope.probes.nvml_library import DOWN, LIBRARY_NOT_FOUND, NO_PERMISSION, NvmlFailure, NvmlLibrary
+from rankscope.probes.nvml_messages import Message, Unpacker, pack
+from rankscope.probes.nvml_reader import GpuReader
+from rankscope.reading import Outcome
+
+#: A wait for Xid events ends this often, so that the helper can end, ms.
+XID_WAIT_MS = 500
+#: How long an orderly end may take before the helper just goes, s.
+FAREWELL_S = 2.0
+
+Send = Callable[[Message], None]
+
+
+class GpuWorker(threading.Thread):
+    """Makes the calls for one GPU, one group after the other."""
+
+    def __init__(self, reader: GpuReader, send: Send) -> None:
+        super().__init__(name=f"gpu-{reader.gpu.identity.index}", daemon=True)
+        self._reader = reader
+        self._send = send
+        self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._pending: set[str] = set()
+
+    def ask(self, group: str) -> None:
+        """Queue one read unless that group is already waiting for an answer."""
+        if group not in self._pending:
+            self._pending.add(group)
+            self._asked.put(group)
+
+    def finish(self) -> None:
+        """End after what is queued."""
+        self._asked.put(None)
+
+    def run(self) -> None:
+        """Read until told to finish or until the GPU is down."""
+        index = self._reader.gpu.identity.index
+        while (group := self._asked.get()) is not None:
+            before = time.monotonic_ns()
+            sample = self._reader.read(group, before)
+            self._send(
+                {
+                    "kind": "sample",
+                    "gpu": index,
+                    "group": group,
+                    "time_ns": (before + time.monotonic_ns()) // 2,
+                    "values": sample.values,
+                    "outcomes": sample.outcomes,
+                    "down": sample.down,
+                }
+            )
+            self._pending.discard(group)
+            if sample.down is not None:
+                return
+
+
+class Helper:
+    """Opens the library in a thread of its own, then answers requests until its input ends."""
+
+    def __init__(self, library_path: str | None, requests: int, answers: int) -> None:
+        """`requests` and `answers` are the descriptors to read from and to write to."""
+        self._library_path = library_path
+        self._requests = requests
+        self._answers = answers
+        self._write_lock = threading.Lock()
+        self._library: NvmlLibrary | None = None
+        self._workers: dict[int, GpuWorker] = {}
+        self._ending = threading.Event()
+        self._driver_thread = threading.Thread(target=self._drive, name="nvml", daemon=True)
+
+    def serve(self) -> None:
+        """Answer requests until the parent closes its end, or is gone."""
+        self._driver_thread.start()
+        unpacker = Unpacker()
+        while data := os.read(self._requests, 65536):
+            for request in unpacker.feed(data):
+                for index in request["gpus"]:
+                    if index in self._workers:
+                        self._workers[index].ask(request["group"])
+
+    def finish(self) -> None:
+        """Shut NVML down in order if the driver lets us within FAREWELL_S."""
+        self._ending.set()
+        farewell = threading.Thread(target=self._shut_down, daemon=True)
+        farewell.start()
+        farewell.join(FAREWELL_S)
+
+    def _shut_down(self) -> None:
+        for worker in self._workers.values():
+            worker.finish()
+        for thread in (*self._workers.values(), self._driver_thread):
+            thread.join()
+        if self._library is not None:
+            try:
+                self._library.close()
+            except NvmlFailure:
+                return
+
+    def _send(self, message: Message) -> None:
+        data = memoryview(pack(message))
+        with self._write_lock:
+            try:
+                while data:
+                    data = data[os.write(self._answers, data) :]
+            except BrokenPipeError:
+                os._exit(0)
+
+    def _drive(self) -> None:
+        """Open the library, say what is there, start the workers, then wait for Xids."""
+        try:
+            library = NvmlLibrary(self._library_path)
+        except NvmlFailure as failure:
+            self._send(_failed(failure, self._library_path))
+            return
+        self._library = library
+        driver = version_of(library.driver)
+        # Before the first hello, so that whoever has heard it misses no Xid from then on.
+        watching = self._watch(library)
+        workers = {gpu.identity.index: GpuWorker(GpuReader(gpu, driver), self._send) for gpu in library.gpus}
+        for worker in workers.values():
+            worker.start()
+        self._workers = workers
+        self._send(
+            {
+                "kind": "hello",
+                "driver": library.driver,
+                "gpus": [asdict(gpu.identity) for gpu in library.gpus],
+                "unreachable": [[index, failure.code, str(failure)] for index, failure in library.unreachable],
+            }
+        )
+        if watching:
+            self._wait_for_xids(library)
+
+    def _watch(self, library: NvmlLibrary) -> bool:
+        try:
+            watched = library.watch_xids()
+        except NvmlFailure as failure:
+            self._send(_note(Outcome.FAILED, f"no Xid events from NVML: {failure}"))
+            return False
+        if library.gpus and not watched:
+            self._send(_note(Outcome.UNSUPPORTED, "no GPU offers Xid events through NVML"))
+        return watched > 0
+
+    def _wait_for_xids(self, library: NvmlLibrary) -> None:
+        while not self._ending.is_set():
+            try:
+                found = library.wait_xid(XID_WAIT_MS)
+            except NvmlFailure as failure:
+                # A lost GPU fails the wait at once, again and again; its own worker tells of the loss.
+                if failure.code not in DOWN:
+                    self._send(_note(Outcome.FAILED, f"waiting for Xid events failed: {failure}"))
+                self._ending.wait(XID_WAIT_MS / 1000)
+                continue
+            if found is not None:
+                gpu, number = found
+                self._send(
+                    {
+                        "kind": "xid",
+                        "uuid": gpu.uuid if gpu else "",
+                        "pci": gpu.pci if gpu else None,
+                        "number": number,
+                        "time_ns": time.monotonic_ns(),
+                    }
+                )
+
+
+def _note(outcome: Outcome, reason: str) -> Message:
+    return {"kind": "note", "outcome": outcome, "reason": reason}
+
+
+def _failed(failure: NvmlFailure, path: str | None) -> Message:
+    if failure.code == LIBRARY_NOT_FOUND:
+        looked_for = path or "libnvidia-ml.so.1"
+        reason = f"NVML library not found ({looked_for}); install the NVIDIA driver, or go on without GPU counters"
+        return {"kind": "failed", "outcome": Outcome.UNSUPPORTED, "reason": reason}
+    outcome = Outcome.NO_PERMISSION if failure.code == NO_PERMISSION else Outcome.FAILED
+    return {"kind": "failed", "outcome": outcome, "reason": f"NVML could not be initialised: {failure}"}
+
+
+def main() -> None:
+    """Serve on standard input and output."""
+    answers = os.dup(1)
+    # Whatever a library prints must not fall between the messages.
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the agent's to handle
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    helper = Helper(sys.argv[1] if len(sys.argv) > 1 else None, 0, answers)
+    status = 0
+    try:
+        helper.serve()
+    except SystemExit:
+        pass
+    except ProbeError:
+        status = 1
+    helper.finish()
+    # Not through the interpreter's own end: it would wait for a thread that is stuck in the driver.
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

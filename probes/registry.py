@@ -1,0 +1,79 @@
+"""The built-in probes, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankscope.errors import ConfigurationError
+from rankscope.probes.cpu import CpuProbe
+from rankscope.probes.disk import DiskProbe
+from rankscope.probes.kernel_log import KernelLogProbe
+from rankscope.probes.memory import MemoryProbe
+from rankscope.probes.network import NetworkProbe
+from rankscope.probes.nvml import NvmlProbe
+from rankscope.probes.pressure import PressureProbe
+from rankscope.probes.process import ProcessProbe
+from rankscope.reading import Probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSettings:
+    """Where the built-in probes look, and how patient they are."""
+
+    proc: Path = Path("/proc")
+    kernel_log: Path = Path("/dev/kmsg")
+    #: Tell what the kernel logged before the start too, marked as history.
+    kernel_log_history: bool = False
+    #: Path of an NVML library to use instead of the one the linker finds.
+    nvml_library: str | None = None
+    #: After this long without an answer an NVML call counts as stalled, ns.
+    nvml_deadline_ns: int = 5 * 10**9
+    #: Kill an NVML helper that has been stuck for this long, ns; None: never.
+    nvml_replace_stuck_after_ns: int | None = None
+    #: Environment of the NVML helper; None: the agent's own.
+    nvml_environment: Mapping[str, str] | None = None
+
+
+def _nvml(settings: ProbeSettings) -> NvmlProbe:
+    return NvmlProbe(
+        library=settings.nvml_library,
+        deadline_ns=settings.nvml_deadline_ns,
+        replace_stuck_after_ns=settings.nvml_replace_stuck_after_ns,
+        environment=settings.nvml_environment,
+    )
+
+
+#: Name -> maker, for the probes that need nothing but the settings. The kernel log needs NVML's addresses besides.
+_MAKERS: tuple[Callable[[ProbeSettings], Probe], ...] = (
+    lambda settings: CpuProbe(settings.proc),
+    lambda settings: MemoryProbe(settings.proc),
+    lambda settings: PressureProbe(settings.proc),
+    lambda settings: DiskProbe(settings.proc),
+    lambda settings: NetworkProbe(settings.proc),
+    lambda settings: ProcessProbe(settings.proc),
+)
+
+
+def built_in(settings: ProbeSettings | None = None) -> list[Probe]:
+    """Every built-in probe. The kernel log names GPUs by NVML's addresses and opens its breaker."""
+    chosen = settings or ProbeSettings()
+    nvml = _nvml(chosen)
+    kernel_log = KernelLogProbe(
+        chosen.kernel_log,
+        uuid_of=nvml.uuid_of_pci,
+        listener=nvml.heed,
+        history=chosen.kernel_log_history,
+    )
+    return distinct([kernel_log, nvml, *(make(chosen) for make in _MAKERS)])
+
+
+def distinct(probes: Iterable[Probe]) -> list[Probe]:
+    """The probes as a list; raises ConfigurationError where two have one name."""
+    listed = list(probes)
+    names = [probe.name for probe in listed]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"two probes named {name!r}", where="probes", todo="rename one of them")
+    return listed
