@@ -46,7 +46,7 @@ def build(
             where="simulated NVML library",
             todo="install gcc or clang (for example: apt-get install gcc), or name one in CC",
         )
-    include = Path(header) if header is not None else _installed_header()
+    include = Path(header) if header is not None else installed_header()
     text = _read_header(include)
     sources = sorted([*_SOURCES.glob("*.c"), *_SOURCES.glob("*.h")])
     generated = {"layout.h": c_header(), "unsupported.c": _unsupported(text, sources)}
@@ -96,7 +96,8 @@ def _compile(command: str, scratch: Path, generated: dict[str, str], header: Pat
         )
 
 
-def _installed_header() -> Path:
+def installed_header() -> Path:
+    """The official nvml.h of this environment. Raises `SimulatorError` if there is none."""
     spec = importlib.util.find_spec("nvidia")
     for root in spec.submodule_search_locations or () if spec is not None else ():
         for found in sorted(Path(root).glob("*/include/nvml.h"), reverse=True):

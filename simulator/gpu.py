@@ -254,7 +254,7 @@ class Gpu(_Mapped):
         self.record.ecc_errors[_ecc_slot(lifetime, kind, location)] += count
 
     def set_process(self, pid: int, used_bytes: int, slot: int = 0) -> None:
-        """Put a process with a compute context into a slot; pid 0 empties it."""
+        """Put a process with a compute context into a slot, pid 0 empties it; memory use follows."""
         if not 0 <= slot < MAX_PROCESSES:
             raise SimulatorError(
                 f"process slot {slot} is not in 0..{MAX_PROCESSES - 1}",
@@ -265,6 +265,7 @@ class Gpu(_Mapped):
         process.pid = 0
         process.used_bytes = used_bytes
         process.pid = pid
+        self.memory_used_bytes = sum(self.processes().values())
 
     def processes(self) -> dict[int, int]:
         """pid to bytes of device memory."""

@@ -298,7 +298,7 @@ def _c_declaration(name: str, kind: Any) -> str:
 
 
 def c_header() -> str:
-    """The layout as a C header, with one static assertion for every offset and size."""
+    """The layout as a C header, with static assertions for every offset and size."""
     lines = [
         "/* Generated from simulator/layout.py: do not edit. */",
         "#ifndef RANKSCOPE_SIM_LAYOUT_H",
@@ -325,10 +325,12 @@ def c_header() -> str:
         name = _c_name(record)
         fields: list[tuple[str, Any]] = [(field[0], field[1]) for field in record._fields_]
         lines += ["typedef struct {", *(f"    {_c_declaration(*field)}" for field in fields), f"}} {name};"]
-        lines += [
-            f'_Static_assert(offsetof({name}, {field}) == {getattr(record, field).offset}, "{name}.{field}");'
-            for field, _ in fields
-        ]
+        for field, _ in fields:
+            place = getattr(record, field)
+            lines += [
+                f'_Static_assert(offsetof({name}, {field}) == {place.offset}, "{name}.{field}");',
+                f'_Static_assert(sizeof((({name} *)0)->{field}) == {place.size}, "{name}.{field}");',
+            ]
         lines.append(f'_Static_assert(sizeof({name}) == {ctypes.sizeof(record)}, "{name}");')
     lines += ["#endif", ""]
     return "\n".join(lines)
