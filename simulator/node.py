@@ -167,7 +167,8 @@ class SimulatedNode:
         command = [sys.executable, "-I", "-S", str(Path(competitor.__file__).absolute())]
         command += [str(self._core), str(os.getpid())]
         for _ in range(count):
-            self._competitors.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            # In sessions of their own, as other jobs are: the kernel shares a core by session first.
+            self._competitors.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True))
 
     def _dismiss(self) -> None:
         for process in self._competitors:
