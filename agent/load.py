@@ -48,7 +48,7 @@ def load_window(paths: Sequence[Path], *, since_ns: int | None = None, max_steps
     clock by their wall clocks, as good as those agree. A file that was cut short gives what can be read, and the
     window's `not_seen` says so; RecordingError where nothing can.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = recordings(paths)
     if not files:
         raise RecordingError("no recording named", todo="name a .db file that `rankscope run` wrote")
     parts: list[_Part] = []
@@ -56,6 +56,11 @@ def load_window(paths: Sequence[Path], *, since_ns: int | None = None, max_steps
         first = parts[0] if parts else None
         parts.append(_read(file, since_ns, max_steps, first))
     return _join(parts)
+
+
+def recordings(paths: Sequence[Path]) -> list[Path]:
+    """The recordings that `paths` name; a directory stands for those in it."""
+    return [file for path in paths for file in _files(path)]
 
 
 def _files(path: Path) -> list[Path]:

@@ -195,8 +195,13 @@ class Recording:
             )
 
     def set_outcome(self, probe: str, group: str, device: str, time_ns: int, outcome: Outcome, reason: str) -> None:
-        """Say how a source answers from now on."""
-        self._add("sources", (probe, group, device, time_ns, outcome, reason))
+        """Say how a source answers: OK takes back all that was said of it, anything else adds to it."""
+        key = (probe, group, device)
+        if outcome is Outcome.OK:
+            waiting = self._pending.get("sources", [])
+            waiting[:] = [row for row in waiting if tuple(row[:3]) != key]
+            self._add("sources_cleared", key)
+        self._add("sources", (*key, time_ns, outcome, reason))
 
     def add_findings(self, findings: Iterable[Finding], time_ns: int) -> None:
         """Add findings as they were made live."""

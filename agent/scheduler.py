@@ -83,7 +83,7 @@ class Scheduler:
         self._deadline_ns = deadline_ns
         self._burst_length_ns = burst_ns
         self._burst_until: dict[str, int] = {}
-        self._known: dict[tuple[str, str, str], tuple[Outcome, str]] = {}
+        self._known: dict[tuple[str, str, str], set[tuple[Outcome, str]]] = {}
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         self._lane = _Lane(self._answers)
         self._stalled: dict[str, int] = {}
@@ -156,10 +156,12 @@ class Scheduler:
         task.failures = 0
         tick.readings += answer.result.readings
         tick.events += answer.result.events
-        outcomes = list(answer.result.outcomes)
-        if not any(device == "" for device, _, _ in outcomes):
-            outcomes.append(("", Outcome.OK, ""))
-        for device, outcome, reason in outcomes:
+        # A probe says what is wrong once, and then is silent; a group is well when it brings readings, or when it
+        # was read and nothing was ever wrong.
+        silent = not any(device == "" for device, _, _ in answer.result.outcomes)
+        if silent and (answer.result.readings or (name, task.group.name, "") not in self._known):
+            self._say(tick, task, "", Outcome.OK, "")
+        for device, outcome, reason in answer.result.outcomes:
             self._say(tick, task, device, outcome, reason)
 
     def _failed(self, task: Task, error: Exception, now: int, tick: Tick) -> None:
@@ -182,9 +184,12 @@ class Scheduler:
 
     def _say(self, tick: Tick, task: Task, device: str, outcome: Outcome, reason: str) -> bool:
         key = (task.probe.name, task.group.name, device)
-        if self._known.get(key) == (outcome, reason):
+        known = self._known.setdefault(key, set())
+        if (outcome, reason) in known:
             return False
-        self._known[key] = (outcome, reason)
+        if outcome is Outcome.OK or (Outcome.OK, "") in known:
+            known.clear()
+        known.add((outcome, reason))
         tick.outcomes.append((*key, outcome, reason))
         return True
 

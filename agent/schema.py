@@ -45,7 +45,7 @@ CREATE TABLE events (
     attributes TEXT);
 CREATE TABLE sources (
     probe TEXT, probe_group TEXT, device TEXT, time_ns INTEGER, outcome TEXT, reason TEXT,
-    PRIMARY KEY (probe, probe_group, device)) WITHOUT ROWID;
+    PRIMARY KEY (probe, probe_group, device, reason)) WITHOUT ROWID;
 CREATE TABLE findings (id INTEGER PRIMARY KEY, time_ns INTEGER, class TEXT, side TEXT, rank INTEGER, body TEXT);
 CREATE TABLE verdict (time_ns INTEGER, body TEXT);
 """
@@ -70,6 +70,7 @@ INSERTS = {
     "marks": "INSERT INTO marks VALUES (?, ?, ?, ?, ?)",
     "readings": "INSERT OR IGNORE INTO readings VALUES (?, ?, ?)",
     "events": "INSERT INTO events VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
+    "sources_cleared": "DELETE FROM sources WHERE probe = ? AND probe_group = ? AND device = ?",
     "sources": "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?, ?, ?)",
     "findings": "INSERT INTO findings VALUES (NULL, ?, ?, ?, ?, ?)",
     "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?)",

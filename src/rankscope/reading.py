@@ -343,8 +343,15 @@ class ProbeResult:
 class Probe(Protocol):
     """One source. `read` is called by the agent's scheduler, never from two threads at once."""
 
-    name: str
-    groups: Sequence[Group]
+    @property
+    def name(self) -> str:
+        """What it is called in configuration, outcomes and docs."""
+        ...
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """What it reads together, and how often."""
+        ...
 
     def read(self, group: str, now_ns: int) -> ProbeResult:
         """Read one group now. Raises only ProbeError kinds."""

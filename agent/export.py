@@ -1,0 +1,155 @@
+"""From what the agent sees to the outbox: encoded every period, committed with the rows that it reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rankscope.agent.config import ExportSettings
+from rankscope.agent.recording import Recording
+from rankscope.clock import Clock, ClockAnchor
+from rankscope.finding import Finding
+from rankscope.identity import RankIdentity
+from rankscope.reading import Event, Reading, Severity
+from rankscope.records import RingRecord
+
+if TYPE_CHECKING:
+    from rankscope.exporters.otlp_common import EncodedBatch
+    from rankscope.exporters.otlp_settings import Target
+    from rankscope.exporters.outbox import Signal
+
+#: An agent that takes over exports again what its predecessor may not have: readings arrive this late at most.
+_OVERLAP_NS = 10_000_000_000
+#: Readings and encoded bytes that wait in memory where the file cannot be written.
+_MAX_WAITING_READINGS = 200_000
+_MAX_WAITING_BYTES = 16_000_000
+
+
+def export_targets(settings: ExportSettings, environ: Mapping[str, str]) -> dict[Signal, Target]:
+    """The receivers, {} where none is named. Raises ConfigurationError."""
+    explicit = {"endpoint": settings.endpoint, "protocol": settings.protocol}
+    if not any(explicit.values()) and not any(name.startswith("OTEL_EXPORTER_OTLP") for name in environ):
+        return {}
+    from rankscope.exporters.otlp_settings import otlp_targets
+
+    return otlp_targets(environ, **explicit)
+
+
+class Export:
+    """One job's export on one host. Its thread sends; everything else happens in the agent's thread."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        targets: Mapping[Signal, Target],
+        *,
+        job: str,
+        host: str,
+        settings: ExportSettings,
+        environ: Mapping[str, str],
+        clock: Clock,
+    ) -> None:
+        from rankscope.exporters.otlp_encode import OtlpEncoder
+        from rankscope.exporters.otlp_exporter import Exporter
+        from rankscope.exporters.otlp_settings import resource_attributes
+        from rankscope.exporters.outbox import Outbox
+
+        anchor = ClockAnchor.take(clock)
+        self._encoder = OtlpEncoder(job=job, host=host, anchor=anchor, resource_attributes=resource_attributes(environ))
+        self._outbox = Outbox(recording.connection, quota_bytes=settings.outbox_max_bytes)
+        self._exporter = Exporter(recording.path, targets, clock=clock)
+        self._recording = recording
+        self._clock = clock
+        self._anchor = anchor
+        self._period_ns = int(settings.period_seconds * 1e9)
+        self._due_ns = clock.monotonic_ns() + self._period_ns
+        self._readings: list[Reading] = []
+        self._events: list[Event] = []
+        self._findings: list[Finding] = []
+        self._batches: list[EncodedBatch] = []
+        self._catch_up()
+        self._exporter.start()
+
+    def _catch_up(self) -> None:
+        """Take up what an agent before this one recorded and did not live to export."""
+        row = self._recording.connection.execute("SELECT value FROM meta WHERE key = 'exported_ns'").fetchone()
+        if row is None:
+            return
+        execute = self._recording.connection.execute
+        self._readings += [
+            Reading(*fields)
+            for fields in execute(
+                "SELECT metric, value, time_ns, device FROM readings JOIN series ON series.id = series_id "
+                "WHERE time_ns > ? ORDER BY time_ns",
+                row,
+            )
+        ]
+        for kind, time_ns, text, severity, device, rank, attributes in execute(
+            "SELECT kind, time_ns, text, severity, device, rank, attributes FROM events WHERE time_ns > ?", row
+        ):
+            details = json.loads(attributes)
+            self._events.append(Event(kind, time_ns, text, Severity(severity), device, rank, attributes=details))
+
+    def add(
+        self, readings: Iterable[Reading] = (), events: Iterable[Event] = (), findings: Iterable[Finding] = ()
+    ) -> None:
+        """Take what goes out with the next batch; a critical event or a finding hastens it."""
+        self._readings += readings
+        events, findings = list(events), list(findings)
+        self._events += events
+        self._findings += findings
+        if findings or any(event.severity is Severity.CRITICAL for event in events):
+            self._due_ns = 0
+
+    def add_records(self, identity: RankIdentity, records: list[RingRecord]) -> None:
+        """Count a rank's steps."""
+        self._encoder.add_records(identity, records)
+
+    def prepare(self, *, final: bool = False) -> None:
+        """Encode what is there, where it is time to."""
+        now = self._clock.monotonic_ns()
+        if now < self._due_ns and not final:
+            return
+        self._due_ns = now + self._period_ns
+        self._batches += self._encoder.readings(self._readings)
+        self._batches += self._encoder.steps(now)
+        self._batches += self._encoder.events(self._events)
+        self._batches += self._encoder.findings(self._findings, now)
+        self._readings, self._events, self._findings = [], [], []
+        self._recording.set_meta("exported_ns", now - _OVERLAP_NS)
+
+    def write(self) -> list[Event]:
+        """Put the batches into the outbox, inside the recording's transaction; returns what it had to drop."""
+        created = self._anchor.to_wall_ns(self._clock.monotonic_ns())
+        for batch in self._batches:
+            self._outbox.add(batch.signal, batch.payload, batch.points, created)
+        return [drop.event(self._clock.monotonic_ns()) for drop in self._outbox.take_drops()]
+
+    def written(self, done: bool) -> list[Event]:
+        """The transaction was committed, or was not: then the batches wait, as long as there is memory for them."""
+        if done:
+            if self._batches:
+                self._exporter.wake()
+            self._batches = []
+            return []
+        points = 0
+        while self._batches and sum(len(batch.payload) for batch in self._batches) > _MAX_WAITING_BYTES:
+            points += self._batches.pop(0).points
+        surplus = max(0, len(self._readings) - _MAX_WAITING_READINGS)
+        del self._readings[:surplus]
+        points += surplus
+        if not points:
+            return []
+        text = f"{points} points were not exported: the outbox cannot be written"
+        attributes: dict[str, str | int | float | None] = {"points": points}
+        return [Event("export-dropped", self._clock.monotonic_ns(), text, Severity.WARNING, attributes=attributes)]
+
+    def stop(self, seconds: float) -> bool:
+        """Send what waits, for at most that long. False where something stays in the outbox."""
+        return self._exporter.stop(seconds)
+
+    def balance(self) -> dict[str, object]:
+        """The outbox's accounts, for the end of the run."""
+        return asdict(self._outbox.balance())

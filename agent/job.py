@@ -1,0 +1,194 @@
+"""One job as the agent keeps it: its ranks, its recording, its export and its live rules."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rankscope.agent.config import Settings
+from rankscope.agent.export import Export, export_targets
+from rankscope.agent.hang import HangWatch
+from rankscope.agent.live import LiveRules
+from rankscope.agent.ranks import Rank, RankWatcher
+from rankscope.agent.recording import Recording
+from rankscope.agent.scheduler import Tick
+from rankscope.clock import Clock, boot_id
+from rankscope.identity import RankIdentity
+from rankscope.reading import Event, Reading, Severity
+from rankscope.records import RingRecord, StepRecord
+
+_SECOND_NS = 1_000_000_000
+#: A step this many times the rank's usual (p99) asks the probes for more detail.
+_SLOW_STEP = 2
+
+
+class WatchedJob:
+    """Opens or continues the recording of one job and keeps it until `close`."""
+
+    def __init__(
+        self,
+        *,
+        job: str,
+        host: str,
+        recording: Path,
+        rings: Path,
+        settings: Settings,
+        clock: Clock,
+        environ: Mapping[str, str],
+        only_job: str | None = None,
+        restart: int = 0,
+    ) -> None:
+        """`only_job` leaves rings of other jobs in the same directory alone. Raises RecordingError."""
+        self._settings = settings
+        self._clock = clock
+        if recording.exists() and recording.stat().st_size:
+            self.recording = Recording.open(recording, clock=clock)
+        else:
+            self.recording = Recording.create(
+                recording,
+                job=job,
+                host=host,
+                max_bytes=settings.recording.max_bytes,
+                reserve_bytes=settings.export.outbox_max_bytes,
+                clock=clock,
+            )
+        self.recording.set_meta("boot_id", boot_id())
+        targets = export_targets(settings.export, environ)
+        self._export: Export | None = None
+        if targets:
+            self._export = Export(
+                self.recording, targets, job=job, host=host, settings=settings.export, environ=environ, clock=clock
+            )
+        # root reads every user's ring; anybody else only his own.
+        owners = frozenset({os.getuid()}) if os.getuid() else None
+        self.watcher = RankWatcher(rings, self.recording, clock=clock, owners=owners, job=only_job, heard=self._heard)
+        self._hang = HangWatch(settings.hang, clock)
+        self._live = LiveRules(recording, settings.rules, clock)
+        self._rules_trouble = ""
+        self._gpus: list[str] = []
+        self._commit_due_ns = self._scan_due_ns = self._hang_due_ns = 0
+        #: A step was far slower than usual since the last look.
+        self.slow_step = False
+        pid = os.getpid()
+        text = f"agent {pid} records" + (f" (restart {restart})" if restart else "")
+        self._add_events(
+            [Event("agent-started", clock.monotonic_ns(), text, attributes={"pid": pid, "restart": restart})]
+        )
+
+    def _heard(self, identity: RankIdentity, records: list[RingRecord]) -> None:
+        if self._export is not None:
+            self._export.add_records(identity, records)
+        for record in records:
+            if isinstance(record, StepRecord) and record.step % 8 == 0:
+                rank = next(rank for rank in self.watcher.ranks if rank.identity is identity)
+                usual = rank.usual_step_ns()
+                if usual and record.end_ns - record.start_ns > _SLOW_STEP * usual:
+                    self.slow_step = True
+
+    def add(self, tick: Tick, now_ns: int) -> None:
+        """Record what the probes said."""
+        self.recording.add_readings(tick.readings)
+        for probe, group, device, outcome, reason in tick.outcomes:
+            self.recording.set_outcome(probe, group, device, now_ns, outcome, reason)
+        if self._export is not None:
+            self._export.add(readings=tick.readings)
+        self._add_events(tick.events)
+
+    def add_readings(self, readings: list[Reading]) -> None:
+        """Record readings of the agent itself."""
+        self.recording.add_readings(readings)
+        if self._export is not None:
+            self._export.add(readings=readings)
+
+    def add_events(self, events: list[Event]) -> None:
+        """Record events of the agent itself."""
+        self._add_events(events)
+
+    def _add_events(self, events: list[Event]) -> None:
+        self.recording.add_events(events)
+        if self._export is not None:
+            self._export.add(events=events)
+
+    def poll(self) -> None:
+        """Read every ring; look for new ones, for hangs and for findings where it is time to; commit."""
+        now = self._clock.monotonic_ns()
+        if now >= self._scan_due_ns:
+            # A rank's first seconds are in its ring: half a second until it is found loses nothing.
+            self._scan_due_ns = now + _SECOND_NS // 2
+            self._add_events(self.watcher.scan())
+        self._add_events(self.watcher.poll())
+        if now >= self._hang_due_ns or self._hang.waiting:
+            self._hang_due_ns = now + min(_SECOND_NS, int(self._settings.hang.floor_seconds * _SECOND_NS / 4))
+            self._add_events(self._hang.check(self.watcher.ranks))
+        self._take_findings(now)
+        if now >= self._commit_due_ns:
+            self._commit_due_ns = now + int(self._settings.recording.commit_seconds * _SECOND_NS)
+            self.commit()
+
+    def _take_findings(self, now: int) -> None:
+        findings = self._live.poll()
+        if findings:
+            self.recording.add_findings(findings, now)
+            if self._export is not None:
+                self._export.add(findings=findings)
+        if self._live.trouble != self._rules_trouble:
+            self._rules_trouble = self._live.trouble
+            if self._rules_trouble:
+                attributes: dict[str, str | int | float | None] = {"probe": "rules", "outcome": "failed"}
+                text = f"the live rules failed: {self._rules_trouble}"
+                self._add_events([Event("probe-failed", now, text, Severity.WARNING, attributes=attributes)])
+
+    def ended(self, ranks: list[Rank]) -> None:
+        """These ranks' processes have ended, in this order."""
+        self._add_events(self.watcher.ended(ranks))
+        self.commit()
+
+    def commit(self, *, final: bool = False) -> bool:
+        """Write everything in one transaction, with the export batch where one is due."""
+        if self._export is None:
+            return self.recording.commit()
+        export = self._export
+        export.prepare(final=final)
+        dropped: list[Event] = []
+        done = self.recording.commit(lambda: dropped.extend(export.write()))
+        self._add_events(export.written(done))
+        if done:
+            self._add_events(dropped)
+        return done
+
+    def set_gpus(self, uuids: Sequence[str]) -> None:
+        """Say which GPUs this host has, by index."""
+        if uuids and list(uuids) != self._gpus:
+            self._gpus = list(uuids)
+            self.recording.set_meta("gpus", json.dumps(self._gpus))
+
+    def set_cost(self, cpu_ratio: float, pss_bytes: int | None) -> None:
+        """Say what watching costs."""
+        self.recording.set_meta("agent_cpu_ratio", cpu_ratio)
+        if pss_bytes is not None:
+            self.recording.set_meta("agent_pss_bytes", pss_bytes)
+
+    def thin(self) -> None:
+        """Hold the recording's size."""
+        self.recording.thin(self._settings.recording.max_bytes)
+
+    @property
+    def over(self) -> bool:
+        """Whether every rank that was seen has ended."""
+        return bool(self.watcher.ranks) and all(rank.gone for rank in self.watcher.ranks)
+
+    def close(self, reason: str) -> None:
+        """Read what is left, write it, let the outbox drain and leave one file."""
+        self._add_events(self.watcher.scan())
+        self._add_events(self.watcher.poll())
+        now = self._clock.monotonic_ns()
+        self._add_events([Event("agent-stopped", now, f"agent {os.getpid()}: {reason}", attributes={"reason": reason})])
+        self.commit(final=True)
+        if self._export is not None:
+            drained = self._export.stop(self._settings.export.drain_seconds)
+            self.recording.set_meta("outbox_drained", int(drained))
+            self.commit()
+        self.watcher.close()
+        self.recording.close()

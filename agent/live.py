@@ -1,0 +1,67 @@
+"""Rules while the job runs: on a thread of their own, over the recent past, as often as their cost allows."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from pathlib import Path
+
+from rankscope.agent.config import RuleSettings
+from rankscope.clock import Clock
+from rankscope.finding import Advice, Finding
+
+#: Steps of each rank that the live rules look at.
+_MAX_STEPS = 5_000
+#: The rules take at most one part in this many of a core.
+_SHARE = 200
+
+
+class LiveRules:
+    """Call `poll` now and then: it starts a round when one is due and returns findings that are new."""
+
+    def __init__(self, recording: Path, settings: RuleSettings, clock: Clock) -> None:
+        self._recording = recording
+        self._settings = settings
+        self._clock = clock
+        self._due_ns = clock.monotonic_ns() + int(settings.period_seconds * 1e9)
+        self._results: queue.SimpleQueue[tuple[tuple[Finding, ...], int, str]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._known: set[tuple[object, ...]] = set()
+        #: Why the last round failed; "" while all is well.
+        self.trouble = ""
+
+    def poll(self) -> list[Finding]:
+        """New findings of a round that ended. Never waits."""
+        found: list[Finding] = []
+        now = self._clock.monotonic_ns()
+        while not self._results.empty():
+            findings, cost_ns, self.trouble = self._results.get_nowait()
+            self._thread = None
+            self._due_ns = now + max(int(self._settings.period_seconds * 1e9), cost_ns * _SHARE)
+            for finding in findings:
+                # An advice that hardened from "watch" to "act" is news.
+                key = (finding.class_slug, finding.where, finding.advice is Advice.ACT)
+                if key not in self._known:
+                    self._known.add(key)
+                    found.append(finding)
+        if self._settings.live and self._thread is None and now >= self._due_ns:
+            since = now - int(self._settings.window_seconds * 1e9)
+            self._thread = threading.Thread(target=self._round, args=(since,), name="rankscope-rules", daemon=True)
+            self._thread.start()
+        return found
+
+    def _round(self, since_ns: int) -> None:
+        began = time.thread_time_ns()
+        findings: tuple[Finding, ...] = ()
+        trouble = ""
+        try:
+            from rankscope.agent.load import load_window
+            from rankscope.rules import diagnose
+
+            window = load_window([self._recording], since_ns=since_ns, max_steps=_MAX_STEPS)
+            if window.ranks:
+                findings = diagnose(window)
+        except Exception as error:
+            trouble = f"{type(error).__name__}: {error}"
+        self._results.put((findings, time.thread_time_ns() - began, trouble))

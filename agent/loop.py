@@ -1,0 +1,153 @@
+"""The agent's loop: one thread that waits for the next thing to do, and does it."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Sequence
+
+from rankscope.agent.config import Settings
+from rankscope.agent.governor import Governor
+from rankscope.agent.job import WatchedJob
+from rankscope.agent.ranks import Rank
+from rankscope.agent.scheduler import Scheduler, Tick
+from rankscope.agent.sources import Sources
+from rankscope.clock import Clock
+from rankscope.reading import Reading
+
+_SECOND_NS = 1_000_000_000
+_GOVERN_NS = 5 * _SECOND_NS
+_THIN_NS = 30 * _SECOND_NS
+#: One reason for a burst is heard this often at most, so that a job that stays slow is not watched dearly for ever.
+_TRIGGER_PAUSE_NS = 300 * _SECOND_NS
+#: Clock event reasons that ask for detail: hardware slowdown, software and hardware thermal slowdown, power brake
+#: (nvml.h, nvmlClocksEventReason*).
+_THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
+_HARDWARE_EVENTS = frozenset({"xid", "gpu-lost", "gpu-fallen-off"})
+
+
+class Agent:
+    """Watches jobs until `stop` is called, a descriptor it waits on ends, or `done` says so."""
+
+    def __init__(self, jobs: Sequence[WatchedJob], settings: Settings, sources: Sources, *, clock: Clock) -> None:
+        self.jobs = list(jobs)
+        self._clock = clock
+        self._sources = sources
+        self._poll_ns = int(settings.rings.poll_seconds * _SECOND_NS)
+        self._scheduler = Scheduler(
+            sources.probes,
+            clock=clock,
+            deadline_ns=int(settings.probes.deadline_seconds * _SECOND_NS),
+            burst_ns=int(settings.probes.burst_seconds * _SECOND_NS),
+        )
+        self._governor = Governor(settings.budget, clock=clock)
+        self._govern_due_ns = self._thin_due_ns = clock.monotonic_ns() + _GOVERN_NS
+        self._triggers: dict[str, int] = {}
+        self._epoll = select.epoll()
+        self._watched: dict[int, tuple[WatchedJob, Rank]] = {}
+        self._wakers: dict[int, Callable[[], None]] = {}
+        self._stopping = ""
+
+    def stop(self, reason: str) -> None:
+        """End after this round."""
+        self._stopping = self._stopping or reason
+
+    def wake_on(self, descriptor: int, act: Callable[[], None]) -> None:
+        """Call `act` when the descriptor is readable or its other end is closed."""
+        self._wakers[descriptor] = act
+        self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLHUP)
+
+    def run(self, each_round: Callable[[], None] = lambda: None) -> None:
+        """Work until stopped, then finish every job."""
+        next_poll = self._clock.monotonic_ns()
+        while not self._stopping:
+            now = self._clock.monotonic_ns()
+            wait = min(next_poll, self._scheduler.next_due_ns()) - now
+            self._wait(max(0, wait))
+            now = self._clock.monotonic_ns()
+            self._take(self._scheduler.tick())
+            if now >= next_poll:
+                next_poll = max(next_poll + self._poll_ns, now)
+                for job in self.jobs:
+                    job.poll()
+                self._watch_processes()
+                self._housekeeping(now)
+                each_round()
+        self.finish()
+
+    def _wait(self, wait_ns: int) -> None:
+        ended: dict[int, list[Rank]] = {}
+        # Ready descriptors come in the order in which they became ready: the order of death.
+        for descriptor, _ in self._epoll.poll(wait_ns / _SECOND_NS):
+            if descriptor in self._watched:
+                job, rank = self._watched.pop(descriptor)
+                self._epoll.unregister(descriptor)
+                if not rank.gone:
+                    ended.setdefault(id(job), []).append(rank)
+            elif descriptor in self._wakers:
+                self._wakers[descriptor]()
+        for job in self.jobs:
+            if ranks := ended.get(id(job)):
+                job.ended(ranks)
+
+    def _watch_processes(self) -> None:
+        for job in self.jobs:
+            for rank in job.watcher.ranks:
+                descriptor = rank.handle.descriptor
+                if descriptor >= 0 and descriptor not in self._watched:
+                    self._watched[descriptor] = (job, rank)
+                    self._epoll.register(descriptor, select.EPOLLIN)
+
+    def _take(self, tick: Tick) -> None:
+        if not (tick.readings or tick.events or tick.outcomes):
+            return
+        now = self._clock.monotonic_ns()
+        for job in self.jobs:
+            job.add(tick, now)
+        if any(event.kind in _HARDWARE_EVENTS for event in tick.events):
+            self._trigger("hardware-event", "", now)
+        if any(_throttled(reading) for reading in tick.readings):
+            self._trigger("throttled", "nvml", now)
+
+    def _trigger(self, reason: str, probe: str, now: int) -> None:
+        if now - self._triggers.get(reason, -_TRIGGER_PAUSE_NS) >= _TRIGGER_PAUSE_NS:
+            self._triggers[reason] = now
+            self._scheduler.burst(probe)
+
+    def _housekeeping(self, now: int) -> None:
+        for job in self.jobs:
+            if job.slow_step:
+                job.slow_step = False
+                self._trigger("slow-step", "", now)
+            job.set_gpus(self._sources.gpus())
+        if now >= self._govern_due_ns:
+            self._govern_due_ns = now + _GOVERN_NS
+            self._govern()
+        if now >= self._thin_due_ns:
+            self._thin_due_ns = now + _THIN_NS
+            for job in self.jobs:
+                job.thin()
+
+    def _govern(self) -> None:
+        readings, events = self._governor.tick(self._scheduler.tasks)
+        for job in self.jobs:
+            job.add_readings(readings)
+            job.add_events(events)
+            job.set_cost(self._governor.cpu_ratio, self._governor.pss_bytes)
+
+    def finish(self) -> None:
+        """Take the last readings and close everything."""
+        self._take(self._scheduler.close())
+        self._govern()
+        for job in self.jobs:
+            job.close(self._stopping or "done")
+        self._epoll.close()
+
+
+def _throttled(reading: Reading) -> bool:
+    return reading.metric == "gpu.clock_event_reasons" and bool(int(reading.value) & _THROTTLED)
+
+
+def waker() -> tuple[int, int]:
+    """A non-blocking pipe (read end, write end), to leave a wait from a signal handler."""
+    return os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,0 +1,243 @@
+"""`rankscope run`: the job in the foreground, its agent beside it, the verdict at the end.
+
+The job comes first: where it cannot be watched, that is one line, and the job runs as if nothing had been asked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankscope.agent.config import Settings, ring_root
+from rankscope.agent.plan import Plan, write_plan
+from rankscope.agent.processes import PROC, process_stat
+from rankscope.agent.pythons import JobPythons
+from rankscope.agent.recording import new_recording_path, state_directory
+from rankscope.agent.supervisor import AgentProcess, SignalsHeld, Supervisor, exit_status, has_terminal, spawn_job
+from rankscope.errors import RankscopeError, RingError
+from rankscope.finding import Verdict
+from rankscope.identity import host_name, job_name, safe_name
+from rankscope.ring import SUFFIX
+from rankscope.window import Window
+
+#: How often an agent that dies is started again in one run.
+MAX_RESTARTS = 5
+#: What the agent may take at the end besides draining the outbox.
+_FINISH_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a watched run ended. No recording or verdict where the job could not be watched."""
+
+    #: The job's own exit status, 128+n for a signal.
+    exit_status: int
+    recording: Path | None
+    verdict: Verdict | None
+    window: Window | None
+    #: The job was interrupted by a signal that came through us.
+    interrupted: bool = False
+
+
+def run_job(
+    command: Sequence[str],
+    *,
+    settings: Settings,
+    job: str = "",
+    environ: Mapping[str, str] | None = None,
+    job_environ: Mapping[str, str] | None = None,
+    agent_environ: Mapping[str, str] | None = None,
+    output: Path | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),  # noqa: T201 - standard error of the command
+    progress: Callable[[Path], None] = lambda _recording: None,
+) -> RunResult:
+    """Run `command` watched and give the verdict. Call it from the main thread, before any other is started.
+
+    `environ` is the environment to begin with, `job_environ` and `agent_environ` what either gets besides; `output`
+    takes the job's standard output and error; `progress` is called with the recording twice a second or so. Raises
+    ConfigurationError where the command cannot be started.
+    """
+    environ = dict(os.environ if environ is None else environ)
+    name = safe_name(job) if job else _name(command, environ)
+    for_job = environ | {"RANKSCOPE_JOB": name} | dict(job_environ or {})
+    try:
+        rings, recording = _places(settings, environ, name)
+    except (RankscopeError, OSError) as error:
+        say(f"rankscope: the job runs unwatched: {error}")
+        return RunResult(_run_unwatched(command, for_job, output), None, None, None)
+    for_job |= {
+        "RANKSCOPE_ATTACH": "1",
+        "RANKSCOPE_DIR": str(rings),
+        "RANKSCOPE_STACK_SIGNAL": settings.hang.stack_signal,
+    }
+    run = _Run(name, rings, recording, settings, environ | dict(agent_environ or {}), say)
+    own_group = not has_terminal()
+    try:
+        with SignalsHeld():
+            agent = run.start_agent()
+            try:
+                pid = spawn_job(command, for_job, own_group=own_group, output=output)
+            except RankscopeError:
+                run.discard(agent)
+                raise
+            pythons = JobPythons(pid)
+
+            def tick() -> None:
+                if not run.seen_rank():
+                    pythons.look()
+                progress(recording)
+
+            supervisor = Supervisor(pid, own_group, agent, run.restart_agent, tick)
+            status = exit_status(supervisor.wait_job())
+            finished = supervisor.end_agent(_FINISH_SECONDS + settings.export.drain_seconds)
+        if not finished:
+            say(f"rankscope: the agent did not finish; the verdict rests on what it had written{run.last_words()}")
+        if not run.seen_rank():
+            say(f"rankscope: {pythons.advice()}")
+    finally:
+        shutil.rmtree(rings, ignore_errors=True)
+    return run.conclude(status, interrupted=bool(supervisor.passed_on))
+
+
+def _run_unwatched(command: Sequence[str], environ: Mapping[str, str], output: Path | None) -> int:
+    own_group = not has_terminal()
+    with SignalsHeld():
+        pid = spawn_job(command, environ, own_group=own_group, output=output)
+        return exit_status(Supervisor(pid, own_group, None, lambda: None, lambda: None).wait_job())
+
+
+def _name(command: Sequence[str], environ: Mapping[str, str]) -> str:
+    """The launcher's name of the job, else the script's, else the command's."""
+    named = job_name(environ)
+    if named != "job":
+        return named
+    script = next((word for word in command if word.endswith(".py")), command[0])
+    return safe_name(Path(script).stem)
+
+
+def _places(settings: Settings, environ: dict[str, str], name: str) -> tuple[Path, Path]:
+    """(a ring directory of this run's own, the file it is recorded in)."""
+    root = ring_root(settings, environ)
+    sweep(root)
+    own = process_stat(os.getpid())
+    rings = root / f"run-{os.getpid()}-{own.start_ticks if own else 0}"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        rings.mkdir(mode=0o700)
+    except OSError as error:
+        raise RingError(
+            f"cannot make a ring directory ({error.strerror})",
+            where=str(rings),
+            todo="set RANKSCOPE_DIR to a directory in memory that you may write",
+        ) from error
+    state = settings.recording.state_directory
+    try:
+        return rings, new_recording_path(Path(state) if state else state_directory(environ), name, host_name())
+    except RankscopeError:
+        rings.rmdir()
+        raise
+
+
+def sweep(root: Path) -> None:
+    """Remove ring directories of runs that were killed, once no rank of theirs lives."""
+    for directory in root.glob("run-*-*"):
+        words = directory.name.split("-")
+        rings = [path.name.split(".") for path in directory.glob(f"*{SUFFIX}")]
+        # JOB.RANK.PID.START.ring; a job's name may hold dots too.
+        owners = [(words[1], words[2]), *((parts[-3], parts[-2]) for parts in rings if len(parts) >= 5)]
+        if directory.stat().st_uid == os.getuid() and not any(_lives(*owner) for owner in owners):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _lives(pid: str, start_ticks: str) -> bool:
+    if not (pid.isdigit() and start_ticks.isdigit()):
+        return False
+    found = process_stat(int(pid), PROC)
+    return found is not None and int(start_ticks) in (0, found.start_ticks)
+
+
+class _Run:
+    """What one run keeps between its beginning and its end."""
+
+    def __init__(
+        self,
+        name: str,
+        rings: Path,
+        recording: Path,
+        settings: Settings,
+        agent_environ: dict[str, str],
+        say: Callable[[str], None],
+    ) -> None:
+        self._name = name
+        self._rings = rings
+        self._recording = recording
+        self._settings = settings
+        self._agent_environ = agent_environ
+        self._say = say
+        self._restarts = 0
+        self._seen = False
+        self._log = rings / "agent.log"
+
+    def start_agent(self) -> AgentProcess | None:
+        """An agent that watches, or None and a line that says why there is none."""
+        agent = self._spawn_agent()
+        if agent is not None and not agent.wait_ready():
+            self._say(f"rankscope: the agent is not ready; the job begins without waiting for it{self.last_words()}")
+        return agent
+
+    def restart_agent(self) -> AgentProcess | None:
+        """Another agent for the one that died, as often as is sensible."""
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
+            self._say(f"rankscope: the agent died {self._restarts} times; the job goes on unwatched{self.last_words()}")
+            return None
+        return self._spawn_agent()
+
+    def _spawn_agent(self) -> AgentProcess | None:
+        plan = self._rings / "plan.json"
+        try:
+            write_plan(Plan(self._name, str(self._recording), str(self._rings), self._settings, self._restarts), plan)
+            return AgentProcess(plan, self._agent_environ, self._log)
+        except OSError as error:
+            self._say(f"rankscope: the job runs unwatched: the agent cannot be started ({error})")
+            return None
+
+    def last_words(self) -> str:
+        """The last line the agent wrote on standard error, as the end of a sentence."""
+        try:
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return f": {lines[-1].removeprefix('rankscope: ')}" if lines else ""
+
+    def seen_rank(self) -> bool:
+        """Whether a rank has attached so far."""
+        if not self._seen:
+            self._seen = any(self._rings.glob(f"*{SUFFIX}"))
+        return self._seen
+
+    def discard(self, agent: AgentProcess | None) -> None:
+        """There was no job: leave nothing."""
+        if agent is not None:
+            agent.kill()
+            os.waitpid(agent.pid, 0)
+            agent.close()
+        for suffix in ("", "-wal", "-shm"):
+            self._recording.with_name(self._recording.name + suffix).unlink(missing_ok=True)
+
+    def conclude(self, status: int, *, interrupted: bool) -> RunResult:
+        """The verdict over what was recorded."""
+        from rankscope.agent.verdict import conclude, keep_status, keep_verdict
+
+        try:
+            keep_status(self._recording, status)
+            verdict, window = conclude([self._recording])
+            keep_verdict(self._recording, verdict, window)
+        except RankscopeError as error:
+            self._say(f"rankscope: no verdict: {error}")
+            return RunResult(status, self._recording, None, None, interrupted)
+        return RunResult(status, self._recording, verdict, window, interrupted)
