@@ -1,0 +1,140 @@
+"""When and how the job or a rank changed: against the own past first, then against the peers.
+
+A rank is judged by the distance of its own time from its peers', so that what all ranks share (a busy machine, a longer
+batch) cancels out; a level it always had is an offset (silicon, placement), a level it came to have is a change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankscope.rules.change import LEAST_STEPS, Shift, offset_of, shift_of
+from rankscope.rules.frame import NS_PER_MS, BoolArray, FloatArray, Frame, mean, median, middle, peers_median
+
+#: Changes below this share of the step are not looked for.
+LEAST_FRACTION = 0.02
+#: A wait for data that was there from the first step is normal below this share of the step: loaders that run in the
+#: training thread always cost a little.
+DATA_FRACTION = 0.1
+#: Loaders stall in every n-th step, n being their workers: means over this many steps show the level.
+DATA_SMOOTH = 6
+
+
+@dataclass(frozen=True, slots=True)
+class RankShift:
+    """The rank on `row` became, or always was, slower than its peers in `what`."""
+
+    row: int
+    what: str
+    shift: Shift
+
+
+def judged(frame: Frame, values: FloatArray) -> FloatArray:
+    """A signal with the steps that may not be judged left out."""
+    return np.where(frame.usable, values, np.nan)
+
+
+def rank_shifts(frame: Frame, *, data: bool = True) -> list[RankShift]:
+    """Ranks whose steady work, or wait for data, stands out from the peers'."""
+    if frame.shape[0] < 2:
+        return _alone(frame)
+    least = LEAST_FRACTION * frame.typical_ms
+    signals = [("work", frame.steady_ms, 1)]
+    if data:
+        signals.append(("data_wait", frame.parts["data_wait"], DATA_SMOOTH))
+    found = []
+    for what, own, smooth in signals:
+        distance = own - _reference(own, smooth)
+        for row in range(frame.shape[0]):
+            shift = _shift(judged(frame, distance[row]), own[row], least, smooth)
+            if shift is not None:
+                found.append(RankShift(row, what, shift))
+    return found
+
+
+def _reference(own: FloatArray, smooth: int) -> FloatArray:
+    if smooth == 1:
+        return peers_median(own)
+    count = len(own)
+    filled: FloatArray = np.nan_to_num(own)
+    others: FloatArray = (filled.sum(axis=0, keepdims=True) - filled) / max(1, count - 1)
+    return others
+
+
+def _shift(distance: FloatArray, own: FloatArray, least: float, smooth: int) -> Shift | None:
+    shift = shift_of(distance, least, smooth=smooth)
+    if shift is not None and _moved_itself(own, shift, smooth):
+        return shift
+    return offset_of(distance, least, smooth=smooth)
+
+
+def _moved_itself(own: FloatArray, shift: Shift, smooth: int) -> bool:
+    """Whether the rank itself became slower, rather than its peers faster."""
+    centre = mean if smooth > 1 else middle
+    return centre(own[shift.mask]) - centre(own[shift.baseline]) >= 0.5 * shift.excess
+
+
+def _alone(frame: Frame) -> list[RankShift]:
+    """A single rank has only its own past."""
+    found = []
+    for row in range(frame.shape[0]):
+        shift = shift_of(judged(frame, frame.steady_ms[row]), LEAST_FRACTION * frame.typical_ms)
+        if shift is not None:
+            found.append(RankShift(row, "work", shift))
+    return found
+
+
+def job_shift(frame: Frame) -> Shift | None:
+    """The job's step became longer than it was."""
+    return shift_of(judged(frame, frame.job_ms), LEAST_FRACTION * frame.typical_ms)
+
+
+def data_shift(frame: Frame) -> Shift | None:
+    """All ranks wait for data: more than they did, or much from the first step on."""
+    typical = frame.typical_ms
+    waited = frame.parts["data_wait"]
+    common = judged(frame, median(waited) if frame.shape[0] > 2 else np.nanmin(np.nan_to_num(waited), axis=0))
+    # Loaders stall at different steps on different ranks, which the median over ranks would not show.
+    some = judged(frame, np.nan_to_num(waited).mean(axis=0))
+    shared = (np.nan_to_num(waited[:, frame.usable]).mean(axis=1) > LEAST_FRACTION * typical).mean() > 0.5
+    values = some if shared else common
+    shift = shift_of(values, LEAST_FRACTION * typical, smooth=DATA_SMOOTH)
+    return shift or offset_of(values, DATA_FRACTION * typical, smooth=DATA_SMOOTH)
+
+
+def events_of(stall: FloatArray, least_ms: float) -> BoolArray:
+    """Steps in which some rank stalled for at least `least_ms`."""
+    worst: FloatArray = np.max(np.nan_to_num(stall), axis=0, initial=0.0)
+    return worst >= least_ms
+
+
+def stall_price(frame: Frame, stall: FloatArray, events: BoolArray, over: BoolArray) -> float:
+    """ms a step that stalls cost in the steps of `over`: what the step grew by where they were, at most their length.
+
+    A stall of one rank shows in its own step and, as a wait, in the peers' next ones. Where nearly every step has one
+    there is nothing to compare with, and their length is taken.
+    """
+    worst: FloatArray = np.max(np.nan_to_num(stall), axis=0, initial=0.0)
+    count = max(1, int(over.sum()))
+    after = events.copy()
+    for later in (1, 2):
+        after[later:] |= events[:-later]
+    calm = frame.usable & ~after
+    if calm.sum() < LEAST_STEPS:
+        return float(worst[over].sum()) / count
+    usual = middle(frame.job_ms[calm])
+    grown = np.nan_to_num(frame.job_ms - usual)
+    cost = 0.0
+    places = [int(place) for place in np.flatnonzero(events & over)]
+    for place, following in zip(places, [*places[1:], len(grown)], strict=True):
+        end = min(place + 3, following)
+        cost += min(max(0.0, float(grown[place:end].sum())), float(worst[place]))
+    return cost / count
+
+
+def host_ms(frame: Frame, field: str) -> FloatArray:
+    """A duration of StepRecord in ms, with nothing in steps that may not be judged."""
+    values: FloatArray = np.where(frame.usable, np.nan_to_num(frame.host(field)) / NS_PER_MS, 0.0)
+    return values

@@ -1,0 +1,121 @@
+"""Evidence in the steps themselves: which phase grew, who waited, whether the device starved, what stalled the host."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rankscope.rules.evidence import Case, Observation, graded, unseen
+from rankscope.rules.frame import COMPUTE, NS_PER_MS, BoolArray, mean, median, middle
+
+#: Share of an excess that must lie in a phase, or be explained by a stall, to speak and to speak fully.
+_MOST = (0.3, 0.7)
+#: A device that runs behind its host by less than this share of the step waits for the host.
+_STARVED = 0.06
+
+
+def _share(case: Case, phases: tuple[str, ...]) -> float:
+    total = case.suspect.excess_ms
+    return sum(max(0.0, case.suspect.excess.get(name, 0.0)) for name in phases) / total if total > 0 else 0.0
+
+
+def compute(case: Case) -> Observation:
+    """The excess lies in forward, backward and optimizer."""
+    share = _share(case, COMPUTE)
+    return Observation(graded(share, *_MOST), f"{share:.0%} of the excess lies in computing", round(share, 3))
+
+
+def data_wait(case: Case) -> Observation:
+    """The excess lies in waiting for the next batch."""
+    share = _share(case, ("data_wait",))
+    return Observation(graded(share, *_MOST), f"{share:.0%} of the excess is waiting for data", round(share, 3))
+
+
+def arrival(case: Case) -> Observation:
+    """Nobody leaves a collective before the last one arrives: the late rank is the one that waits least."""
+    waits = case.frame.wait_ms
+    if not case.suspect.located or not case.peers:
+        return unseen("no peers to compare the wait with")
+    own = middle(waits[case.row][case.mask])
+    others = middle(median(waits[case.peers][:, case.mask]))
+    if not (np.isfinite(own) and np.isfinite(others)):
+        return unseen("no waits in collectives")
+    gap = (others - own) / max(case.suspect.ms_per_step, 1e-9)
+    what = f"it waits {own:.1f} ms a step for the others, they {others:.1f} ms"
+    return Observation(graded(gap, 0.2, 0.6), what, round(own, 2), round(others, 2))
+
+
+def starved(case: Case) -> Observation:
+    """The device had caught up with its host, so that the host, not the device, set the pace."""
+    fields = ("lead_forward_ns", "lead_backward_ns", "lead_optimizer_ns", "lead_end_ns")
+    leads = np.stack([case.frame.device(field)[case.row] for field in fields]) / NS_PER_MS
+    if not case.frame.on_device or not np.isfinite(leads).any():
+        return unseen("no device clock: cannot tell a slow device from a slow host")
+    lead = middle(np.max(np.nan_to_num(leads, nan=0.0), axis=0)[case.mask])
+    share = lead / case.frame.typical_ms
+    what = f"the device ran {lead:.1f} ms behind the host"
+    return Observation(1 - graded(share, _STARVED / 2, 2 * _STARVED), what, round(lead, 2))
+
+
+def _stall(case: Case, field: str, name: str) -> Observation:
+    """What a stall of the host explains of the excess, above what it was before."""
+    values = case.frame.host(field)
+    if not np.isfinite(values[case.row]).any():
+        return unseen(f"no {name} times of rank {case.frame.ranks[case.row]}")
+    rows = list(case.suspect.rows)
+    worst = np.max(np.nan_to_num(values[rows]), axis=0) / NS_PER_MS
+
+    def level(mask: BoolArray) -> float:
+        return float(worst[mask].mean()) if mask.any() else 0.0
+
+    now, before = level(case.mask), level(case.baseline)
+    explained = (now - before) / max(case.suspect.excess_ms, 1e-9)
+    return Observation(graded(explained, *_MOST), f"{name}: {now:.1f} ms a step", round(now, 2), None)
+
+
+def garbage(case: Case) -> Observation:
+    """Python's garbage collector stopped the training thread."""
+    return _stall(case, "gc_ns", "garbage collection")
+
+
+def checkpoint(case: Case) -> Observation:
+    """The training thread wrote a checkpoint."""
+    return _stall(case, "checkpoint_ns", "checkpoints")
+
+
+def sync(case: Case) -> Observation:
+    """The host waits for its device in the middle of steps, more often than before and than its peers."""
+    counts = case.frame.host("sync_count")
+    now = mean(counts[case.row][case.mask])
+    if not np.isfinite(now):
+        return unseen("no counts of device synchronisation")
+    before = mean(counts[case.row][case.baseline]) if case.has_past else 0.0
+    peers = mean(counts[case.peers][:, case.mask]) if case.peers and case.suspect.located else 0.0
+    usual = max(value if np.isfinite(value) else 0.0 for value in (before, peers))
+    blocked = mean(case.frame.host("sync_ns")[case.row][case.mask]) / NS_PER_MS
+    what = f"the host waited for its device {now:.1f} times a step, {blocked:.1f} ms together"
+    # A loop that synchronises in every n-th step only is still the loop's own doing.
+    often = max(0.05, 0.5 * mean((counts[case.row][case.mask] > 0).astype(float)))
+    return Observation(graded(now - usual, 0.02, often), what, round(now, 2), round(peers, 2))
+
+
+def work(case: Case) -> Observation:
+    """The rank was given larger batches, and takes as much longer as they are larger."""
+    sizes = case.frame.host("work")
+    now = middle(sizes[case.row][case.mask])
+    if not np.isfinite(now):
+        return unseen("the size of batches is not known")
+    if not case.suspect.located:
+        spread = np.ptp(sizes[:, case.mask], axis=0) / np.maximum(median(sizes[:, case.mask]), 1)
+        uneven = middle(spread)
+        told = "work" in case.suspect.excess
+        return Observation(1.0 if told else 0.0, f"batches differ by {uneven:.0%} between ranks", round(uneven, 3))
+    peers = middle(median(sizes[case.peers][:, case.mask])) if case.peers else float("nan")
+    before = middle(sizes[case.row][case.baseline]) if case.has_past else float("nan")
+    before_peers = middle(median(sizes[case.peers][:, case.baseline])) if case.has_past and case.peers else before
+    ratio = now / peers if np.isfinite(peers) and peers > 0 else 1.0
+    past = before / before_peers if np.isfinite(before) and before_peers > 0 else 1.0
+    compute_ms = middle(case.frame.compute_ms[case.row][case.mask])
+    expected = compute_ms * (1 - past / ratio) if ratio > 0 else 0.0
+    explained = expected / max(case.suspect.excess_ms, 1e-9)
+    what = f"batches of {now:g} against {peers:g} on the peers"
+    return Observation(graded(explained, *_MOST), what, now, None if not np.isfinite(peers) else peers)

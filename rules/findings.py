@@ -1,0 +1,238 @@
+"""From a suspect or incident and its explanation to a finding: place, price, advice and a sentence for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rankscope.finding import Advice, Basis, Evidence, Finding, Impact, Where
+from rankscope.reading import Severity
+from rankscope.rules.evidence import Observation
+from rankscope.rules.evidence_gpu import SILICON_SPREAD
+from rankscope.rules.explain import Explanation, evidence_for, evidence_shown, not_seen
+from rankscope.rules.frame import COMPUTE, Frame, middle
+from rankscope.rules.incident import Incident
+from rankscope.rules.suspect import Suspect
+from rankscope.rules.table import FaultClass, Place, Symptom, Table
+from rankscope.window import RankWindow, Window
+
+#: A slowness of all ranks that nothing explains is told only where it is large: machines and batches drift.
+UNEXPLAINED_JOB_FRACTION = 0.25
+#: Steps over which a slowness must last before acting on it.
+_LASTED_STEPS = 30
+#: Above this share of the step a slowness is critical.
+_CRITICAL_FRACTION = 0.2
+#: The slowness is over where this many steps came after it.
+_OVER_STEPS = 8
+
+
+def worth_telling(table: Table, frame: Frame, suspect: Suspect, explanation: Explanation) -> bool:
+    """Whether a suspect becomes a finding: large enough for its symptom, and not the ordinary spread of machines."""
+    if explanation.normal or suspect.fraction < table.relevant.get(suspect.symptom, 0.0):
+        return False
+    if explanation.told is not None:
+        return True
+    if not suspect.located:
+        return not suspect.from_start and suspect.fraction >= UNEXPLAINED_JOB_FRACTION
+    if not suspect.from_start:
+        return True
+    # Slow from the first step and nothing says why: silicon alone differs by as much.
+    others = [row for row in range(frame.shape[0]) if row not in suspect.rows]
+    usual = middle(frame.compute_ms[others][:, suspect.mask]) if others else float("nan")
+    extra = sum(max(0.0, suspect.excess.get(name, 0.0)) for name in COMPUTE)
+    stalled = suspect.excess_ms - extra
+    return stalled > extra or not np.isfinite(usual) or extra > SILICON_SPREAD * usual
+
+
+def slowness(
+    table: Table, frame: Frame, suspect: Suspect, explanation: Explanation, seen: Mapping[str, Observation]
+) -> Finding:
+    """The finding of a slowness."""
+    of = explanation.told or table.unknown
+    row = suspect.rows[0]
+    where = _where(frame.window, frame.ranks[row] if suspect.located else None, of, _phase(suspect, of))
+    if not suspect.located and of.place is Place.HOST:
+        where = _shared_host(frame, suspect, where)
+    evidence = evidence_for(of, seen) if explanation.told else evidence_shown(table, seen)
+    confidence = explanation.confidence(of)
+    if explanation.told is None and explanation.leading is not None:
+        # Sure that it is there; the probability is that none of the known causes is the one.
+        confidence = max(confidence, 1 - explanation.confidence(explanation.leading))
+    places = np.flatnonzero(suspect.mask)
+    last = int(places[-1])
+    begin = suspect.begin
+    lasted = int(suspect.mask.sum())
+    after = int((frame.usable & (np.arange(len(frame.steps)) > last)).sum())
+    over = after >= max(_OVER_STEPS, len(frame.steps) // 20)
+    impact = Impact(
+        ms_per_step=round(suspect.ms_per_step, 2),
+        fraction_of_step=round(suspect.fraction, 4),
+        gpu_hours_per_day=round(_gpu_hours(frame.window, suspect.fraction), 2),
+    )
+    summary = _slow_sentence(frame, suspect, of, where, explanation)
+    return _finding(
+        of,
+        table,
+        confidence=confidence,
+        severity=Severity.CRITICAL if suspect.fraction >= _CRITICAL_FRACTION else Severity.WARNING,
+        lasting=lasted >= _LASTED_STEPS and not over,
+        where=where,
+        basis=frame.basis,
+        since_ns=_time(frame, row, begin),
+        until_ns=_time(frame, row, last) if over else None,
+        detected_step=int(frame.steps[min(begin + suspect.needed, last)]),
+        impact=impact,
+        evidence=evidence,
+        unseen=not_seen(explanation.leading or of, seen),
+        summary=summary,
+    )
+
+
+def broken(table: Table, window: Window, found: Incident, explanation: Explanation) -> Finding:
+    """The finding of a crash or hang. Below the threshold it keeps its likeliest class, and its low confidence."""
+    of = explanation.told or explanation.leading or table.unknown
+    where = _where(window, found.rank, of, found.phase)
+    evidence = evidence_for(of, found.seen)
+    who = _who(where)
+    said = evidence[0].what if evidence else found.event.text
+    verb = "The job died" if found.symptom is Symptom.CRASH else "The job hangs"
+    step = f" in step {found.step}" if found.step is not None else ""
+    sure = "" if explanation.told else "probably "
+    summary = f"{verb}{step}: {sure}{of.title[0].lower() + of.title[1:]} ({who}): {said}."
+    hours = 24.0 * window.world_size if found.symptom is Symptom.HANG else None
+    return _finding(
+        of,
+        table,
+        confidence=explanation.confidence(of),
+        severity=Severity.CRITICAL,
+        lasting=True,
+        where=where,
+        basis=Basis.COUNTERS if of.place is Place.GPU else Basis.HOST,
+        since_ns=found.event.time_ns,
+        until_ns=None,
+        detected_step=found.step,
+        impact=Impact(fraction_of_step=1.0 if hours else None, gpu_hours_per_day=hours),
+        evidence=evidence,
+        unseen=not_seen(of, found.seen),
+        summary=summary,
+    )
+
+
+def watched(table: Table, of: FaultClass, window: Window, rank: int, evidence: Evidence, since_ns: int) -> Finding:
+    """Counters that speak without any slowness or death: worth an eye, never a verdict."""
+    where = _where(window, rank, of, None)
+    summary = f"{_who(where)}: {evidence.what}; the job is not slower for it."
+    return Finding(
+        class_slug=of.slug,
+        side=of.side,
+        confidence=0.5 * table.threshold,
+        severity=Severity.INFO,
+        advice=Advice.WATCH,
+        where=where,
+        basis=Basis.COUNTERS,
+        since_ns=since_ns,
+        detected_step=None,
+        impact=Impact(ms_per_step=0.0, fraction_of_step=0.0, gpu_hours_per_day=0.0),
+        evidence=(evidence,),
+        not_seen=(),
+        action=of.action,
+        runbook=of.runbook,
+        summary=summary[0].upper() + summary[1:],
+    )
+
+
+def _finding(
+    of: FaultClass,
+    table: Table,
+    *,
+    confidence: float,
+    severity: Severity,
+    lasting: bool,
+    where: Where,
+    basis: Basis,
+    since_ns: int,
+    until_ns: int | None,
+    detected_step: int | None,
+    impact: Impact,
+    evidence: tuple[Evidence, ...],
+    unseen: tuple[str, ...],
+    summary: str,
+) -> Finding:
+    sure = of is not table.unknown and confidence >= table.threshold
+    return Finding(
+        class_slug=of.slug,
+        side=of.side,
+        confidence=round(min(confidence, 0.999), 3),
+        severity=severity,
+        advice=Advice.ACT if sure and lasting else Advice.WATCH,
+        where=where,
+        basis=basis,
+        since_ns=since_ns,
+        detected_step=detected_step,
+        impact=impact,
+        evidence=evidence,
+        not_seen=unseen,
+        action=of.action,
+        runbook=of.runbook,
+        summary=summary,
+        until_ns=until_ns,
+    )
+
+
+def _gpu_hours(window: Window, fraction: float) -> float:
+    return window.world_size * 24.0 * fraction
+
+
+def _phase(suspect: Suspect, of: FaultClass) -> str | None:
+    if of.slug in ("host-sync", "gc-pause"):
+        return None
+    phase = suspect.phase
+    return None if phase in ("sync", "gc", "work") else phase
+
+
+def _where(window: Window, rank: int | None, of: FaultClass, phase: str | None) -> Where:
+    found: RankWindow | None = window.ranks.get(rank) if rank is not None else None
+    if found is None:
+        return Where(rank=rank, phase=phase)
+    identity = found.identity
+    return Where(
+        host=identity.host,
+        rank=identity.rank,
+        local_rank=identity.local_rank,
+        gpu_uuid=identity.gpu_uuid if of.place is Place.GPU else None,
+        phase=phase,
+    )
+
+
+def _shared_host(frame: Frame, suspect: Suspect, where: Where) -> Where:
+    hosts = {frame.identity(row).host for row in suspect.rows}
+    return Where(host=hosts.pop(), phase=where.phase) if len(hosts) == 1 else where
+
+
+def _time(frame: Frame, row: int, place: int) -> int:
+    begins = frame.host("start_ns")[row]
+    known = np.flatnonzero(np.isfinite(begins))
+    if not known.size:
+        return frame.window.begin_ns
+    return int(begins[known[min(int(np.searchsorted(known, place)), known.size - 1)]])
+
+
+def _who(where: Where) -> str:
+    if where.rank is None:
+        return f"host {where.host}" if where.host else "all ranks"
+    if where.gpu_uuid:
+        return f"rank {where.rank}, {where.gpu_uuid} on {where.host}"
+    return f"rank {where.rank} on {where.host}"
+
+
+def _slow_sentence(frame: Frame, suspect: Suspect, of: FaultClass, where: Where, explanation: Explanation) -> str:
+    who = _who(where)
+    when = "from the first step" if suspect.from_start else f"since step {int(frame.steps[suspect.begin])}"
+    phase = f" in {where.phase.replace('_', ' ')}" if where.phase else ""
+    price = f"{suspect.ms_per_step:.1f} ms a step ({suspect.fraction:.0%})"
+    told = f"{of.title}: {who}; it costs {price}{phase} {when}."
+    leading = explanation.leading
+    if explanation.told is None and leading is not None and explanation.confidence(leading) >= 0.2:
+        told += f" It may be: {leading.title[0].lower() + leading.title[1:]}."
+    return told

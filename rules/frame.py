@@ -1,0 +1,241 @@
+"""A window as arrays, ranks by steps: what each rank worked itself, what it waited, and how long the step took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankscope.finding import Basis
+from rankscope.identity import RankIdentity
+from rankscope.window import Columns, RankWindow, Window
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+#: Stretches of one host's CLOCK_MONOTONIC, in ns.
+Intervals = tuple[tuple[int, int], ...]
+
+NS_PER_MS = 1e6
+#: Parts of a step that are the rank's own, by the fields that hold them. Waiting for peers is in none.
+DEVICE_PARTS: Mapping[str, str] = {
+    "data_wait": "data_wait_ns",
+    "forward": "forward_ns",
+    "backward": "backward_own_ns",
+    "optimizer": "optimizer_ns",
+    "other": "other_ns",
+}
+HOST_PARTS: Mapping[str, str] = {
+    "data_wait": "data_wait_ns",
+    "forward": "forward_ns",
+    "backward": "backward_own_ns",
+    "optimizer": "optimizer_ns",
+    "checkpoint": "checkpoint_ns",
+    "evaluation": "evaluation_ns",
+    "other": "other_ns",
+}
+#: Parts in which a device or a core computes.
+COMPUTE = ("forward", "backward", "optimizer")
+#: Parts that recur every step. The others (checkpoint, evaluation) are stalls and priced as such.
+STEADY = (*COMPUTE, "other")
+#: Steps that are never judged: allocator, autotuning, lazily made process groups, rebuilt buckets.
+WARM_UP_STEPS = 3
+#: Leading steps may be this much longer than those after them before they count as warm-up too.
+_WARM_UP_FACTOR = 1.5
+_WARM_UP_SHARE = 0.1
+#: A step that compiled for longer than this share of a usual step is not judged.
+_COMPILE_SHARE = 0.05
+#: Share of the steps that must have device times before the device's clock is the basis.
+_DEVICE_SHARE = 0.6
+
+
+def median(values: FloatArray, axis: int = 0) -> FloatArray:
+    """Median along an axis without the missing values; NaN where all are missing."""
+    ordered = np.sort(values, axis=axis)
+    count = np.isfinite(values).sum(axis=axis, keepdims=True)
+    low = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0), axis)
+    high = np.take_along_axis(ordered, np.minimum(count // 2, values.shape[axis] - 1), axis)
+    middle: FloatArray = ((low + high) / 2).squeeze(axis)
+    return middle
+
+
+def middle(values: FloatArray) -> float:
+    """Median of all that is there, or NaN."""
+    there = values[np.isfinite(values)]
+    return float(np.median(there)) if there.size else float("nan")
+
+
+def mean(values: FloatArray) -> float:
+    """Mean of all that is there, or NaN."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if there.size else float("nan")
+
+
+def peers_median(values: FloatArray) -> FloatArray:
+    """For each rank and step the median of the other ranks."""
+    count = len(values)
+    if count < 2:
+        return np.full_like(values, np.nan)
+    if count > 8:
+        # One of many hardly moves the median; leaving each out in turn would cost a sort a rank.
+        return np.broadcast_to(median(values), values.shape)
+    return np.stack([median(np.delete(values, index, axis=0)) for index in range(count)])
+
+
+class Frame:
+    """The ranks of a window on one axis of steps. Times in ms; missing is NaN."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.ranks: tuple[int, ...] = tuple(sorted(rank for rank, of in window.ranks.items() if len(of.steps)))
+        numbers = [_column(self.of(index).steps, "step") for index in range(len(self.ranks))]
+        self.steps: IntArray = np.unique(np.concatenate(numbers)).astype(np.int64) if numbers else np.zeros(0, np.int64)
+        self._places = [np.searchsorted(self.steps, of.astype(np.int64)) for of in numbers]
+        self._cache: dict[tuple[str, str], FloatArray] = {}
+
+    def of(self, index: int) -> RankWindow:
+        """Everything known of the rank on row `index`."""
+        return self.window.ranks[self.ranks[index]]
+
+    def identity(self, index: int) -> RankIdentity:
+        """Who the rank on row `index` is."""
+        return self.of(index).identity
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Ranks and steps."""
+        return len(self.ranks), len(self.steps)
+
+    def host(self, field: str) -> FloatArray:
+        """A field of StepRecord, ranks by steps."""
+        key = ("host", field)
+        if key not in self._cache:
+            values = np.full(self.shape, np.nan)
+            for row, places in enumerate(self._places):
+                column = _column(self.of(row).steps, field)
+                if len(column):
+                    values[row, places] = column
+            self._cache[key] = values
+        return self._cache[key]
+
+    def device(self, field: str) -> FloatArray:
+        """A field of DeviceRecord, ranks by steps; steps that the host did not record are left out."""
+        key = ("device", field)
+        if key not in self._cache:
+            values = np.full(self.shape, np.nan)
+            for row in range(len(self.ranks)):
+                device = self.of(row).device
+                column = _column(device, field)
+                if len(column):
+                    numbers = _column(device, "step").astype(np.int64)
+                    places = np.minimum(np.searchsorted(self.steps, numbers), len(self.steps) - 1)
+                    known = self.steps[places] == numbers
+                    values[row, places[known]] = column[known]
+            self._cache[key] = values
+        return self._cache[key]
+
+    @cached_property
+    def on_device(self) -> bool:
+        """Whether the step is told on the device's clock; else the host's must do."""
+        seen = np.isfinite(self.device("backward_own_ns"))
+        return bool(self.ranks) and bool((seen.mean(axis=1) >= _DEVICE_SHARE).all())
+
+    @property
+    def basis(self) -> Basis:
+        """What a comparison of own times rests on here."""
+        return Basis.DEVICE_COMPUTE if self.on_device else Basis.HOST
+
+    @cached_property
+    def step_ms(self) -> FloatArray:
+        """Length of each rank's step."""
+        if self.on_device:
+            return self.device("step_ns") / NS_PER_MS
+        return (self.host("end_ns") - self.host("start_ns")) / NS_PER_MS
+
+    @cached_property
+    def parts(self) -> dict[str, FloatArray]:
+        """The rank's own time by phase."""
+        if self.on_device:
+            parts = {name: self.device(field) / NS_PER_MS for name, field in DEVICE_PARTS.items()}
+        else:
+            parts = {name: self.host(field) / NS_PER_MS for name, field in HOST_PARTS.items()}
+            # Where no own backward time is known (no gradient all-reduce), all of backward is the rank's own.
+            unknown = np.isnan(parts["backward"])
+            whole = self.host("backward_ns") / NS_PER_MS
+            parts["backward"] = np.where(unknown, whole, parts["backward"])
+        return parts
+
+    def sum_of(self, names: tuple[str, ...]) -> FloatArray:
+        """Some parts together; a part that is missing where others are known counts as none."""
+        stack = np.stack([self.parts[name] for name in names if name in self.parts])
+        total: FloatArray = np.nansum(stack, axis=0)
+        total[np.isnan(stack).all(axis=0)] = np.nan
+        return total
+
+    @cached_property
+    def own_ms(self) -> FloatArray:
+        """All that the rank worked or stalled by itself."""
+        return self.sum_of(tuple(self.parts))
+
+    @cached_property
+    def steady_ms(self) -> FloatArray:
+        """Own work that recurs every step."""
+        return self.sum_of(STEADY)
+
+    @cached_property
+    def compute_ms(self) -> FloatArray:
+        """Own time in forward, backward and optimizer."""
+        return self.sum_of(COMPUTE)
+
+    @cached_property
+    def wait_ms(self) -> FloatArray:
+        """Exposed wait for others in backward."""
+        if self.on_device:
+            return self.device("backward_wait_ns") / NS_PER_MS
+        return (self.host("backward_ns") - self.host("backward_own_ns")) / NS_PER_MS
+
+    @cached_property
+    def job_ms(self) -> FloatArray:
+        """Length of the job's step: the median over its ranks, which a collective makes alike."""
+        return median(self.step_ms)
+
+    @cached_property
+    def usable(self) -> BoolArray:
+        """Steps that may be judged: neither warm-up nor compiling."""
+        job = self.job_ms
+        usable = np.isfinite(job)
+        usable[: self._warm_up(job)] = False
+        compiled = np.nanmax(np.nan_to_num(self.host("compile_ns")), axis=0, initial=0.0) / NS_PER_MS
+        busy = compiled > _COMPILE_SHARE * middle(job)
+        if busy.mean() < 0.5:
+            usable &= ~busy
+        return usable
+
+    @staticmethod
+    def _warm_up(job: FloatArray) -> int:
+        ahead = min(WARM_UP_STEPS, len(job))
+        limit = max(ahead, int(len(job) * _WARM_UP_SHARE))
+        while ahead < limit and middle(job[ahead : ahead + 3]) > _WARM_UP_FACTOR * middle(job[ahead + 3 : ahead + 23]):
+            ahead += 1
+        return ahead
+
+    @cached_property
+    def typical_ms(self) -> float:
+        """The job's usual step."""
+        return middle(self.job_ms[self.usable])
+
+    def intervals(self, index: int, mask: BoolArray) -> Intervals:
+        """When, on its own host's clock, the rank on row `index` ran the steps of `mask`."""
+        begin, end = self.host("start_ns")[index], self.host("end_ns")[index]
+        chosen = mask & np.isfinite(begin) & np.isfinite(end)
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], chosen, [False])).astype(np.int8)))
+        return tuple(
+            (int(begin[first]), int(end[last - 1])) for first, last in zip(edges[::2], edges[1::2], strict=True)
+        )
+
+
+def _column(columns: Columns, field: str) -> FloatArray:
+    values = columns.columns.get(field)
+    return np.array(values, dtype=np.float64) if values is not None else np.zeros(0)

@@ -1,0 +1,259 @@
+"""Crashes and hangs: who died or stopped first, and what only follows from it.
+
+When one rank dies, the others fail seconds later with connection errors, or are ended by the launcher; when one rank
+stops, the others wait in their collective. Both leave one root and many echoes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rankscope.reading import Event
+from rankscope.records import Phase
+from rankscope.rules import gpu_trouble
+from rankscope.rules.evidence import Observation, unseen
+from rankscope.rules.frame import Frame
+from rankscope.rules.table import Symptom
+from rankscope.rules.telemetry import Telemetry
+from rankscope.window import Window
+
+#: Exit statuses of a job that a person or the scheduler ended: 128 + SIGINT, 128 + SIGTERM.
+_ENDED_BY_HAND = frozenset({130, 143})
+_BY_HAND = re.compile(r"KeyboardInterrupt|SystemExit|SignalException")
+#: What ranks say when another one went away (gloo, NCCL, TCP store).
+_ECHO = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|socket|gloo|nccl|DistBackendError|DistNetworkError|"
+    r"DistStoreError|remote process|timed? ?out|watchdog|heartbeat|rendezvous",
+    re.IGNORECASE,
+)
+#: How surely an end by this signal came from outside: SIGKILL does; the launcher sends SIGTERM to survivors; a fault
+#: in native code raises the others.
+_FROM_OUTSIDE = {9: 1.0, 15: 0.4, 6: 0.45, 7: 0.45, 11: 0.45, 4: 0.45, 8: 0.45}
+#: Process states (proc(5)) of a process that somebody stopped, or that is gone.
+_STOPPED = frozenset("TtZX")
+_WAITING = Phase.COLLECTIVE_WAIT.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """The root of a crash or hang, with what was seen of it."""
+
+    symptom: Symptom
+    rank: int | None
+    event: Event
+    step: int | None
+    phase: str | None
+    seen: Mapping[str, Observation]
+
+
+def incident(window: Window, frame: Frame, telemetry: Telemetry) -> Incident | None:
+    """The first thing that went wrong for good, or None."""
+    events = sorted(window.events, key=lambda event: event.time_ns)
+    hung = {event.rank: event for event in reversed(events) if event.kind == "rank-hung" and event.rank is not None}
+    deaths = _deaths(events)
+    if window.job_status == 0 or window.job_status in _ENDED_BY_HAND:
+        deaths = []
+    if hung and (not deaths or min(event.time_ns for event in hung.values()) < deaths[0].time_ns):
+        return _hang(window, frame, telemetry, events, list(hung.values()))
+    return _crash(window, telemetry, events, deaths) if deaths else None
+
+
+def _deaths(events: Sequence[Event]) -> list[Event]:
+    """Ranks that ended without a goodbye or with an exception of their own making, in order."""
+    found = []
+    for event in events:
+        gone = event.kind == "rank-exited" and event.attributes.get("clean") not in (1, True)
+        failed = event.kind == "rank-exception" and not _BY_HAND.search(event.text)
+        if event.rank is not None and (gone or failed):
+            found.append(event)
+    return found
+
+
+def _crash(window: Window, telemetry: Telemetry, events: Sequence[Event], deaths: list[Event]) -> Incident:
+    broken = _broken(window, telemetry, [event.rank for event in deaths])
+    own = [event for event in deaths if event.kind == "rank-exception" and not _ECHO.search(event.text)]
+    failed = {event.rank for event in deaths if event.kind == "rank-exception"}
+    silent = [event for event in deaths if event.kind == "rank-exited" and event.rank not in failed]
+    if broken is not None:
+        root = next(event for event in deaths if event.rank == broken)
+    elif silent and (not own or _from_outside(events, _first_silent(silent)) >= 0.9):
+        first = _first_silent(silent)
+        root = own[0] if own and own[0].time_ns < first.time_ns else first
+    else:
+        root = min(own or deaths, key=lambda event: event.time_ns)
+    rank = root.rank
+    seen = _gpu_evidence(window, telemetry, rank)
+    seen["killed"] = _killed(events, root, rank in failed)
+    seen["exception"] = _exception(deaths, root, own)
+    step = root.attributes.get("step", root.attributes.get("last_step"))
+    phase = root.attributes.get("phase")
+    return Incident(
+        Symptom.CRASH,
+        rank,
+        root,
+        step if isinstance(step, int) else None,
+        phase if isinstance(phase, str) else None,
+        seen,
+    )
+
+
+def _first_silent(silent: Sequence[Event]) -> Event:
+    """The one that died first of those who left no word: by signal, then by order of death.
+
+    The launcher ends survivors by SIGTERM, so anything else came before; a rank that waited for the others was alive.
+    """
+
+    def order(event: Event) -> tuple[bool, bool, int]:
+        signal = event.attributes.get("signal")
+        return signal == 15, event.attributes.get("phase") == _WAITING and signal is None, event.time_ns
+
+    return min(silent, key=order)
+
+
+def _from_outside(events: Sequence[Event], gone: Event) -> float:
+    pid = gone.attributes.get("pid")
+    if any(event.kind == "oom-kill" and event.attributes.get("pid") == pid for event in events):
+        return 1.0
+    signal = gone.attributes.get("signal")
+    if isinstance(signal, int):
+        return _FROM_OUTSIDE.get(signal, 0.4)
+    # Not even the interpreter's own exit ran, and nobody could see how it ended.
+    return 0.25 if gone.attributes.get("status") else 0.9
+
+
+def _killed(events: Sequence[Event], root: Event, failed: bool) -> Observation:
+    if root.kind != "rank-exited" or failed:
+        return Observation(0.0, "the rank ended with an exception of its own")
+    pid = root.attributes.get("pid")
+    memory = [event for event in events if event.kind == "oom-kill" and event.attributes.get("pid") == pid]
+    what = root.text + ("; the kernel killed it for memory" if memory else "; it left no exception")
+    return Observation(_from_outside(events, root), what, root.attributes.get("signal"))
+
+
+def _exception(deaths: Sequence[Event], root: Event, own: Sequence[Event]) -> Observation:
+    mine = [event for event in deaths if event.kind == "rank-exception" and event.rank == root.rank]
+    echoes = sorted({event.rank for event in deaths if event.rank != root.rank and event.rank is not None})
+    after = f"; the ends of ranks {', '.join(map(str, echoes))} follow from it" if echoes else ""
+    if not mine:
+        return Observation(0.0, f"no exception of rank {root.rank}{after}")
+    return Observation(1.0 if mine[0] in own else 0.2, mine[0].text + after, mine[0].attributes.get("type"))
+
+
+def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[Event], hung: list[Event]) -> Incident:
+    broken = _broken(window, telemetry, [event.rank for event in hung])
+    missing = _left_early(events, hung)
+    if broken is not None:
+        root, behind = next(event for event in hung if event.rank == broken), unseen("not needed")
+    elif missing is not None:
+        root = missing
+        what = f"rank {missing.rank} ended while ranks {_names(hung)} wait for it"
+        behind = Observation(1.0, what, missing.attributes.get("last_step"))
+    else:
+        root, strength, why = _standing_out(hung)
+        behind = Observation(strength, why + _stack_of(events, root.rank), root.attributes.get("state"))
+    if _went_on(frame, hung):
+        behind = Observation(0.5 * (behind.strength or 0.0), behind.what + "; it went on later", behind.value)
+    located = broken is not None or (behind.strength or 0.0) >= 0.5 or len(hung) == 1
+    rank = root.rank if located else None
+    seen = _gpu_evidence(window, telemetry, rank)
+    seen["behind"] = behind
+    step, phase = root.attributes.get("step"), root.attributes.get("phase")
+    return Incident(
+        Symptom.HANG,
+        rank,
+        root,
+        step if isinstance(step, int) else None,
+        phase if isinstance(phase, str) else None,
+        seen,
+    )
+
+
+def _names(hung: Sequence[Event]) -> str:
+    return ", ".join(str(event.rank) for event in sorted(hung, key=lambda event: event.rank or 0))
+
+
+def _step(event: Event) -> int:
+    value = event.attributes.get("step")
+    return value if isinstance(value, int) else -1
+
+
+def _standing_out(hung: list[Event]) -> tuple[Event, float, str]:
+    """The rank that is not where the others wait: stopped, not in the collective, or an older step."""
+    stopped = [event for event in hung if str(event.attributes.get("state", ""))[:1] in _STOPPED]
+    away = [event for event in hung if event.attributes.get("phase") != _WAITING]
+    oldest = min(_step(event) for event in hung)
+    behind = [event for event in hung if _step(event) == oldest]
+    others = len(hung) - 1
+    if len(hung) == 1:
+        return hung[0], 1.0, hung[0].text
+    if len(stopped) == 1:
+        return stopped[0], 1.0, f"{stopped[0].text}: the process is stopped; {others} ranks wait for it"
+    if len(away) == 1 and len(hung) > 1:
+        return away[0], 1.0, f"{away[0].text}; the {others} others wait in the collective"
+    if len(behind) == 1:
+        ahead = max(_step(event) for event in hung)
+        return behind[0], 0.9, f"{behind[0].text}; the others are at step {ahead}"
+    both = [event for event in behind if event in away]
+    if both and len(both) < len(hung):
+        return both[0], 0.5, f"{both[0].text}; {len(both)} ranks are not in the collective"
+    return hung[0], 0.2, f"{len(hung)} ranks stopped at the same place"
+
+
+def _left_early(events: Sequence[Event], hung: Sequence[Event]) -> Event | None:
+    """A rank that ended in good order before the others stopped: it is missing in their collective."""
+    waiting = {event.rank for event in hung}
+    begun = min(event.time_ns for event in hung)
+    left = [
+        event
+        for event in events
+        if event.kind == "rank-exited" and event.rank not in waiting and event.time_ns <= begun
+    ]
+    return left[0] if left else None
+
+
+def _went_on(frame: Frame, hung: Sequence[Event]) -> bool:
+    """Whether steps were finished after the ranks were called hung."""
+    if not frame.ranks:
+        return False
+    last = max(event.time_ns for event in hung)
+    ends = frame.host("end_ns")
+    return bool((ends[ends == ends] > last).sum() > 2 * len(frame.ranks))
+
+
+def _stack_of(events: Sequence[Event], rank: int | None) -> str:
+    """Where the rank's training thread stood, from the stacks it wrote: faulthandler puts the latest call first."""
+    texts = [event.text for event in events if event.kind == "rank-stacks" and event.rank == rank]
+    if not texts:
+        return ""
+    main = re.split(r"(?=^(?:Current thread|Thread) )", texts[-1], flags=re.MULTILINE)[-1]
+    found = re.search(r'File "([^"]+)", line (\d+) in (\S+)', main)
+    if found is None:
+        return ""
+    return f"; it stands in {found[3]} ({found[1].rpartition('/')[2]}:{found[2]})"
+
+
+def _broken(window: Window, telemetry: Telemetry, ranks: Sequence[int | None]) -> int | None:
+    """The first of these ranks whose GPU broke."""
+    for rank in ranks:
+        of = window.ranks.get(rank) if rank is not None else None
+        if of is None or of.identity.gpu_uuid is None:
+            continue
+        host, uuid = of.identity.host, of.identity.gpu_uuid
+        for look in (gpu_trouble.off_bus, gpu_trouble.ecc):
+            if (look(window, telemetry, host, uuid).strength or 0.0) >= 0.5:
+                return rank
+    return None
+
+
+def _gpu_evidence(window: Window, telemetry: Telemetry, rank: int | None) -> dict[str, Observation]:
+    of = window.ranks.get(rank) if rank is not None else None
+    if of is None or of.identity.gpu_uuid is None:
+        missing = unseen("no rank stands out" if rank is None else f"rank {rank} did not say which GPU it runs on")
+        return {"off-bus": missing, "ecc": missing}
+    host, uuid = of.identity.host, of.identity.gpu_uuid
+    return {
+        "off-bus": gpu_trouble.off_bus(window, telemetry, host, uuid),
+        "ecc": gpu_trouble.ecc(window, telemetry, host, uuid),
+    }

@@ -1,0 +1,250 @@
+"""Where it is and what it costs: the step with one rank's, or one phase's, own time replaced by what it should be.
+
+A step is as slow as its slowest rank at the synchronisation: T = max over ranks of own work + the rest. The price of a
+suspect is what T loses when the suspect's excess is taken away and everything else stays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rankscope.rules.change import LEAST_STEPS, Shift
+from rankscope.rules.detect import (
+    LEAST_FRACTION,
+    data_shift,
+    events_of,
+    host_ms,
+    job_shift,
+    judged,
+    rank_shifts,
+    stall_price,
+)
+from rankscope.rules.frame import BoolArray, FloatArray, Frame, mean, median, middle, peers_median
+from rankscope.rules.suspect import Suspect
+from rankscope.rules.table import Symptom
+
+#: Fewer steps cannot be judged at all.
+LEAST_JUDGED = 2 * LEAST_STEPS
+#: Share of all stalls that one rank must carry to be the place.
+_CARRIED = 0.8
+#: Beside a suspect that slows the whole job, a rank must cost at least this share of it to be named too.
+_BESIDE = 0.3
+#: Stalls that came this often have recurred.
+_RECURRED = 2
+#: Pauses of the garbage collector must come oftener: a large collection or two happen in every run.
+_GC_RECURRED = 3
+
+
+def saved(frame: Frame, relieved: FloatArray, mask: BoolArray) -> float:
+    """ms a step the job gains over the steps of `mask` if own times were `relieved` instead."""
+    own = np.nan_to_num(frame.own_ms[:, mask], nan=-np.inf)
+    other = np.nan_to_num(relieved[:, mask], nan=-np.inf)
+    gain = own.max(axis=0) - other.max(axis=0)
+    gain = gain[np.isfinite(gain)]
+    return float(gain.mean()) if gain.size else 0.0
+
+
+def suspects(frame: Frame) -> list[Suspect]:
+    """Every slowness of the window, the dearest first."""
+    if not frame.ranks or int(frame.usable.sum()) < LEAST_JUDGED:
+        return []
+    data = _data(frame)
+    found = [*data, *_stalls(frame), *_syncs(frame), *_work(frame)]
+    covering = max((suspect.fraction for suspect in found if not suspect.located), default=0.0)
+    ranks = [s for s in _ranks(frame, data=not data) if s.fraction >= _BESIDE * covering]
+    found += ranks
+    found += _job(frame, found)
+    return sorted(found, key=lambda suspect: -suspect.ms_per_step)
+
+
+def _make(
+    frame: Frame,
+    symptom: Symptom,
+    rows: tuple[int, ...],
+    shift: Shift,
+    excess: dict[str, float],
+    price: float,
+    *,
+    located: bool,
+) -> Suspect | None:
+    length = mean(frame.job_ms[shift.mask])
+    fraction = price / length if length > 0 else 0.0
+    if fraction < LEAST_FRACTION:
+        return None
+    return Suspect(
+        symptom=symptom,
+        rows=rows,
+        located=located,
+        mask=shift.mask,
+        baseline=shift.baseline,
+        excess=excess,
+        ms_per_step=price,
+        fraction=fraction,
+        begin=shift.begin,
+        needed=shift.needed,
+        from_start=shift.from_start,
+    )
+
+
+def _ranks(frame: Frame, *, data: bool) -> list[Suspect]:
+    """Ranks that stand out, each with the phases its excess lies in."""
+    found: dict[int, Suspect] = {}
+    for rank in sorted(rank_shifts(frame, data=data), key=lambda each: -each.shift.excess):
+        excess = _excess_by_phase(frame, rank.row, rank.shift)
+        relieved = frame.own_ms.copy()
+        relieved[rank.row] -= rank.shift.excess
+        price = saved(frame, relieved, rank.shift.mask)
+        symptom = Symptom.DRIFT if rank.shift.drift else Symptom.ONE_RANK_SLOW
+        suspect = _make(frame, symptom, (rank.row,), rank.shift, excess, price, located=True)
+        if suspect is not None and (rank.row not in found or found[rank.row].ms_per_step < suspect.ms_per_step):
+            found[rank.row] = suspect
+    return list(found.values())
+
+
+def _excess_by_phase(frame: Frame, row: int, shift: Shift) -> dict[str, float]:
+    excess = {}
+    for name, values in frame.parts.items():
+        centre = mean if name == "data_wait" else middle
+        if frame.shape[0] > 1:
+            own = values[row] - peers_median(values)[row]
+        else:
+            own = values[row]
+        before = centre(own[shift.baseline]) if shift.baseline.any() else 0.0
+        level = centre(own[shift.mask]) - (before if np.isfinite(before) else 0.0)
+        excess[name] = level if np.isfinite(level) else 0.0
+    return excess
+
+
+def _data(frame: Frame) -> list[Suspect]:
+    """The whole job waits for data."""
+    shift = data_shift(frame)
+    if shift is None:
+        return []
+    waited = np.nan_to_num(frame.parts["data_wait"])
+    ideal = waited[:, shift.baseline].mean(axis=1, keepdims=True) if shift.baseline.any() else 0.0
+    relieved = frame.own_ms - np.maximum(0.0, waited - ideal)
+    price = saved(frame, relieved, shift.mask)
+    rows = tuple(range(frame.shape[0]))
+    suspect = _make(frame, Symptom.ALL_SLOW, rows, shift, {"data_wait": max(price, shift.excess)}, price, located=False)
+    return [suspect] if suspect else []
+
+
+def _stalls(frame: Frame) -> list[Suspect]:
+    """Checkpoints and garbage collection: spikes that recur."""
+    found = []
+    for name, field, recurred in (("checkpoint", "checkpoint_ns", _RECURRED), ("gc", "gc_ns", _GC_RECURRED)):
+        stall = host_ms(frame, field)
+        events = events_of(stall, LEAST_FRACTION * frame.typical_ms)
+        if int(events.sum()) < recurred:
+            continue
+        shift = _recurring(frame, events)
+        price = stall_price(frame, stall, events, shift.mask)
+        rows, located = _carriers(stall)
+        suspect = _make(frame, Symptom.PERIODIC, rows, shift, {name: price}, price, located=located)
+        if suspect is not None:
+            found.append(suspect)
+    return found
+
+
+def _recurring(frame: Frame, events: BoolArray) -> Shift:
+    """The steps over which events came back, and the calm ones before."""
+    places = np.flatnonzero(events)
+    period = int(np.median(np.diff(places))) if len(places) > 1 else 1
+    end = min(len(events), int(places[-1]) + max(1, period))
+    mask = np.zeros(len(events), dtype=bool)
+    mask[places[0] : end] = True
+    before = np.zeros(len(events), dtype=bool)
+    before[: places[0]] = True
+    return Shift(
+        mask=mask & frame.usable,
+        baseline=before & frame.usable,
+        excess=0.0,
+        level=0.0,
+        begin=int(places[0]),
+        needed=int(places[min(_RECURRED, len(places) - 1)] - places[0]) + 1,
+        from_start=int(before[frame.usable].sum()) < LEAST_STEPS,
+    )
+
+
+def _carriers(stall: FloatArray) -> tuple[tuple[int, ...], bool]:
+    """The rank that carries nearly all of it, or all ranks."""
+    total = stall.sum(axis=1)
+    top = int(np.argmax(total))
+    if len(total) > 1 and total[top] >= _CARRIED * total.sum():
+        return (top,), True
+    return tuple(range(len(total))), False
+
+
+def _syncs(frame: Frame) -> list[Suspect]:
+    """The host waits for its device in the middle of a step, so that the device then waits for the host."""
+    counts = np.where(frame.usable, np.nan_to_num(frame.host("sync_count")), 0.0)
+    events = events_of(counts, 0.5)
+    if int(events.sum()) < LEAST_STEPS:
+        return []
+    shift = _recurring(frame, events)
+    rows, located = _carriers(counts)
+    calm = shift.baseline if shift.baseline.sum() >= LEAST_STEPS else frame.usable & ~events
+    if calm.sum() >= LEAST_STEPS:
+        price = mean(frame.job_ms[shift.mask]) - mean(frame.job_ms[calm])
+    elif frame.on_device:
+        # No step without: the device's own idle time between steps is the least that it costs.
+        idle = frame.sum_of(("data_wait", "other"))[list(rows)]
+        price = mean(np.max(np.nan_to_num(idle[:, shift.mask]), axis=0))
+    else:
+        return []
+    suspect = _make(frame, Symptom.ALL_SLOW, rows, shift, {"sync": price}, price, located=located)
+    return [suspect] if suspect else []
+
+
+def _work(frame: Frame) -> list[Suspect]:
+    """Batches of different size: what the step loses to the largest of them, whichever rank has it."""
+    work = frame.host("work")
+    usual = median(work)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = work / usual
+    uneven = np.isfinite(ratio) & (usual > 0)
+    if frame.shape[0] < 2 or not uneven.any():
+        return []
+    ratio = np.where(uneven, np.clip(ratio, 0.1, 10.0), 1.0)
+    relieved = frame.own_ms - frame.compute_ms * (1 - 1 / ratio)
+    mask = frame.usable & (np.ptp(ratio, axis=0) > LEAST_FRACTION)
+    if int(mask.sum()) < LEAST_STEPS:
+        return []
+    # The same rank every time is found as a rank; here the load wanders.
+    heaviest = np.argmax(ratio[:, mask], axis=0)
+    if np.bincount(heaviest).max() >= _CARRIED * len(heaviest):
+        return []
+    price = saved(frame, relieved, mask)
+    first = int(np.flatnonzero(mask)[0])
+    shift = Shift(mask, frame.usable & ~mask, price, price, first, LEAST_STEPS, from_start=True)
+    rows = tuple(range(frame.shape[0]))
+    suspect = _make(frame, Symptom.ALL_SLOW, rows, shift, {"work": price}, price, located=False)
+    return [suspect] if suspect else []
+
+
+def _job(frame: Frame, others: list[Suspect]) -> list[Suspect]:
+    """The whole job became slower than it was, by more than the other suspects account for."""
+    shift = job_shift(frame)
+    if shift is None:
+        return []
+    told = sum(
+        other.ms_per_step * float((other.mask & shift.mask).sum()) / max(1, int(shift.mask.sum())) for other in others
+    )
+    told += _grown_batches(frame, shift)
+    rest = shift.excess - told
+    excess = {}
+    for name, values in frame.parts.items():
+        common = judged(frame, median(values))
+        excess[name] = float(np.nan_to_num(middle(common[shift.mask]) - middle(common[shift.baseline])))
+    rows = tuple(range(frame.shape[0]))
+    suspect = _make(frame, Symptom.ALL_SLOW, rows, shift, excess, rest, located=False)
+    return [suspect] if suspect else []
+
+
+def _grown_batches(frame: Frame, shift: Shift) -> float:
+    """ms a step that larger batches on every rank ask for."""
+    work, compute = median(frame.host("work")), median(frame.compute_ms)
+    now, before = middle(work[shift.mask]), middle(work[shift.baseline])
+    if not (np.isfinite(now) and np.isfinite(before)) or before <= 0:
+        return 0.0
+    return max(0.0, (now / before - 1) * middle(compute[shift.baseline]))

@@ -1,0 +1,161 @@
+"""The answer for one window: detect, locate, explain, rank; then one word, one sentence, and what was not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rankscope.finding import Advice, Evidence, Finding, Overhead, Side, Verdict
+from rankscope.reading import Severity
+from rankscope.rules import gpu_trouble
+from rankscope.rules.evidence import Observation, observe
+from rankscope.rules.evidence_gpu import held_by_heat
+from rankscope.rules.explain import explain
+from rankscope.rules.families import SLOWNESS
+from rankscope.rules.findings import broken, slowness, watched, worth_telling
+from rankscope.rules.frame import Frame
+from rankscope.rules.incident import incident
+from rankscope.rules.locate import LEAST_JUDGED, suspects
+from rankscope.rules.table import Table, load
+from rankscope.rules.telemetry import Telemetry
+from rankscope.window import Window
+
+TABLE = load()
+#: Every class by slug.
+CLASSES = TABLE.classes
+HEALTHY = "healthy"
+UNKNOWN = "unknown"
+#: A GPU that slows itself for heat in this share of the run is watched even where no step is slower for it.
+_WATCHED_SHARE = 0.2
+
+
+def diagnose(window: Window, table: Table = TABLE) -> tuple[Finding, ...]:
+    """What is wrong with the job in this window, the most important first; nothing for a healthy one."""
+    frame, telemetry = Frame(window), Telemetry(window)
+    found: list[Finding] = []
+    stopped = incident(window, frame, telemetry)
+    if stopped is not None:
+        found.append(broken(table, window, stopped, explain(table, stopped.symptom, stopped.seen)))
+    for suspect in suspects(frame):
+        seen = observe(SLOWNESS, frame, telemetry, suspect)
+        explanation = explain(table, suspect.symptom, seen)
+        if worth_telling(table, frame, suspect, explanation):
+            found.append(slowness(table, frame, suspect, explanation, seen))
+    found = _once(found)
+    found += _watches(table, window, frame, telemetry, found)
+    return tuple(sorted(found, key=lambda finding: _importance(table, finding)))
+
+
+def judge(window: Window, overhead: Overhead, table: Table = TABLE) -> Verdict:
+    """The verdict on a window: the side of the first finding above the threshold, "unknown" or "healthy"."""
+    found = diagnose(window, table)
+    first = next((finding for finding in found if _counts(table, finding)), None)
+    doubtful = next((finding for finding in found if finding.severity is not Severity.INFO), None)
+    if first is not None:
+        word, summary = str(first.side), first.summary
+    elif doubtful is not None:
+        word, summary = UNKNOWN, doubtful.summary
+    else:
+        word, summary = _without_finding(window, found)
+    unsure = [
+        finding
+        for finding in found
+        if finding.severity is not Severity.INFO
+        and (finding.side is Side.UNKNOWN or finding.confidence < table.threshold)
+    ]
+    return Verdict(
+        job=_job(window),
+        verdict=word,
+        findings=found,
+        not_seen=tuple(dict.fromkeys(window.not_seen)),
+        overhead=overhead,
+        summary=summary,
+        would_settle=tuple(dict.fromkeys(table.classes[finding.class_slug].settles for finding in unsure)),
+    )
+
+
+def _counts(table: Table, finding: Finding) -> bool:
+    """Whether a finding decides the verdict: sure of its class, or sure that there is something of unknown cause."""
+    return finding.side is Side.UNKNOWN or finding.confidence >= table.threshold
+
+
+def _importance(table: Table, finding: Finding) -> tuple[bool, bool, float]:
+    """Order of findings: what decides first, then what stopped the job, then GPU-hours at stake by confidence."""
+    ended = finding.impact.ms_per_step is None
+    hours = finding.impact.gpu_hours_per_day or 0.0
+    return not _counts(table, finding), not ended, -hours * finding.confidence
+
+
+def _once(found: Sequence[Finding]) -> list[Finding]:
+    """One finding for one thing: of the same class at the same place, or at one rank and all, the dearest stays."""
+    kept: list[Finding] = []
+    for finding in sorted(found, key=lambda each: -(each.impact.ms_per_step or float("inf"))):
+        double = any(
+            other.class_slug == finding.class_slug
+            and (other.where.rank == finding.where.rank or None in (other.where.rank, finding.where.rank))
+            for other in kept
+        )
+        if not double:
+            kept.append(finding)
+    return kept
+
+
+def _watches(
+    table: Table, window: Window, frame: Frame, telemetry: Telemetry, found: Sequence[Finding]
+) -> list[Finding]:
+    """GPUs whose counters speak though nothing is slower: for an eye, below any threshold."""
+    told = {finding.where.rank for finding in found if finding.class_slug.startswith("gpu-")}
+    watches = []
+    for rank, of in sorted(window.ranks.items()):
+        host, uuid = of.identity.host, of.identity.gpu_uuid
+        if uuid is None or rank in told:
+            continue
+        for slug, seen in _counters(window, frame, telemetry, rank, host, uuid):
+            if (seen.strength or 0.0) >= 0.5:
+                piece = Evidence(slug.removeprefix("gpu-"), seen.what, seen.value, seen.peers, 0.0)
+                watches.append(watched(table, table.classes[slug], window, rank, piece, window.begin_ns))
+    return watches
+
+
+def _counters(
+    window: Window, frame: Frame, telemetry: Telemetry, rank: int, host: str, uuid: str
+) -> list[tuple[str, Observation]]:
+    seen = [
+        ("gpu-off-bus", gpu_trouble.off_bus(window, telemetry, host, uuid)),
+        ("gpu-ecc-uncorrectable", gpu_trouble.ecc(window, telemetry, host, uuid)),
+    ]
+    if rank in frame.ranks:
+        over = frame.intervals(frame.ranks.index(rank), np.ones(len(frame.steps), dtype=bool))
+        held = held_by_heat(telemetry, host, uuid, over)
+        if held is not None and held >= _WATCHED_SHARE:
+            what = f"the GPU slowed itself for heat in {held:.0%} of the time"
+            seen.append(("gpu-thermal-slowdown", Observation(1.0, what, round(held, 3))))
+    return seen
+
+
+def _without_finding(window: Window, found: Sequence[Finding]) -> tuple[str, str]:
+    frame = Frame(window)
+    judged = int(frame.usable.sum()) if frame.ranks else 0
+    if window.job_status not in (0, None, 130, 143):
+        return UNKNOWN, f"The job ended with status {window.job_status}, and nothing that was seen says why."
+    if not frame.ranks:
+        return UNKNOWN, "No rank recorded a step, so there is nothing to judge."
+    if judged < LEAST_JUDGED:
+        return UNKNOWN, f"Only {judged} steps after the warm-up: too few to judge."
+    watch = sum(finding.advice is Advice.WATCH for finding in found)
+    also = f"; {watch} thing{'s' if watch > 1 else ''} to watch" if watch else ""
+    text = f"Healthy: {len(frame.ranks)} ranks, {judged} steps judged, {frame.typical_ms:.1f} ms a step{also}."
+    return HEALTHY, text
+
+
+def _job(window: Window) -> dict[str, object]:
+    identities = [of.identity for of in window.ranks.values()]
+    return {
+        "name": window.job,
+        "attempt": max((identity.attempt for identity in identities), default=0),
+        "world_size": window.world_size,
+        "ranks_seen": len(identities),
+        "hosts": sorted({identity.host for identity in identities}),
+        "status": window.job_status,
+    }
