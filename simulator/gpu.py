@@ -112,6 +112,7 @@ class Gpu(_Mapped):
     collective_ns = _Field[int]("Device time in communication kernels that moved data, ns, only ever grows")
     spin_ns = _Field[int]("Device time in communication kernels that waited for peers, ns, only ever grows")
     collective_bytes = _Field[int]("Bytes moved by collectives; 0 for ever: derived from collective_ns")
+    waiting_since_monotonic_ns = _Field[int]("When the wait for peers that goes on now began; 0: none, or not told")
     step = _Field[int]("The training step the rank is in, from 0; -1 before the first")
     # Read by the rank's device thread.
     work_factor = _Field[float]("Multiplies the duration of each compute kernel; 1.0 is healthy")

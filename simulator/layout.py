@@ -165,6 +165,7 @@ class GpuRecord(ctypes.LittleEndianStructure):
         ("collective_ns", c_uint64),
         ("spin_ns", c_uint64),
         ("collective_bytes", c_uint64),
+        ("waiting_since_monotonic_ns", c_uint64),
         ("step", c_int64),
         # Read by the rank that runs on this GPU.
         ("work_factor", c_double),

@@ -226,7 +226,7 @@ class Physics:
                 pass
 
     def _move(self, gpu: Gpu, motion: _Motion, elapsed: int, now: int) -> None:
-        busy, transfer, spin = self._work_done(gpu, motion, elapsed)
+        busy, transfer, spin = self._work_done(gpu, motion, elapsed, now)
         working = busy + transfer + spin > 0
         motion.idle_for = 0 if working else motion.idle_for + elapsed
         idle = motion.idle_for >= _IDLE_AFTER_NS
@@ -244,7 +244,7 @@ class Physics:
         gpu.utilization_percent = round(100 * motion.utilization)
         gpu.memory_utilization_percent = round(100 * motion.memory_utilization)
         gpu.gpm_graphics_ns += round(elapsed * min(1.0, busy + transfer + spin))
-        gpu.gpm_sm_ns += round(elapsed * (0.92 * busy + 0.2 * transfer + 0.15 * spin))
+        gpu.gpm_sm_ns += round(elapsed * min(1.0, 0.92 * busy + 0.2 * transfer + 0.15 * spin))
         gpu.gpm_occupancy_ns += round(elapsed * (0.45 * busy + 0.08 * (transfer + spin)))
         gpu.gpm_tensor_ns += round(elapsed * 0.6 * busy)
         gpu.gpm_dram_ns += round(elapsed * (0.45 * busy + 0.15 * transfer))
@@ -253,26 +253,31 @@ class Physics:
             gpu.push_sample((now + self._wall_offset_ns) // 1000)
 
     @staticmethod
-    def _work_done(gpu: Gpu, motion: _Motion, elapsed: int) -> tuple[float, float, float]:
-        """Shares of the tick in compute, transfer and spin.
+    def _work_done(gpu: Gpu, motion: _Motion, elapsed: int, now: int) -> tuple[float, float, float]:
+        """Shares of the tick in compute, transfer and spin; compute and communication may overlap.
 
         A rank adds a kernel's time when the kernel ends, so a tick may see more than its own length: the rest
-        is carried over, which keeps the sum right and shifts it by less than one kernel.
+        is carried over, which keeps the sum right and shifts it by less than one kernel. A wait that goes on is
+        counted as it goes, so that a rank stuck in a collective spins and does not look idle.
         """
         busy, collective, spin = gpu.busy_ns, gpu.collective_ns, gpu.spin_ns
+        since = gpu.waiting_since_monotonic_ns
+        if since:
+            spin += max(0, now - since)
         motion.busy_carry += busy - motion.busy_seen
         motion.collective_carry += collective - motion.collective_seen
-        motion.spin_carry += spin - motion.spin_seen
-        motion.busy_seen, motion.collective_seen, motion.spin_seen = busy, collective, spin
-        waiting = motion.busy_carry + motion.collective_carry + motion.spin_carry
-        if waiting <= 0:
-            return 0.0, 0.0, 0.0
-        share = min(1.0, elapsed / waiting)
-        done = tuple(share * c for c in (motion.busy_carry, motion.collective_carry, motion.spin_carry))
-        motion.busy_carry = min(motion.busy_carry - done[0], _CARRY_LIMIT_NS)
-        motion.collective_carry = min(motion.collective_carry - done[1], _CARRY_LIMIT_NS)
-        motion.spin_carry = min(motion.spin_carry - done[2], _CARRY_LIMIT_NS)
-        return done[0] / elapsed, done[1] / elapsed, done[2] / elapsed
+        # The end of a wait is booked in two stores: what was counted while it went on is not taken back.
+        motion.spin_carry += max(0, spin - motion.spin_seen)
+        motion.busy_seen, motion.collective_seen = busy, collective
+        motion.spin_seen = max(spin, motion.spin_seen)
+        computed = min(motion.busy_carry, elapsed)
+        communicating = motion.collective_carry + motion.spin_carry
+        share = min(1.0, elapsed / communicating) if communicating > 0 else 0.0
+        transferred, spun = share * motion.collective_carry, share * motion.spin_carry
+        motion.busy_carry = min(motion.busy_carry - computed, _CARRY_LIMIT_NS)
+        motion.collective_carry = min(motion.collective_carry - transferred, _CARRY_LIMIT_NS)
+        motion.spin_carry = min(motion.spin_carry - spun, _CARRY_LIMIT_NS)
+        return computed / elapsed, transferred / elapsed, spun / elapsed
 
     @staticmethod
     def _move_clocks(gpu: Gpu, shown: list[Fault], *, busy: float, idle: bool) -> None:

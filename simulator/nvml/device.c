@@ -21,6 +21,18 @@ TEXT(nvmlDeviceGetSerial, serial)
 TEXT(nvmlDeviceGetBoardPartNumber, board_part_number)
 TEXT(nvmlDeviceGetVbiosVersion, vbios_version)
 
+/* The GSP runs firmware of the driver's own version. */
+nvmlReturn_t nvmlDeviceGetGspFirmwareVersion(nvmlDevice_t device, char *version) {
+    ENTER(device, version);
+    return sim_copy(version, NVML_GSP_FIRMWARE_VERSION_BUF_SIZE, sim_state()->driver_version);
+}
+nvmlReturn_t nvmlDeviceGetGspFirmwareMode(nvmlDevice_t device, unsigned int *enabled, unsigned int *by_default) {
+    ENTER(device, enabled);
+    CHECK(by_default);
+    *enabled = *by_default = NVML_FEATURE_ENABLED;
+    return NVML_SUCCESS;
+}
+
 GETTER(nvmlDeviceGetBrand, nvmlBrandType_t, gpu->brand)
 GETTER(nvmlDeviceGetMinorNumber, unsigned int, gpu->minor_number)
 GETTER(nvmlDeviceGetModuleId, unsigned int, gpu->module_id)

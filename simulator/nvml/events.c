@@ -80,7 +80,8 @@ nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long ty
     if (types & ~(unsigned long long)ALL_EVENTS)
         return NVML_ERROR_NOT_SUPPORTED;
     size_t slot = (size_t)(gpu - sim_state()->gpus);
-    set->since[slot] = sim_state()->event_count;
+    if (set->types[slot] == 0)
+        set->since[slot] = sim_state()->event_count;
     set->types[slot] |= types;
     return NVML_SUCCESS;
 }

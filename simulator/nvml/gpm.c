@@ -7,6 +7,7 @@
 #define SAMPLE_MAGIC UINT64_C(0x67706d73616d706c)
 #define FLOOR_NS 100000000u /* nvml.h, nvmlGpmMetricsGet: the interval should be greater than 100 ms */
 #define MIB 1048576.0
+#define METRIC_DMMA_TENSOR_UTIL 8 /* named in later headers only */
 
 struct nvmlGpmSample_st {
     uint64_t magic;
@@ -79,7 +80,7 @@ static nvmlReturn_t metric(const struct nvmlGpmSample_st *a, const struct nvmlGp
     case NVML_GPM_METRIC_INTEGER_UTIL:
     case NVML_GPM_METRIC_FP32_UTIL: *value = 0.1 * percent(a->sm_ns, b->sm_ns, ns); return NVML_SUCCESS;
     case NVML_GPM_METRIC_DFMA_TENSOR_UTIL:
-    case NVML_GPM_METRIC_DMMA_TENSOR_UTIL:
+    case METRIC_DMMA_TENSOR_UTIL:
     case NVML_GPM_METRIC_IMMA_TENSOR_UTIL:
     case NVML_GPM_METRIC_FP64_UTIL:
     case NVML_GPM_METRIC_FP16_UTIL: *value = 0.0; return NVML_SUCCESS;

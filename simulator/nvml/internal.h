@@ -9,7 +9,7 @@
 
 typedef const volatile sim_gpu *sim_gpu_ref;
 
-/* Field ids that headers older than 13.5 lack. */
+/* A field id that earlier headers of release 13 lack. */
 #ifndef NVML_FI_DEV_GPU_TEMP
 #define NVML_FI_DEV_GPU_TEMP 308
 #endif

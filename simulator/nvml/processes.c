@@ -3,6 +3,9 @@
 
 #include <string.h>
 
+/* nvmlProcessMode_t, which earlier headers state in words only. */
+enum { MODE_COMPUTE = 0, MODE_ALL = 3, MODE_COUNT = 4 };
+
 #define NO_INSTANCE 0xffffffffu /* nvml.h: what the instance ids hold without MIG */
 
 static unsigned int snapshot(sim_gpu_ref gpu, sim_process found[SIM_MAX_PROCESSES]) {
@@ -78,9 +81,9 @@ NOBODY(nvmlDeviceGetMPSComputeRunningProcesses, nvmlProcessInfo_v1_t)
 nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, nvmlProcessDetailList_t *list) {
     ENTER(device, list);
     VERSIONED(list, nvmlProcessDetailList_v1);
-    CHECK(list->mode < NVML_PROCESS_MODE_MAX);
+    CHECK(list->mode < MODE_COUNT);
     sim_process found[SIM_MAX_PROCESSES];
-    int compute = list->mode == NVML_PROCESS_MODE_COMPUTE || list->mode == NVML_PROCESS_MODE_ALL;
+    int compute = list->mode == MODE_COMPUTE || list->mode == MODE_ALL;
     unsigned int there = compute ? snapshot(gpu, found) : 0;
     nvmlReturn_t room = room_for(there, &list->numProcArrayEntries, list->procArray);
     for (unsigned int i = 0; room == NVML_SUCCESS && i < there; i++) {

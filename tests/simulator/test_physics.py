@@ -94,6 +94,28 @@ def test_waiting_looks_busy_and_draws_little(machine: Machine) -> None:
     assert gpu.links[0].data_tx_kib == sent
 
 
+def test_a_wait_that_does_not_end_is_seen(machine: Machine) -> None:
+    """A rank stuck in a collective spins at full utilization and low power; its end books the wait only once."""
+    gpu = machine.node.gpus[0]
+    gpu.waiting_since_monotonic_ns = machine.now
+    machine.run(6, busy=0, transfer=0, spin=0)
+    assert gpu.utilization_percent >= 99
+    assert gpu.power_average_mw < 0.4 * gpu.power_limit_mw
+    assert machine.node.gpus[1].utilization_percent == 0
+    gpu.waiting_since_monotonic_ns = 0
+    machine.run(0.05, busy=0, transfer=0, spin=0)
+    gpu.spin_ns += 6_000_000_000
+    machine.run(3, busy=0, transfer=0, spin=0)
+    assert gpu.gpm_graphics_ns == pytest.approx(6_000_000_000, rel=1e-6)
+
+
+def test_overlapped_communication_adds_no_time(machine: Machine) -> None:
+    """Communication beside compute keeps the GPU busy for as long as the longer of them, not for their sum."""
+    machine.run(2, busy=1.0, transfer=0.8, spin=0.2)
+    machine.run(1, busy=0, transfer=0, spin=0)
+    assert machine.node.gpus[0].gpm_graphics_ns == pytest.approx(2_000_000_000, rel=1e-6)
+
+
 def test_bytes_told_by_the_rank_are_counted(machine: Machine) -> None:
     """Where a rank says what its collectives moved, the links carry that and not an estimate."""
     gpu = machine.node.gpus[0]
