@@ -41,6 +41,7 @@ class WatchedJob:
         restart: int = 0,
     ) -> None:
         """`only_job` leaves rings of other jobs in the same directory alone. Raises RecordingError."""
+        self.name = job
         self._settings = settings
         self._clock = clock
         if recording.exists() and recording.stat().st_size:

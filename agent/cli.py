@@ -1,0 +1,170 @@
+"""The command line. Errors of ours are one line on standard error and status 2; the job's own status passes through."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rankscope import __version__
+from rankscope.agent.config import load_settings
+from rankscope.errors import RankscopeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rankscope.agent.run import RunResult
+
+CANNOT = 2
+_SIDES = ("hardware", "environment", "code", "unknown")
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_RECORDINGS = click.argument(
+    "recordings", nargs=-1, required=True, metavar="RECORDING...", type=click.Path(path_type=Path)
+)
+
+
+class _Commands(click.Group):
+    """Turns an error of ours into its one line, wherever it comes from."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RankscopeError as error:
+            click.echo(f"rankscope: {error}", err=True)
+            ctx.exit(CANNOT)
+        except BrokenPipeError:
+            # Whoever read our output has read enough.
+            sys.stderr.close()
+            ctx.exit(0)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _put(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rankscope")
+def main() -> None:
+    """Says why a distributed PyTorch job is slow or died: hardware, environment or code, and which one exactly."""
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--config", type=_FILE, help="Configuration (TOML); also $RANKSCOPE_CONFIG.")
+@click.option("--job", default="", help="Name of the job; from the launcher or the script unless given.")
+@click.option(
+    "--json", "json_file", default="", metavar="FILE", help='Verdict as JSON into FILE, "-" for standard output.'
+)
+@click.option("--html", type=_FILE, help="Verdict as one HTML page.")
+@click.option("--perfetto", type=_FILE, help="Timeline as a trace for ui.perfetto.dev.")
+@click.option("--fail-on", multiple=True, type=click.Choice(_SIDES), help="End with 1 where the verdict is this side.")
+@click.option("--quiet", is_flag=True, help="Say nothing on the terminal.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    config: Path | None,
+    job: str,
+    json_file: str,
+    html: Path | None,
+    perfetto: Path | None,
+    fail_on: Sequence[str],
+    quiet: bool,
+    command: Sequence[str],
+) -> None:
+    """Run COMMAND watched; the verdict comes at its end. Ends with the job's own status (128+n for a signal)."""
+    from rankscope.agent.run import run_job
+
+    settings = load_settings(config)
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
+    result = run_job(command, settings=settings, job=job, say=say)
+    try:
+        _tell(result, json_file, html, perfetto, quiet)
+    except RankscopeError as error:
+        # The job's status is the answer; that we could not write ours is a line.
+        click.echo(f"rankscope: {error}", err=True)
+    failed = result.verdict is not None and result.verdict.verdict in fail_on
+    ctx.exit(result.exit_status or int(failed))
+
+
+def _tell(result: RunResult, json_file: str, html: Path | None, perfetto: Path | None, quiet: bool) -> None:
+    from rankscope.agent.verdict import show, write_outputs
+
+    if result.verdict is None or result.window is None:
+        return
+    if not quiet:
+        # Standard output is the job's.
+        show(result.verdict, result.window, _console(stderr=True))
+        click.echo(f"recording: {result.recording}", err=True)
+    write_outputs(result.verdict, result.window, json_file=json_file, html=html, perfetto=perfetto)
+
+
+@main.command()
+@_RECORDINGS
+@click.option("--json", "as_json", is_flag=True, help="The verdict as JSON on standard output.")
+@click.option("--html", type=_FILE, help="The verdict as one HTML page.")
+@click.option("--perfetto", type=_FILE, help="The timeline as a trace for ui.perfetto.dev.")
+def report(recordings: Sequence[Path], as_json: bool, html: Path | None, perfetto: Path | None) -> None:
+    """The verdict over recordings of one run: one file a host, or a directory of them."""
+    from rankscope.agent.verdict import conclude, show, write_outputs
+
+    verdict, window = conclude(recordings)
+    if not as_json:
+        show(verdict, window, _console())
+    write_outputs(verdict, window, json_file="-" if as_json else "", html=html, perfetto=perfetto)
+
+
+@main.command()
+@click.option("--config", type=_FILE, help="Configuration (TOML); also $RANKSCOPE_CONFIG.")
+@click.option("--once", is_flag=True, help="End when every rank that was seen has ended.")
+@click.option("--json", "as_json", is_flag=True, help="Say which jobs are watched as JSON lines.")
+def agent(config: Path | None, once: bool, as_json: bool) -> None:
+    """Watch every job of this host whose ranks attached by themselves. Runs until SIGTERM or Ctrl-C."""
+    from rankscope.agent.node import watch_node
+
+    def say(job: str, recording: Path) -> None:
+        line = {"job": job, "recording": str(recording)}
+        click.echo(json.dumps(line) if as_json else f"watching {job}, recording {recording}")
+
+    watch_node(load_settings(config), say=say, once=once)
+
+
+@main.command()
+@click.argument("recording", type=click.Path(path_type=Path))
+@click.option("--once", is_flag=True, help="Print one picture and end.")
+@click.option("--json", "as_json", is_flag=True, help="One picture as JSON.")
+def top(recording: Path, once: bool, as_json: bool) -> None:
+    """Live view of a recording that is being written."""
+    from rankscope.agent.top import picture, watch
+
+    if as_json:
+        _put(picture(recording).document())
+    else:
+        watch(recording, _console(), once=once)
+
+
+@main.command()
+@click.option("--config", type=_FILE, help="Configuration (TOML); also $RANKSCOPE_CONFIG.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(config: Path | None, as_json: bool) -> None:
+    """What can be read on this machine, what cannot, and what would change that."""
+    from rankscope.agent.doctor import examine, print_examination
+
+    found = examine(load_settings(config))
+    if as_json:
+        _put([source.document() for source in found])
+    else:
+        print_examination(found, _console())

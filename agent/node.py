@@ -1,0 +1,70 @@
+"""`rankscope agent`: one agent for every job of a host whose ranks attached by themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from rankscope.agent.config import Settings
+from rankscope.agent.daemon import build_agent
+from rankscope.agent.job import WatchedJob
+from rankscope.agent.recording import new_recording_path, state_directory
+from rankscope.clock import SystemClock
+from rankscope.errors import RingError
+from rankscope.identity import host_name
+from rankscope.ring import SUFFIX, RingReader
+
+#: Where the hooks put rings unless they are told otherwise.
+DEFAULT_DIRECTORY = "/dev/shm/rankscope"
+
+
+def watch_node(settings: Settings, *, say: Callable[[str, Path], None], once: bool = False) -> None:
+    """Watch until SIGTERM or SIGINT; with `once`, until every job that was seen is over. Raises RankscopeError."""
+    clock = SystemClock()
+    directory = Path(settings.rings.directory or os.environ.get("RANKSCOPE_DIR", "") or DEFAULT_DIRECTORY)
+    state = settings.recording.state_directory
+    jobs: list[WatchedJob] = []
+    agent = build_agent(jobs, settings, clock)
+    #: Rings looked at by name, so that one header is read once.
+    looked_at: set[str] = set()
+
+    def look() -> None:
+        for name in sorted(_jobs(directory, looked_at) - {job.name for job in agent.jobs}):
+            path = new_recording_path(Path(state) if state else state_directory(), name, host_name())
+            job = WatchedJob(
+                job=name,
+                host=host_name(),
+                recording=path,
+                rings=directory,
+                settings=settings,
+                clock=clock,
+                environ=os.environ,
+                only_job=name,
+            )
+            agent.jobs.append(job)
+            say(name, path)
+        for job in [job for job in agent.jobs if job.over]:
+            agent.jobs.remove(job)
+            job.close("every rank has ended")
+            if once and not agent.jobs:
+                agent.stop("every job has ended")
+
+    agent.run(look)
+
+
+def _jobs(directory: Path, looked_at: set[str]) -> set[str]:
+    """Names of the jobs whose rings are new in the directory."""
+    found: set[str] = set()
+    for path in sorted(directory.glob(f"*{SUFFIX}")):
+        if path.name in looked_at:
+            continue
+        looked_at.add(path.name)
+        try:
+            reader = RingReader(path, owners=frozenset({os.getuid()}) if os.getuid() else None)
+        except RingError:
+            continue
+        if Path(f"/proc/{reader.header.identity.pid}").exists():
+            found.add(reader.header.identity.job)
+        reader.close()
+    return found
