@@ -73,6 +73,8 @@ class HttpTransport:
             self.close()
             response = self._request(body)
         answer = response.read(_MAX_ANSWER_BYTES)
+        if response.length and len(answer) < _MAX_ANSWER_BYTES:
+            raise http.client.IncompleteRead(answer, response.length)
         if response.will_close or response.read(1):
             self.close()
         return self._reply(batch, response, answer)
