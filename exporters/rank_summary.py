@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -55,6 +56,15 @@ def summarise_ranks(verdict: Verdict, window: Window) -> list[RankSummary]:
         _summary(rank, seen, window, since, until, tuple(accused.get(rank, ())), states.get(rank, ""))
         for rank, seen in sorted(window.ranks.items())
     ]
+
+
+def table_rows(ranks: Sequence[RankSummary], limit: int) -> list[RankSummary]:
+    """All ranks of a small job; of a large one those accused or stopped, then the first others as their peers."""
+    if len(ranks) <= limit:
+        return list(ranks)
+    kept = [rank for rank in ranks if rank.accused or rank.state][:limit]
+    rest = [rank for rank in ranks if not rank.accused and not rank.state]
+    return sorted([*kept, *rest[: limit - len(kept)]], key=lambda rank: rank.rank)
 
 
 def gpu_label(seen: RankWindow, window: Window) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankscope.exporters import wording
-from rankscope.exporters.rank_summary import RankSummary, summarise_ranks
+from rankscope.exporters.rank_summary import RankSummary, summarise_ranks, table_rows
 from rankscope.exporters.stacks import StackGroup, ranks_text, stack_groups
 from rankscope.exporters.verdict_json import anchor_of
 from rankscope.finding import Finding, Verdict
@@ -131,7 +131,7 @@ def _stacks(groups: list[StackGroup], width: int) -> RenderableType:
 
 
 def _ranks(ranks: list[RankSummary], width: int) -> RenderableType:
-    shown = _chosen(ranks)
+    shown = table_rows(ranks, RANK_ROWS)
     several_hosts = len({rank.host for rank in ranks}) > 1
     on_device = any(rank.on_device for rank in ranks)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", title_justify="left", title_style="bold")
@@ -158,15 +158,6 @@ def _ranks(ranks: list[RankSummary], width: int) -> RenderableType:
         parts.append(Text(f"{len(ranks) - len(shown)} more ranks are not shown.", style="dim"))
     parts.extend(Text(f"rank {rank.rank}: {rank.state}") for rank in shown if rank.state)
     return Group(*parts)
-
-
-def _chosen(ranks: list[RankSummary]) -> list[RankSummary]:
-    """All ranks of a small job; of a large one the accused, then the first ones as their peers."""
-    if len(ranks) <= RANK_ROWS:
-        return ranks
-    kept = [rank for rank in ranks if rank.accused or rank.state][:RANK_ROWS]
-    rest = [rank for rank in ranks if rank not in kept]
-    return sorted([*kept, *rest[: RANK_ROWS - len(kept)]], key=lambda rank: rank.rank)
 
 
 def _cell(value: float | None) -> str:

@@ -42,7 +42,7 @@ def anchor_of(host: str | None, anchors: Mapping[str, ClockAnchor]) -> ClockAnch
     """The clock anchor of a host, the first by name where the host is not known."""
     if not anchors:
         raise ExportError("no host's clock is known, so no time can be told", todo="read a recording that was closed")
-    return anchors[host] if host in anchors else anchors[min(anchors)]
+    return anchors[host if host is not None and host in anchors else min(anchors)]
 
 
 def iso_time(wall_ns: int) -> str:

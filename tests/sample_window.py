@@ -76,11 +76,13 @@ class Job:
         self.steps[rank].append(step)
         self.device[rank].append(device)
 
-    def gpu(self, *, hot: int | None = None, hot_from_ns: int = 0, period_ns: int = SECOND // 2) -> Job:
-        """Add the counters of every GPU; `hot` heats up and throttles from `hot_from_ns` on."""
+    def gpu(self, *, hot: int | None = None, hot_from_ns: int = 0, lost: int | None = None, lost_ns: int = 0) -> Job:
+        """Add the counters of every GPU; `hot` heats up and throttles, `lost` falls silent."""
         for rank in range(self.ranks):
             heat = 58.0 + 2 * rank % 5
-            for time_ns in range(BEGIN_NS, self.now_ns, period_ns):
+            for time_ns in range(BEGIN_NS, self.now_ns, SECOND // 2):
+                if rank == lost and time_ns >= lost_ns:
+                    break
                 faulty = rank == hot and time_ns >= hot_from_ns
                 heat += ((91 if faulty else 61 + rank % 3) - heat) * 0.12
                 throttled = faulty and heat > 80
@@ -175,7 +177,7 @@ def thermal() -> tuple[Window, Verdict]:
     """GPU 2 of 4 is throttled by heat from step 100 on; rank 1's checkpoints are a second, small finding."""
     job = Job().run(100)
     since = job.now_ns
-    job.run(200, slow={2: 1.25}).gpu(hot=2, hot_from_ns=since - 6 * SECOND)
+    job.run(200, slow={2: 1.25}).gpu(hot=2, hot_from_ns=since - 3 * SECOND)
     job.event("rank-attached", "rank 2 attached", rank=2, time_ns=BEGIN_NS)
     job.event("governor", "NVML is read every 2 s to hold the budget", time_ns=since + SECOND)
     window = job.window(not_seen=("kernel log: permission denied", "PCIe replay counters: not offered by this GPU"))
@@ -247,9 +249,10 @@ STUCK = '  File "/home/ana/jobs/llama/tokens.py", line 41 in fetch_vocabulary\n 
 
 def hang() -> tuple[Window, Verdict]:
     """Rank 1 stands still in its loader; three ranks wait for it inside backward."""
-    job = Job().run(57).gpu()
+    job = Job().run(57)
     since = job.now_ns
     job.now_ns += 40 * SECOND
+    job.gpu()
     for rank in range(4):
         frames = STUCK if rank == 1 else WAITING
         text = STACK.format(frames=frames).replace("7f2a", f"7f2{rank}")
@@ -288,7 +291,7 @@ def hang() -> tuple[Window, Verdict]:
 
 def off_bus() -> tuple[Window, Verdict]:
     """GPU 3 falls off the bus with an Xid 79; its rank dies."""
-    job = Job().run(120).gpu()
+    job = Job().run(120)
     since = job.now_ns
     job.event(
         "xid",
@@ -306,7 +309,8 @@ def off_bus() -> tuple[Window, Verdict]:
     job.event(
         "gpu-lost", "NVML says the GPU is lost", time_ns=since + SECOND, device=gpu_uuid(3), severity=Severity.CRITICAL
     )
-    job.now_ns += 2 * SECOND
+    job.now_ns += 6 * SECOND
+    job.gpu(lost=3, lost_ns=since)
     job.event("rank-exited", "rank 3 is gone: signal 6", rank=3, attributes={"clean": 0, "last_step": 119, "signal": 6})
     window = job.window(status=134)
     lost = finding(

@@ -1,0 +1,141 @@
+"""The data behind the page's timeline: lanes of steps and GPU counters, small enough to draw and to send.
+
+However many steps and ranks there are, at most LANES lanes, STEP_BUCKETS bars and SERIES_POINTS points go on a page:
+about 2.5 MB. Bars are means over consecutive steps beside the shortest and the longest one; points likewise.
+"""
+
+from __future__ import annotations
+
+from array import array
+from statistics import median, quantiles
+from typing import Any
+
+from rankscope.exporters.lane import SERIES, phase_columns, reason_runs, series_points, step_bars
+from rankscope.exporters.rank_summary import RankSummary, accused_ranks
+from rankscope.exporters.time_axis import TimeAxis
+from rankscope.exporters.wording import CLOCK_EVENT_REASONS, class_title, visible
+from rankscope.finding import Verdict
+from rankscope.window import Series, SeriesKey, Window
+
+LANES = 64
+STEP_BUCKETS = 20_000
+SERIES_POINTS = 36_000
+#: Most bars in one lane: several for every pixel of a wide screen.
+LANE_BUCKETS = 4_000
+LANE_POINTS = 1_500
+#: Events with a mark on the timeline.
+EVENTS = 500
+
+
+def timeline(verdict: Verdict, window: Window, summaries: list[RankSummary]) -> dict[str, Any]:
+    """What the page's script draws; times are microseconds since the begin of the window."""
+    axis = TimeAxis(window)
+    chosen = choose_lanes(summaries)
+    most = min(LANE_BUCKETS, STEP_BUCKETS // max(1, len(chosen)))
+    points = min(LANE_POINTS, SERIES_POINTS // (len(SERIES) * max(1, len(chosen))))
+    lanes = [_lane(summary, window, axis, most, points) for summary in chosen]
+    return {
+        "begin_wall_ms": axis.begin_wall_ns // 1_000_000,
+        "span_us": max(1, axis.span_ns // 1_000),
+        "lanes": lanes,
+        "top_us": _top(window, chosen),
+        "scales": {name: _scale(lanes, name) for name in SERIES},
+        "reasons": [[bit, name, fault] for bit, (name, fault) in CLOCK_EVENT_REASONS.items()],
+        "faults": [_fault(verdict, window, axis, index) for index in range(min(len(verdict.findings), 20))],
+        "events": _events(window, axis),
+        "reduced": max((lane["per_bar"] for lane in lanes), default=1),
+        "left_out": len(summaries) - len(chosen),
+    }
+
+
+def choose_lanes(summaries: list[RankSummary], limit: int = LANES) -> list[RankSummary]:
+    """All ranks, or of too many: the accused, those that stopped, those with the most own compute; in rank order."""
+    if len(summaries) <= limit:
+        return summaries
+    urgent = sorted(summaries, key=lambda rank: (not rank.accused, not rank.state, -(rank.own_ms or 0.0), rank.rank))
+    return sorted(urgent[:limit], key=lambda rank: rank.rank)
+
+
+def _lane(summary: RankSummary, window: Window, axis: TimeAxis, most: int, points: int) -> dict[str, Any]:
+    seen = window.ranks[summary.rank]
+    host, uuid = seen.identity.host, seen.identity.gpu_uuid
+    per_bar = max(1, -(-len(seen.steps) // most))
+    lane: dict[str, Any] = {
+        "rank": summary.rank,
+        "host": summary.host,
+        "gpu": summary.gpu,
+        "accused": [visible(slug) for slug in summary.accused],
+        "state": summary.state,
+        "clock": "device" if summary.on_device else "host",
+        "per_bar": per_bar,
+        "steps": step_bars(seen.steps, phase_columns(seen), per_bar, lambda time_ns: axis.at(host, time_ns) // 1_000),
+    }
+    for name, metrics in SERIES.items():
+        found = None if uuid is None else _first_series(window, host, uuid, metrics)
+        if found is not None:
+            lane[name] = series_points(found, points, lambda time_ns: axis.at(host, time_ns) // 1_000)
+    masks = None if uuid is None else _first_series(window, host, uuid, ("gpu.clock_event_reasons",))
+    if masks is not None:
+        lane["reasons"] = reason_runs(masks, points, lambda time_ns: axis.at(host, time_ns) // 1_000)
+    return lane
+
+
+def _first_series(window: Window, host: str, uuid: str, metrics: tuple[str, ...]) -> Series | None:
+    for metric in metrics:
+        found = window.series.get(SeriesKey(host, metric, uuid))
+        if found is not None and len(found.values):
+            return found
+    return None
+
+
+def _top(window: Window, chosen: list[RankSummary]) -> int:
+    """The step length that fills a lane's height: nearly all steps fit, a rare long one does not flatten them."""
+    lengths: list[float] = []
+    for summary in chosen:
+        columns = window.ranks[summary.rank].steps.columns
+        starts, ends = columns.get("start_ns", array("d")), columns.get("end_ns", array("d"))
+        stride = max(1, len(starts) // 500)
+        lengths += [end - start for start, end in zip(starts[::stride], ends[::stride], strict=True)]
+    if not lengths:
+        return 1
+    high = quantiles(lengths, n=50)[-1] if len(lengths) > 1 else lengths[0]
+    return max(1, int(min(high, 3 * median(lengths)) * 1.08 / 1_000))
+
+
+def _scale(lanes: list[dict[str, Any]], name: str) -> list[float]:
+    """One scale for a counter over all lanes, so that heights compare; wide enough for noise to look like noise."""
+    low = [min(lane[name].get("lo", lane[name]["v"])) for lane in lanes if name in lane]
+    high = [max(lane[name].get("hi", lane[name]["v"])) for lane in lanes if name in lane]
+    return [min(*low, max(high) * 0.6), max(high)] if low else [0, 1]
+
+
+def _fault(verdict: Verdict, window: Window, axis: TimeAxis, index: int) -> dict[str, Any]:
+    finding = verdict.findings[index]
+    host = finding.where.host
+    end = axis.span_ns if finding.until_ns is None else axis.at(host, finding.until_ns)
+    return {
+        "t0": max(0, axis.at(host, finding.since_ns) // 1_000),
+        "t1": min(axis.span_ns, end) // 1_000,
+        "title": class_title(finding),
+        "side": str(finding.side),
+        "step": finding.detected_step,
+        # No rank: the finding is about the host or the whole job.
+        "ranks": accused_ranks(finding, window),
+    }
+
+
+def _events(window: Window, axis: TimeAxis) -> list[dict[str, Any]]:
+    """The gravest events first where there are too many, then in order of time."""
+    order = {"critical": 0, "warning": 1, "info": 2}
+    kept = sorted(window.events, key=lambda event: order[event.severity])[:EVENTS]
+    owners = {seen.identity.gpu_uuid: rank for rank, seen in window.ranks.items() if seen.identity.gpu_uuid}
+    return [
+        {
+            "t": max(0, axis.at(event.host, event.time_ns) // 1_000),
+            "kind": visible(event.kind),
+            "text": visible(event.text if event.kind != "rank-stacks" else "stacks were taken")[:300],
+            "rank": event.rank if event.rank is not None else owners.get(event.device),
+            "severity": str(event.severity),
+        }
+        for event in sorted(kept, key=lambda event: axis.at(event.host, event.time_ns))
+    ]
