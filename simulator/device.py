@@ -32,6 +32,7 @@ class SimulatedGpu(Protocol):
     busy_ns: int
     collective_ns: int
     spin_ns: int
+    waiting_since_monotonic_ns: int
     fatal: bool
     lost: bool
     step: int
@@ -129,7 +130,11 @@ class AsyncDevice:
             ready.complete.wait()
             self._check()
             began = time.monotonic_ns()
-            operation()
+            self.gpu.waiting_since_monotonic_ns = began  # a wait that never ends still shows as spinning
+            try:
+                operation()
+            finally:
+                self.gpu.waiting_since_monotonic_ns = 0
             arrived = time.monotonic_ns()
             self.gpu.spin_ns += arrived - began
             stream.wait_until(max(stream.now_ns, ready.time_ns, arrived) + transfer_ns)
