@@ -52,7 +52,7 @@ class TorchTrigger:
 def attach_quietly() -> None:
     """Attach; an error of ours is one line on stderr and training goes on."""
     try:
-        from rankscope.torch_hooks.attach import attach
+        from rankscope.torch_hooks.attachment import attach
 
         attach()
     except Exception as error:
