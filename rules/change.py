@@ -205,7 +205,7 @@ def _needed(difference: float, sigma: float, past: int, smooth: int) -> int:
     """Steps of the new level after which it stood SIGMAS standard errors from `past` steps of the old one."""
     for steps in range(LEAST_STEPS, 100_000, 2):
         if distance(difference, sigma, max(past, 1), steps) >= SIGMAS:
-            return max(steps, LEAST_STEPS * smooth // 2)
+            return max(steps, 2 * smooth)
         if steps > past > 0 and distance(difference, sigma, past, 10**9) < SIGMAS:
             break
     return LEAST_STEPS

@@ -82,16 +82,21 @@ def evidence_for(of: FaultClass, seen: Mapping[str, Observation]) -> tuple[Evide
     return tuple(sorted(pieces, key=lambda piece: -abs(piece.log_odds)))
 
 
-def evidence_shown(table: Table, seen: Mapping[str, Observation]) -> tuple[Evidence, ...]:
-    """For what no class explains: all that was seen, with what it did to the likeliest class it speaks of."""
+def evidence_shown(table: Table, symptom: Symptom, seen: Mapping[str, Observation]) -> tuple[Evidence, ...]:
+    """For what no class explains: what was seen, each piece with the most it did to any class of the symptom.
+
+    Mostly these are refutations: what was looked for and is not there.
+    """
+    likely = [of for of in table.classes.values() if symptom in of.priors]
     pieces = []
     for family, observation in seen.items():
         if observation.strength is None:
             continue
-        odds = [entry.evidence[family] for entry in table.classes.values() if family in entry.evidence]
-        moved = max((weight(each, observation.strength) for each in odds), default=0.0)
-        pieces.append(Evidence(family, observation.what, observation.value, observation.peers, round(moved, 2)))
-    return tuple(pieces)
+        moved = [weight(of.evidence[family], observation.strength) for of in likely if family in of.evidence]
+        most = max(moved, key=abs, default=0.0)
+        if abs(most) >= _SHOWN:
+            pieces.append(Evidence(family, observation.what, observation.value, observation.peers, round(most, 2)))
+    return tuple(sorted(pieces, key=lambda piece: -abs(piece.log_odds)))
 
 
 def not_seen(of: FaultClass, seen: Mapping[str, Observation]) -> tuple[str, ...]:

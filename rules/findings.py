@@ -29,7 +29,11 @@ _OVER_STEPS = 8
 
 def worth_telling(table: Table, frame: Frame, suspect: Suspect, explanation: Explanation) -> bool:
     """Whether a suspect becomes a finding: large enough for its symptom, and not the ordinary spread of machines."""
-    if explanation.normal or suspect.fraction < table.relevant.get(suspect.symptom, 0.0):
+    grown = suspect.fraction
+    if suspect.located and not suspect.from_start and frame.typical_ms > 0:
+        # Against its own past a rank is judged by how much it slowed: the job feels less while another is near.
+        grown = max(grown, suspect.excess_ms / frame.typical_ms)
+    if explanation.normal or grown < table.relevant.get(suspect.symptom, 0.0):
         return False
     if explanation.told is not None:
         return True
@@ -54,7 +58,7 @@ def slowness(
     where = _where(frame.window, frame.ranks[row] if suspect.located else None, of, _phase(suspect, of))
     if not suspect.located and of.place is Place.HOST:
         where = _shared_host(frame, suspect, where)
-    evidence = evidence_for(of, seen) if explanation.told else evidence_shown(table, seen)
+    evidence = evidence_for(of, seen) if explanation.told else evidence_shown(table, suspect.symptom, seen)
     confidence = explanation.confidence(of)
     if explanation.told is None and explanation.leading is not None:
         # Sure that it is there; the probability is that none of the known causes is the one.

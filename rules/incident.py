@@ -28,6 +28,9 @@ _ECHO = re.compile(
     r"DistStoreError|remote process|timed? ?out|watchdog|heartbeat|rendezvous",
     re.IGNORECASE,
 )
+#: What a rank says when its device failed: the code, the driver or the board. An assertion or a lack of memory is the
+#: code's own.
+_DEVICE = re.compile(r"CUDA error(?!: device-side assert)|DeviceError|AcceleratorError|cudaError|GPU is lost")
 #: How surely an end by this signal came from outside: SIGKILL does; the launcher sends SIGTERM to survivors; a fault
 #: in native code raises the others.
 _FROM_OUTSIDE = {9: 1.0, 15: 0.4, 6: 0.45, 7: 0.45, 11: 0.45, 4: 0.45, 8: 0.45}
@@ -138,7 +141,8 @@ def _exception(deaths: Sequence[Event], root: Event, own: Sequence[Event]) -> Ob
     after = f"; the ends of ranks {', '.join(map(str, echoes))} follow from it" if echoes else ""
     if not mine:
         return Observation(0.0, f"no exception of rank {root.rank}{after}")
-    return Observation(1.0 if mine[0] in own else 0.2, mine[0].text + after, mine[0].attributes.get("type"))
+    strength = 0.2 if mine[0] not in own else 0.6 if _DEVICE.search(mine[0].text) else 1.0
+    return Observation(strength, mine[0].text + after, mine[0].attributes.get("type"))
 
 
 def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[Event], hung: list[Event]) -> Incident:

@@ -23,6 +23,9 @@ from rankscope.rules.frame import BoolArray, FloatArray, Frame, mean, median, mi
 from rankscope.rules.suspect import Suspect
 from rankscope.rules.table import Symptom
 
+#: A rank that became slower than it was is told from this price on, if it slowed by `LEAST_FRACTION` of the step: how
+#: much of that the job feels depends on how near the next slowest rank is.
+LEAST_PRICE = 0.01
 #: Fewer steps cannot be judged at all.
 LEAST_JUDGED = 2 * LEAST_STEPS
 #: Share of all stalls that one rank must carry to be the place.
@@ -69,7 +72,7 @@ def _make(
 ) -> Suspect | None:
     length = mean(frame.job_ms[shift.mask])
     fraction = price / length if length > 0 else 0.0
-    if fraction < LEAST_FRACTION:
+    if fraction < (LEAST_PRICE if located and not shift.from_start else LEAST_FRACTION):
         return None
     return Suspect(
         symptom=symptom,
@@ -161,7 +164,7 @@ def _recurring(frame: Frame, events: BoolArray) -> Shift:
         excess=0.0,
         level=0.0,
         begin=int(places[0]),
-        needed=int(places[min(_RECURRED, len(places) - 1)] - places[0]) + 1,
+        needed=int(places[min(_RECURRED, len(places)) - 1] - places[0]) + 1,
         from_start=int(before[frame.usable].sum()) < LEAST_STEPS,
     )
 
