@@ -78,6 +78,8 @@ def open_reader(path: Path) -> sqlite3.Connection:
     for mode in ("mode=ro", "immutable=1"):
         # Immutable is for a directory that may not be written, where a reader cannot make its side file.
         connection = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, isolation_level=None, timeout=5.0)
+        # Lets a file be read that is shorter than its header says: what is missing fails when it is reached.
+        connection.execute("PRAGMA writable_schema = ON")
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             check_format(connection, path)
@@ -148,12 +150,14 @@ class _Reader:
         self._max_steps = max_steps
         self._shift = shift
         self._path = path
+        self._broken = False
 
     def _rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
         rows: list[Any] = []
         try:
             rows.extend(self._connection.execute(statement, parameters))
         except sqlite3.DatabaseError as error:
+            self._broken = True
             line = f"recording {self._path.name}: damaged or cut short, read as far as it goes ({error})"
             if line not in self._part.not_seen:
                 self._part.not_seen.append(line)
@@ -172,14 +176,10 @@ class _Reader:
             self._part.ranks[identity.attempt, generation, identity.rank] = self._rank(number, identity)
 
     def _rank(self, number: int, identity: RankIdentity) -> RankWindow:
-        rows = self._rows(
-            f"SELECT {', '.join(STEP_FIELDS)} FROM steps WHERE rank_id = ? AND end_ns >= ? ORDER BY step DESC LIMIT ?",
-            (number, self._since, self._max_steps + 1),
-        )
+        rows = self._latest_steps(number)
         if len(rows) > self._max_steps:
-            rows.pop()
+            del rows[0]
             self._part.not_seen.append(f"rank {identity.rank}: only its last {self._max_steps} steps were looked at")
-        rows.reverse()
         steps = _columns(STEP_FIELDS, rows, self._shift)
         begin = rows[0][0] if rows else (0 if self._since < 0 else 2**62)
         device = self._rows(
@@ -202,6 +202,18 @@ class _Reader:
             {name: _columns(GROUP_FIELDS, rows) for name, rows in _by_first(groups).items()},
             {name: _columns(PHASE_FIELDS, rows, self._shift) for name, rows in _by_first(phases).items()},
         )
+
+    def _latest_steps(self, number: int) -> list[Any]:
+        """At most one more than the window holds, in order."""
+        query = f"SELECT {', '.join(STEP_FIELDS)} FROM steps WHERE rank_id = ? AND end_ns >= ? ORDER BY step"
+        self._broken = False
+        rows = self._rows(f"{query} DESC LIMIT ?", (number, self._since, self._max_steps + 1))
+        if self._broken:
+            # The end is what a file that was cut short has lost: then from the begin, as far as it goes.
+            rows = self._rows(query, (number, self._since))[-self._max_steps :]
+        else:
+            rows.reverse()
+        return rows
 
     def series(self) -> None:
         for number, metric, device in self._rows("SELECT id, metric, device FROM series"):
