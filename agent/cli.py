@@ -168,3 +168,35 @@ def doctor(config: Path | None, as_json: bool) -> None:
         _put([source.document() for source in found])
     else:
         print_examination(found, _console())
+
+
+@main.command()
+@click.option("--scenario", "file", type=_FILE, help="What happens; a GPU that gets too hot unless given.")
+@click.option("--seed", type=int, help="Another seed than the scenario's.")
+@click.option("--json", "as_json", is_flag=True, help="The verdict as JSON on standard output.")
+@click.option(
+    "--html", type=_FILE, default=Path("rankscope-demo.html"), show_default=True, help="The verdict as one HTML page."
+)
+@click.option(
+    "--keep", type=click.Path(path_type=Path, file_okay=False), help="Leave recording and log in this directory."
+)
+@click.pass_context
+def demo(ctx: click.Context, file: Path | None, seed: int | None, as_json: bool, html: Path, keep: Path | None) -> None:
+    """A real distributed job on simulated GPUs of this machine, with a fault, and the verdict on it."""
+    from dataclasses import replace
+
+    from rankscope.agent.demo import demonstrate
+    from rankscope.agent.verdict import show, write_outputs
+    from rankscope.simulator.scenario import SCENARIOS, load_scenario
+
+    scenario = load_scenario(file or SCENARIOS / "demo.toml")
+    console = _console(stderr=as_json)
+    done = demonstrate(scenario if seed is None else replace(scenario, seed=seed), console, keep=keep)
+    result = done.result
+    if result.verdict is None or result.window is None:
+        ctx.exit(CANNOT)
+    if not as_json:
+        show(result.verdict, result.window, console)
+    write_outputs(result.verdict, result.window, json_file="-" if as_json else "", html=html)
+    click.echo(f"page: {html}", err=as_json)
+    ctx.exit(result.exit_status if done.interrupted else 0)

@@ -87,7 +87,7 @@ def _ms(values: list[float]) -> float | None:
 def watch(recording: Path, console: Console, *, once: bool = False) -> None:
     """Show pictures until the job is over or Ctrl-C. Raises RecordingError."""
     if once:
-        console.print(_table(picture(recording)))
+        console.print(picture_table(picture(recording)))
         return
     from rich.live import Live
 
@@ -95,7 +95,7 @@ def watch(recording: Path, console: Console, *, once: bool = False) -> None:
         try:
             while True:
                 now = picture(recording)
-                live.update(_table(now), refresh=True)
+                live.update(picture_table(now), refresh=True)
                 if now.job_status is not None:
                     return
                 time.sleep(_PERIOD_SECONDS)
@@ -103,7 +103,8 @@ def watch(recording: Path, console: Console, *, once: bool = False) -> None:
             return
 
 
-def _table(now: Picture) -> Table:
+def picture_table(now: Picture) -> Table:
+    """A picture for a terminal."""
     from rich.table import Table
 
     table = Table(title=now.job, caption="\n".join(now.events), box=None)
