@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rankscope.finding import Finding, Side, Verdict
+from rankscope.reading import Severity
 from rankscope.simulator.scenario import Fault, Scenario
 
 HEALTHY = "healthy"
@@ -46,7 +47,7 @@ class Row:
     injected: str
     expected: str
     verdict: str
-    #: Class of the first finding above threshold; "" without one.
+    #: Class of the first finding above threshold, else of one that made the verdict "unknown"; "" without.
     found: str
     side_right: bool
     #: Place of the matching finding among all, from 1; None where none matches.
@@ -65,8 +66,9 @@ class Row:
     @property
     def right(self) -> bool:
         """Right class at the right place, or rightly silent; and no hardware accused without reason."""
-        told = self.matched_at == 1 if self.injected else self.side_right and self.located is not False
-        return told and self.false_alarms == 0
+        if self.injected and self.expected != Side.UNKNOWN:
+            return self.matched_at == 1 and self.false_alarms == 0
+        return self.side_right and self.located is not False and self.false_alarms == 0
 
 
 def truth_of(scenario: Scenario) -> Truth:
@@ -104,7 +106,8 @@ def score_run(scenario: Scenario, verdict: Verdict, *, threshold: float, gpu_hou
     truth = truth_of(scenario)
     injected = truth.classes[0] if truth.classes and HEALTHY not in truth.sides else ""
     sure = [finding for finding in verdict.findings if counts(finding, threshold)]
-    first = sure[0] if sure else None
+    doubtful = (finding for finding in verdict.findings if finding.severity is not Severity.INFO)
+    first = sure[0] if sure else next(doubtful, None)
     matched_at = next((place for place, finding in enumerate(verdict.findings, 1) if matches(finding, truth)), None)
     matched = verdict.findings[matched_at - 1] if matched_at else None
     accused = [finding for finding in sure if finding.side is Side.HARDWARE]

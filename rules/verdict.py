@@ -24,6 +24,8 @@ from rankscope.window import Window
 TABLE = load()
 #: Every class by slug.
 CLASSES = TABLE.classes
+#: Confidence from which on a finding decides the verdict.
+THRESHOLD = TABLE.threshold
 HEALTHY = "healthy"
 UNKNOWN = "unknown"
 #: A GPU that slows itself for heat in this share of the run is watched even where no step is slower for it.
