@@ -58,13 +58,13 @@ def resource(job: str, host: str, extra: Iterable[tuple[str, str]] = ()) -> Reso
     """Who speaks: one job on one host.
 
     service.instance.id is told apart by job and host because Prometheus keeps of a resource only that (as `instance`)
-    and the service's name (as `job`). It stays the same over restarts of the agent, so that series go on.
+    and the service's name (as `job`). Nothing here changes when an agent restarts or is upgraded, so that series go on:
+    the version stands in the scope.
     """
     from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
     attributes: dict[str, str] = {
         "service.name": "rankscope",
-        "service.version": __version__,
         "service.instance.id": f"{host}/{job}",
         "host.name": host,
         "rankscope.job": job,

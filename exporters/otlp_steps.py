@@ -159,7 +159,7 @@ def _rank_gauges(number: int, rank: _Rank) -> Iterator[tuple[str, str, float, di
     yield "rankscope.rank.step", "{step}", rank.step, {"rankscope.rank": number}
     yield (
         "rankscope.rank.info",
-        "1",
+        "",
         1.0,
         {
             "rankscope.rank": number,

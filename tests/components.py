@@ -129,10 +129,17 @@ def victoria_metrics(folder: Path, port: int | None = None) -> Iterator[str]:
         "-opentelemetry.usePrometheusNaming",
         "-memory.allowedBytes=128MB",
         "-retentionPeriod=10y",
+        # A batch sent twice is read once.
+        "-dedup.minScrapeInterval=1ms",
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    with running(command, folder / "victoria-metrics.log", lambda: answers(f"{address}/health")):
-        yield address
+    with running(command, folder / "victoria-metrics.log", lambda: answers(f"{address}/health")) as server:
+        try:
+            yield address
+        finally:
+            # Killed outright, it would lose the last seconds of what it acknowledged.
+            server.terminate()
+            server.wait(START_SECONDS)
 
 
 def query(address: str, promql: str) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsPartialSuccess,
     ExportMetricsServiceResponse,
 )
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 
 @dataclass
@@ -60,10 +61,10 @@ class HttpReceiver:
         self.connections = 0
         self.url = ""
 
-    def log_bodies(self) -> list[str]:
-        """Text of every log record received on /v1/logs."""
+    def log_records(self) -> list[LogRecord]:
+        """Every log record received on /v1/logs."""
         return [
-            record.body.string_value
+            record
             for request in self.requests
             if request.path == "/v1/logs"
             for of_resource in ExportLogsServiceRequest.FromString(request.body).resource_logs
