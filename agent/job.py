@@ -183,7 +183,7 @@ class WatchedJob:
     def close(self, reason: str) -> None:
         """Read what is left, write it, let the outbox drain and leave one file."""
         self._add_events(self.watcher.scan())
-        self._add_events(self.watcher.poll())
+        self._add_events(self.watcher.poll(look=True))
         now = self._clock.monotonic_ns()
         self._add_events([Event("agent-stopped", now, f"agent {os.getpid()}: {reason}", attributes={"reason": reason})])
         self.commit(final=True)

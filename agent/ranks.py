@@ -137,13 +137,13 @@ class RankWatcher:
             rank.gone = True
             rank.handle.close()
 
-    def poll(self) -> list[Event]:
-        """Read every ring, and look after ranks whose end no pidfd will tell."""
+    def poll(self, *, look: bool = False) -> list[Event]:
+        """Read every ring, and look after ranks whose end no pidfd will tell (with `look`: after all)."""
         events: list[Event] = []
         for rank in self.ranks:
             if rank.gone:
                 continue
-            if rank.handle.descriptor < 0 and not rank.handle.alive():
+            if (look or rank.handle.descriptor < 0) and not rank.handle.alive():
                 events += self.ended([rank])
             else:
                 events += self._read(rank)
