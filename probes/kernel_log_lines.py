@@ -37,7 +37,7 @@ _RECORD = re.compile(rb"(\d{1,9}),(\d{1,19}),(\d{1,19}),[^;]*;([^\n]*)")
 _ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
 _PCI = r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.[0-9a-fA-F]{1,4})?"
-_ADDRESS = re.compile(rf"(?<![0-9a-fA-F:]){_PCI}")
+_ADDRESS = re.compile(rf"(?<![0-9a-fA-F]){_PCI}")
 _XID = re.compile(
     r"NVRM:(?: GPU ?\d{1,3}:?)? Xid \((?:PCI:)?(?P<where>[^)]*)\): (?P<number>\d{1,9})(?:, (?P<rest>.*))?", re.DOTALL
 )

@@ -64,16 +64,19 @@ class NvmlProbe:
         *,
         library: str | None = None,
         deadline_ns: int = 5 * SECOND,
+        start_deadline_ns: int = 30 * SECOND,
         replace_stuck_after_ns: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Nothing is started before the first read.
 
-        `library` is a path to use instead of the linker's libnvidia-ml.so.1. A helper stuck for
+        `library` is a path to use instead of the linker's libnvidia-ml.so.1. A call has `deadline_ns`, the start, which
+        may have to wake every GPU, `start_deadline_ns`, before its silence is an event. A helper stuck for
         `replace_stuck_after_ns` is killed, with None never: a killed monitor has been followed by firmware faults.
         """
         self._library = library
         self._deadline_ns = deadline_ns
+        self._start_deadline_ns = start_deadline_ns
         self._replace_stuck_after_ns = replace_stuck_after_ns
         self._environment = environment
         self._helper: HelperProcess | None = None
@@ -284,11 +287,13 @@ class NvmlProbe:
     def _watch(self, helper: HelperProcess, gathered: _Gathered, now_ns: int) -> None:
         """Tell of calls past their deadline, once each; kill or renew the helper where that is due."""
         longest = 0
-        if not self._greeted and not self._ending:
-            longest = now_ns - self._started_ns
-            if longest >= self._deadline_ns and not self._start_stalled:
+        starting_ns = now_ns - self._started_ns
+        if not self._greeted and not self._ending and starting_ns >= self._start_deadline_ns:
+            longest = starting_ns
+            if not self._start_stalled:
                 self._start_stalled = True
-                gathered.events.append(self._stall("", "NVML has not answered since its start", longest, now_ns))
+                text = "NVML has not answered since its start"
+                gathered.events.append(self._stall("", text, starting_ns, now_ns))
         for gpu in self._by_index.values():
             waited = now_ns - min(gpu.awaited.values(), default=now_ns)
             longest = max(longest, waited)

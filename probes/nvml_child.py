@@ -23,7 +23,7 @@ from rankscope.probes.nvml_reader import GpuReader
 from rankscope.reading import Outcome
 
 #: A wait for Xid events ends this often, so that the helper can end, ms.
-XID_WAIT_MS = 500
+XID_WAIT_MS = 200
 #: How long an orderly end may take before the helper just goes, s.
 FAREWELL_S = 2.0
 
