@@ -139,7 +139,7 @@ def table(seeds: int) -> str:
                 findings = run(condition, seed, Path(directory))
             said.append(verdict_on(findings))
             print(condition.name, seed, said[-1], flush=True)
-            places = {finding.where.rank for finding in findings if finding.class_slug != "work-imbalance"}
+            places = {finding.where.rank for finding in findings if finding.class_slug != "work-imbalance"} - {None}
             named += condition.slow and CULPRIT in places and findings[0].where.rank == CULPRIT
             hardware = any(finding.side is Side.HARDWARE for finding in findings)
             accused += hardware or bool(places - ({CULPRIT} if condition.slow else set()))

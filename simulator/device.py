@@ -1,8 +1,8 @@
 """An asynchronous device: the host enqueues and runs ahead, a thread a stream works the queue in order.
 
 It behaves, and misbehaves, as CUDA does: events complete when the stream reaches them, `query` never waits,
-`elapsed_ns` refuses events that are not complete, `synchronize` blocks the host, nothing may be recorded during capture,
-and an error is sticky: it comes up at a later call, far from its cause. Kernels take time by sleeping, so no core is
+`elapsed_ns` refuses events that are not complete, `synchronize` blocks the host, nothing may be recorded during a
+capture, and an error is sticky: it comes up at a later call, far from its cause. Kernels take time by sleeping, so no core is
 used; the device keeps a clock of its own, so that a late wake-up of its thread does not lengthen its work.
 """
 
@@ -20,8 +20,9 @@ from rankscope.simulator.state import NodeState
 
 #: Environment variable with the path of the simulated node's state.
 STATE_VARIABLE = "RANKSCOPE_SIM_NVML_STATE"
-#: Work items the host may run ahead before a launch blocks, about a step. CUDA allows about 1,024 launches.
-QUEUE_DEPTH = 24
+#: Kernels the host may run ahead of the device before a launch blocks: a little more than a step of the simulated
+#: model. CUDA allows about 1,024 launches, and a real step has as many.
+LAUNCH_DEPTH = 12
 
 
 class SimulatedGpu(Protocol):
@@ -60,14 +61,29 @@ class Stream:
     """Work in order, on a thread of its own, with a clock of its own."""
 
     def __init__(self, name: str, depth: int) -> None:
-        self._queue: queue.Queue[Callable[[Stream], None] | None] = queue.Queue(depth)
+        self._queue: queue.SimpleQueue[Callable[[Stream], None] | None] = queue.SimpleQueue()
+        self._launches = threading.Semaphore(depth)
         self.now_ns = time.monotonic_ns()
         self.error: str | None = None
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
+    def launch(self, kernel: Callable[[Stream], None]) -> None:
+        """Put a kernel on the stream; blocks the host while too many are ahead of the device."""
+        while not self._launches.acquire(timeout=0.2):
+            if self.error is not None:
+                raise DeviceError(self.error)
+
+        def run(stream: Stream) -> None:
+            try:
+                kernel(stream)
+            finally:
+                self._launches.release()
+
+        self.enqueue(run)
+
     def enqueue(self, item: Callable[[Stream], None]) -> None:
-        """Put an item on the stream; blocks the host while the queue is full, as a launch does."""
+        """Put an item on the stream, without waiting."""
         if self.error is not None:
             raise DeviceError(self.error)
         enqueued = time.monotonic_ns()
@@ -103,7 +119,7 @@ class Stream:
 class AsyncDevice:
     """One GPU of one rank: a compute stream and a communication stream."""
 
-    def __init__(self, gpu: SimulatedGpu, *, depth: int = QUEUE_DEPTH) -> None:
+    def __init__(self, gpu: SimulatedGpu, *, depth: int = LAUNCH_DEPTH) -> None:
         self.gpu = gpu
         self.compute = Stream("device-compute", depth)
         self.communication = Stream("device-communication", depth)
@@ -120,7 +136,7 @@ class AsyncDevice:
             stream.wait_until(began + taken)
             self.gpu.busy_ns += taken
 
-        self.compute.enqueue(run)
+        self.compute.launch(run)
 
     def collective(self, operation: Callable[[], None], transfer_ns: int) -> None:
         """Launch a collective: it waits for its peers in `operation`, then moves data for `transfer_ns`."""
