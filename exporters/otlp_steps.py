@@ -9,7 +9,7 @@ apart and the rest share one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from rankscope.clock import ClockAnchor
@@ -36,37 +36,126 @@ HISTOGRAMS = {
     "rankscope.phase.duration": "Duration of a phase that the user named",
 }
 
-_HOST_PHASES = ("data_wait", "forward", "optimizer", "checkpoint", "evaluation", "other")
-_DEVICE_PHASES = ("data_wait", "forward", "backward_own", "backward_wait", "optimizer", "other")
+#: Durations that a series holds back before it counts them: counting many at once is cheaper.
+_PENDING = 512
+
+Label = tuple[tuple[str, Scalar], ...]
+
+_HOST = ("rankscope.clock", "host")
+_DEVICE = ("rankscope.clock", "device")
+_CLOCKS = (_HOST, _DEVICE)
+
+
+def _phases(clock: tuple[str, Scalar], phases: Iterable[str]) -> tuple[tuple[str, Label], ...]:
+    return tuple(("rankscope.step.phase.duration", (clock, ("rankscope.phase", phase))) for phase in phases)
+
+
+# Fields, and in the same order the series that they go to: records are many, and a loop over two tuples costs least.
+_STEP_PHASES = ("data_wait", "forward", "optimizer", "checkpoint", "evaluation", "other")
 _STALLS = ("sync", "gc", "compile", "runqueue")
-_CLOCKS = ("host", "device")
+_step_values = attrgetter(*(f"{name}_ns" for name in _STEP_PHASES + _STALLS))
+_STEP_SERIES: tuple[tuple[str, Label], ...] = (
+    ("rankscope.step.duration", (_HOST,)),
+    *_phases(_HOST, ("backward", "backward_own", "backward_wait", *_STEP_PHASES)),
+    *(("rankscope.step.stall.duration", (("rankscope.stall", stall),)) for stall in _STALLS),
+)
+_DEVICE_PHASES = ("data_wait", "forward", "backward_own", "backward_wait", "optimizer", "other")
+_device_values = attrgetter("step_ns", *(f"{name}_ns" for name in _DEVICE_PHASES))
+_DEVICE_SERIES: tuple[tuple[str, Label], ...] = (
+    ("rankscope.step.duration", (_DEVICE,)),
+    *_phases(_DEVICE, _DEVICE_PHASES),
+)
 
-_Label = tuple[tuple[str, Scalar], ...]
-_Duration = tuple[str, _Label, int | None]
 
-
-@dataclass(slots=True)
 class _Series:
-    histogram: ExponentialHistogram = field(default_factory=ExponentialHistogram)
-    exported: int = 0
+    """One histogram on its way, and the durations not yet counted in it."""
+
+    __slots__ = ("exported", "histogram", "impossible", "label", "name", "pending")
+
+    def __init__(self, name: str, label: Label) -> None:
+        self.name = name
+        self.label = label
+        self.histogram = ExponentialHistogram()
+        self.pending: list[int] = []
+        self.exported = 0
+        self.impossible = 0
+
+    def add(self, duration_ns: int) -> None:
+        self.pending.append(duration_ns)
+        if len(self.pending) >= _PENDING:
+            self.count()
+
+    def count(self) -> None:
+        """Count what is pending; what no clock can have measured (a damaged ring) is left out."""
+        possible = [duration_ns * 1e-9 for duration_ns in self.pending if duration_ns > 0]
+        self.impossible += len(self.pending) - len(possible)
+        self.histogram.add_all(possible)
+        self.pending.clear()
 
 
-@dataclass(slots=True)
 class _Rank:
-    identity: RankIdentity
-    start_ns: int | None = None
-    step: int = -1
-    changed: bool = False
-    names: dict[str, set[str]] = field(default_factory=dict)
-    series: dict[tuple[str, _Label], _Series] = field(default_factory=dict)
+    """What is known of one rank."""
 
-    def bounded(self, label: str, name: str) -> str:
+    __slots__ = ("changed", "device_series", "identity", "named_series", "names", "start_ns", "step", "step_series")
+
+    def __init__(self, identity: RankIdentity) -> None:
+        self.identity = identity
+        self.start_ns: int | None = None
+        self.step = -1
+        self.changed = False
+        self.names: dict[str, set[str]] = {}
+        self.step_series = tuple(_Series(*each) for each in _STEP_SERIES)
+        self.device_series = tuple(_Series(*each) for each in _DEVICE_SERIES)
+        self.named_series: dict[tuple[str, Label], _Series] = {}
+
+    def add(self, record: RingRecord) -> None:
+        """Count every duration in a record that is there and not zero."""
+        if isinstance(record, StepRecord):
+            self._add_step(record)
+        elif isinstance(record, DeviceRecord):
+            for duration_ns, series in zip(_device_values(record), self.device_series, strict=True):
+                if duration_ns:
+                    series.add(duration_ns)
+        elif isinstance(record, GroupRecord):
+            of_group = (_CLOCKS[record.on_device == 1], self._bounded("rankscope.group", record.group))
+            self._add_named("rankscope.collective.own.duration", of_group, record.own_ns)
+            self._add_named("rankscope.collective.wait.duration", of_group, record.wait_ns)
+        elif isinstance(record, PhaseRecord):
+            label = (self._bounded("rankscope.phase", record.name),)
+            self._add_named("rankscope.phase.duration", label, record.end_ns - record.start_ns)
+
+    def _add_step(self, record: StepRecord) -> None:
+        backward, own = record.backward_ns, record.backward_own_ns
+        parts = (backward, None, None) if own is None else (None, own, backward - own)
+        values = (record.end_ns - record.start_ns, *parts, *_step_values(record))
+        for duration_ns, series in zip(values, self.step_series, strict=True):
+            if duration_ns:
+                series.add(duration_ns)
+        self.step = record.step
+        self.changed = True
+        if self.start_ns is None:
+            self.start_ns = record.start_ns
+
+    def _add_named(self, name: str, label: Label, duration_ns: int | None) -> None:
+        if duration_ns:
+            key = (name, label)
+            if key not in self.named_series:
+                self.named_series[key] = _Series(name, label)
+            self.named_series[key].add(duration_ns)
+
+    def _bounded(self, key: str, name: str) -> tuple[str, Scalar]:
         """`name`, or the one for all the rest once this rank has brought too many."""
-        known = self.names.setdefault(label, set())
+        known = self.names.setdefault(key, set())
         if name not in known and len(known) >= MAX_NAMES:
-            return OTHER_NAME
+            return key, OTHER_NAME
         known.add(name)
-        return name
+        return key, name
+
+    def series(self) -> Iterator[_Series]:
+        """Every series, up to date."""
+        for series in (*self.step_series, *self.device_series, *self.named_series.values()):
+            series.count()
+            yield series
 
 
 class StepsEncoder:
@@ -76,27 +165,20 @@ class StepsEncoder:
         self._anchor = anchor
         self._resource = resource
         self._ranks: dict[int, _Rank] = {}
-        #: Durations that no clock can have measured (a damaged ring): not counted.
-        self.impossible = 0
+
+    @property
+    def impossible(self) -> int:
+        """Durations below zero so far, which are not counted."""
+        return sum(series.impossible for rank in self._ranks.values() for series in rank.series())
 
     def add(self, identity: RankIdentity, records: Iterable[RingRecord]) -> None:
         """Count the durations in `records` of one rank."""
-        rank = self._ranks.setdefault(identity.rank, _Rank(identity))
+        rank = self._ranks.get(identity.rank)
+        if rank is None:
+            rank = self._ranks[identity.rank] = _Rank(identity)
         rank.identity = identity
         for record in records:
-            for name, label, duration_ns in _durations(rank, record):
-                if not duration_ns:
-                    continue
-                if duration_ns < 0:
-                    self.impossible += 1
-                    continue
-                series = rank.series.setdefault((name, label), _Series())
-                series.histogram.add(duration_ns * 1e-9)
-            if isinstance(record, StepRecord):
-                rank.step = record.step
-                rank.changed = True
-                if rank.start_ns is None:
-                    rank.start_ns = record.start_ns
+            rank.add(record)
 
     def encode(self, until_ns: int) -> Iterator[EncodedBatch]:
         """What changed since the last call, as of `until_ns`: one request, or none."""
@@ -115,8 +197,8 @@ class StepsEncoder:
         points = 0
         start_wall_ns = self._anchor.to_wall_ns(rank.start_ns or 0)
         wall_ns = self._anchor.to_wall_ns(until_ns)
-        for (name, label), series in rank.series.items():
-            histogram = series.histogram
+        for series in rank.series():
+            name, histogram = series.name, series.histogram
             if histogram.count == series.exported:
                 continue
             series.exported = histogram.count
@@ -136,7 +218,7 @@ class StepsEncoder:
             )
             point.positive.offset = offset
             point.positive.bucket_counts.extend(counts)
-            point.attributes.extend(key_values({"rankscope.rank": number, **dict(label)}))
+            point.attributes.extend(key_values({"rankscope.rank": number, **dict(series.label)}))
             points += 1
         if rank.changed:
             rank.changed = False
@@ -170,39 +252,3 @@ def _rank_gauges(number: int, rank: _Rank) -> Iterator[tuple[str, str, float, di
             "hw.id": identity.gpu_uuid,
         },
     )
-
-
-def _durations(rank: _Rank, record: RingRecord) -> Iterator[_Duration]:
-    """Every duration in a record, as (metric, attributes, ns)."""
-    if isinstance(record, StepRecord):
-        yield from _step_durations(record)
-    elif isinstance(record, DeviceRecord):
-        clock = ("rankscope.clock", "device")
-        yield "rankscope.step.duration", (clock,), record.step_ns
-        for phase in _DEVICE_PHASES:
-            label = (clock, ("rankscope.phase", phase))
-            yield "rankscope.step.phase.duration", label, getattr(record, f"{phase}_ns")
-    elif isinstance(record, GroupRecord):
-        group = rank.bounded("rankscope.group", record.group)
-        label = (("rankscope.clock", _CLOCKS[record.on_device == 1]), ("rankscope.group", group))
-        yield "rankscope.collective.own.duration", label, record.own_ns
-        yield "rankscope.collective.wait.duration", label, record.wait_ns
-    elif isinstance(record, PhaseRecord):
-        phase = rank.bounded("rankscope.phase", record.name)
-        yield "rankscope.phase.duration", (("rankscope.phase", phase),), record.end_ns - record.start_ns
-
-
-def _step_durations(record: StepRecord) -> Iterator[_Duration]:
-    clock = ("rankscope.clock", "host")
-    yield "rankscope.step.duration", (clock,), record.end_ns - record.start_ns
-    phases = {phase: getattr(record, f"{phase}_ns") for phase in _HOST_PHASES}
-    own_ns = record.backward_own_ns
-    if own_ns is None:
-        phases["backward"] = record.backward_ns
-    else:
-        phases |= {"backward_own": own_ns, "backward_wait": record.backward_ns - own_ns}
-    for phase, duration_ns in phases.items():
-        yield "rankscope.step.phase.duration", (clock, ("rankscope.phase", phase)), duration_ns
-    for stall in _STALLS:
-        label = (("rankscope.stall", stall),)
-        yield "rankscope.step.stall.duration", label, getattr(record, f"{stall}_ns")

@@ -26,7 +26,7 @@ from rankscope.exporters.outbox import Balance, Outbox, Signal
 from rankscope.finding import Finding
 from rankscope.reading import Reading
 from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, RingRecord, StepRecord, field_names
-from rankscope.window import Columns, RankWindow, Window
+from rankscope.window import Columns, RankWindow, Series, SeriesKey, Window
 
 #: The agent's own default between two exports.
 CHUNK_NS = 15_000_000_000
@@ -87,17 +87,23 @@ def _deliver(sender: SignalSender, clock: Clock, pause: Callable[[float], None],
 def encode_window(
     window: Window, findings: Iterable[Finding] = (), resource_attributes: Iterable[tuple[str, str]] = ()
 ) -> Iterator[EncodedBatch]:
-    """Every batch of a window, in the order of the job's time, host by host."""
+    """Every batch of a window, host by host; what names no host goes with the first."""
     extra = tuple(resource_attributes)
     found = tuple(findings)
+    first = next(iter(window.anchors), "")
+
+    def at(named: str | None) -> str:
+        return named if named in window.anchors and named is not None else first
+
     for host, anchor in window.anchors.items():
         encoder = OtlpEncoder(job=window.job, host=host, anchor=anchor, resource_attributes=extra)
         ranks = [rank for rank in window.ranks.values() if rank.identity.host == host]
         records = heapq.merge(*(_records(rank) for rank in ranks), key=lambda timed: timed[0])
-        readings = heapq.merge(*_series(window, host), key=attrgetter("time_ns"))
+        of_host = (_readings(key, series) for key, series in window.series.items() if key.host == host)
+        readings = heapq.merge(*of_host, key=attrgetter("time_ns"))
         yield from _in_chunks(encoder, records, readings, window.end_ns)
-        yield from encoder.events(event for event in window.events if event.host == host)
-        yield from encoder.findings((each for each in found if (each.where.host or host) == host), window.end_ns)
+        yield from encoder.events(event for event in window.events if at(event.host) == host)
+        yield from encoder.findings((each for each in found if at(each.where.host) == host), window.end_ns)
 
 
 def _in_chunks(
@@ -119,11 +125,9 @@ def _in_chunks(
     yield from encoder.iterate_readings(readings)
 
 
-def _series(window: Window, host: str) -> Iterator[Iterator[Reading]]:
-    for key, series in window.series.items():
-        if key.host == host:
-            pairs = zip(series.times_ns, series.values, strict=True)
-            yield (Reading(key.metric, value, time_ns, key.device) for time_ns, value in pairs)
+def _readings(key: SeriesKey, series: Series) -> Iterator[Reading]:
+    for time_ns, value in zip(series.times_ns, series.values, strict=True):
+        yield Reading(key.metric, value, time_ns, key.device)
 
 
 def _records(rank: RankWindow) -> Iterator[tuple[int, RankWindow, RingRecord]]:

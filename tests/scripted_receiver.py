@@ -52,9 +52,10 @@ def partial_success(rejected: int, message: str) -> bytes:
 
 
 class HttpReceiver:
-    """Answers by script, then with `otherwise`."""
+    """Answers by script, then by path, then with `otherwise`."""
 
     def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
         self.script: list[Answer] = []
         self.otherwise = Answer()
         self.requests: list[Request] = []
@@ -73,6 +74,10 @@ class HttpReceiver:
         ]
 
 
+def _next_answer(receiver: HttpReceiver, path: str) -> Answer:
+    return receiver.script.pop(0) if receiver.script else receiver.answers.get(path, receiver.otherwise)
+
+
 @contextmanager
 def http_receiver(port: int = 0, ssl_context: Any = None) -> Iterator[HttpReceiver]:
     """A receiver on the loopback address, until the block ends."""
@@ -89,7 +94,7 @@ def http_receiver(port: int = 0, ssl_context: Any = None) -> Iterator[HttpReceiv
             raw = self.rfile.read(int(self.headers["Content-Length"]))
             body = gzip.decompress(raw) if self.headers["Content-Encoding"] == "gzip" else raw
             receiver.requests.append(Request(self.path, dict(self.headers), body, raw))
-            answer = receiver.script.pop(0) if receiver.script else receiver.otherwise
+            answer = _next_answer(receiver, self.path)
             if answer.hold is not None:
                 answer.hold.wait(20)
             self.close_connection = answer.close or not answer.status
