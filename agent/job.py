@@ -12,7 +12,7 @@ from rankscope.agent.export import Export, export_targets
 from rankscope.agent.hang import HangWatch
 from rankscope.agent.live import LiveRules
 from rankscope.agent.ranks import Rank, RankWatcher
-from rankscope.agent.recording import Recording
+from rankscope.agent.recording import Recording, is_begun
 from rankscope.agent.scheduler import Tick
 from rankscope.clock import Clock, boot_id
 from rankscope.identity import RankIdentity
@@ -44,7 +44,7 @@ class WatchedJob:
         self.name = job
         self._settings = settings
         self._clock = clock
-        if recording.exists() and recording.stat().st_size:
+        if is_begun(recording):
             self.recording = Recording.open(recording, clock=clock)
         else:
             self.recording = Recording.create(

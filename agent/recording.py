@@ -314,6 +314,21 @@ class Recording:
         self.connection.close()
 
 
+def is_begun(path: Path) -> bool:
+    """Whether there is anything in the file: no where it was only reserved, or its writer died before it began."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        try:
+            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        # Whoever opens it says what is wrong with it.
+        return True
+
+
 def check_format(connection: sqlite3.Connection, path: Path) -> None:
     """Raise RecordingError where the file is not a recording of this schema version."""
     try:
@@ -321,6 +336,8 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.Error as error:
         raise RecordingError(f"not a recording ({error})", where=str(path)) from error
+    if not (application or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]):
+        raise RecordingError("empty: its agent has not begun, or never did", where=str(path))
     if application != APPLICATION_ID:
         raise RecordingError("not a Rankscope recording", where=str(path), todo="name a .db file that `run` wrote")
     if version != SCHEMA_VERSION:

@@ -79,7 +79,7 @@ INSERTS = {
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
-    """Lay out an empty recording."""
+    """Lay out an empty recording, as a whole or not at all."""
     connection.executescript(
-        f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; {_TABLES}"
+        f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; {_TABLES} COMMIT;"
     )
