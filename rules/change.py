@@ -15,6 +15,9 @@ from rankscope.rules.frame import BoolArray, FloatArray
 #: How many standard errors apart two levels must be. Some 160 places are tried, in tens of signals, on noise with
 #: heavy tails, so this lies well above what one comparison would ask.
 SIGMAS = 6.0
+#: The same where the noise of each level is its own, together with what their ranks must show.
+_OWN_SIGMAS = 3.0
+_RANK_SIGMAS = 5.5
 #: A level that lasted fewer steps is a spike, not a level.
 LEAST_STEPS = 8
 _BLOCKS = 160
@@ -67,9 +70,32 @@ def noise_of(residual: FloatArray) -> float:
 
 
 def distance(difference: float, sigma: float, left: int, right: int) -> float:
-    """How many standard errors two medians over `left` and `right` values are apart."""
+    """How many standard errors two medians over `left` and `right` values of one noise are apart."""
     error = _MEDIAN_ERROR * sigma * float(np.sqrt(1 / left + 1 / right))
     return abs(difference) / error if error > 0 else float("inf")
+
+
+def _real(before: FloatArray, after: FloatArray) -> bool:
+    """Whether two stretches lie on different levels.
+
+    Either their medians are far apart for the noise of both together; or, where a quiet level meets a restless one
+    (a thread that competes for its core), they are apart for the noise of each, and so are their ranks.
+    """
+    difference = float(np.median(after) - np.median(before))
+    residual = np.concatenate((before - np.median(before), after - np.median(after)))
+    if distance(difference, noise_of(residual), len(before), len(after)) >= SIGMAS:
+        return True
+    own = _MEDIAN_ERROR * np.hypot(noise_of(before) / np.sqrt(len(before)), noise_of(after) / np.sqrt(len(after)))
+    return bool(abs(difference) >= _OWN_SIGMAS * own) and _ranks_apart(before, after) >= _RANK_SIGMAS
+
+
+def _ranks_apart(before: FloatArray, after: FloatArray) -> float:
+    """How many standard errors the rank sum (Wilcoxon, Mann and Whitney) lies from that of one distribution."""
+    below = np.searchsorted(np.sort(before), after, side="left").sum()
+    upto = np.searchsorted(np.sort(before), after, side="right").sum()
+    pairs = len(before) * len(after)
+    share = (below + upto) / 2 / pairs
+    return float(abs(share - 0.5) / np.sqrt((len(before) + len(after) + 1) / 12 / pairs))
 
 
 def segments(values: FloatArray, least_shift: float, *, smooth: int = 1) -> list[Segment]:
@@ -117,9 +143,7 @@ def _cuts(levels: FloatArray, low: int, high: int, least: int, least_shift: floa
     cut = int(np.argmax(score[least - 1 : size - least])) + least
     before, after = part[:cut], part[cut:]
     difference = float(np.median(after) - np.median(before))
-    residual = np.concatenate((before - np.median(before), after - np.median(after)))
-    apart = distance(difference, noise_of(residual), len(before), len(after))
-    if abs(difference) < least_shift or apart < SIGMAS:
+    if abs(difference) < least_shift or not _real(before, after):
         return []
     middle = low + cut
     return [

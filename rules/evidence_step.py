@@ -45,15 +45,21 @@ def arrival(case: Case) -> Observation:
 
 
 def starved(case: Case) -> Observation:
-    """The device had caught up with its host, so that the host, not the device, set the pace."""
-    fields = ("lead_forward_ns", "lead_backward_ns", "lead_optimizer_ns", "lead_end_ns")
-    leads = np.stack([case.frame.device(field)[case.row] for field in fields]) / NS_PER_MS
-    if not case.frame.on_device or not np.isfinite(leads).any():
+    """The device had caught up with its host, so that the host, not the device, set the pace.
+
+    Taken at the begin of forward and backward: later the device waits for its peers, and any host is ahead of it.
+    """
+    leads = np.fmax(case.frame.device("lead_forward_ns"), case.frame.device("lead_backward_ns")) / NS_PER_MS
+    if not case.frame.on_device or not np.isfinite(leads[case.row]).any():
         return unseen("no device clock: cannot tell a slow device from a slow host")
-    lead = middle(np.max(np.nan_to_num(leads, nan=0.0), axis=0)[case.mask])
+    lead = middle(leads[case.row][case.mask])
     share = lead / case.frame.typical_ms
+    peers = middle(median(leads[case.peers][:, case.mask])) if case.suspect.located and case.peers else float("nan")
+    strength = 1 - graded(share, _STARVED / 2, 2 * _STARVED)
+    if np.isfinite(peers) and peers > 0:
+        strength = max(strength, 0.7 * graded(1 - lead / peers, 0.5, 0.8))
     what = f"the device ran {lead:.1f} ms behind the host"
-    return Observation(1 - graded(share, _STARVED / 2, 2 * _STARVED), what, round(lead, 2))
+    return Observation(strength, what, round(lead, 2), None if not np.isfinite(peers) else round(peers, 2))
 
 
 def _stall(case: Case, field: str, name: str) -> Observation:

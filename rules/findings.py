@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rankscope.finding import Advice, Basis, Evidence, Finding, Impact, Where
+from rankscope.finding import Advice, Basis, Evidence, Finding, Impact, Side, Where
 from rankscope.reading import Severity
 from rankscope.rules.evidence import Observation
 from rankscope.rules.evidence_gpu import SILICON_SPREAD
@@ -17,7 +17,8 @@ from rankscope.rules.suspect import Suspect
 from rankscope.rules.table import FaultClass, Place, Symptom, Table
 from rankscope.window import RankWindow, Window
 
-#: A slowness of all ranks that nothing explains is told only where it is large: machines and batches drift.
+#: A slowness of all ranks that nothing explains, or that lies in the cores they share, is told only where it is
+#: large: machines and batches drift.
 UNEXPLAINED_JOB_FRACTION = 0.25
 #: Steps over which a slowness must last before acting on it.
 _LASTED_STEPS = 30
@@ -36,7 +37,9 @@ def worth_telling(table: Table, frame: Frame, suspect: Suspect, explanation: Exp
     if explanation.normal or grown < table.relevant.get(suspect.symptom, 0.0):
         return False
     if explanation.told is not None:
-        return True
+        # Ranks that share cores always wait a little for each other; all of them much is a finding.
+        shared = explanation.told.place is Place.RANK and explanation.told.side is Side.ENVIRONMENT
+        return suspect.located or not shared or suspect.fraction >= UNEXPLAINED_JOB_FRACTION
     if not suspect.located:
         return not suspect.from_start and suspect.fraction >= UNEXPLAINED_JOB_FRACTION
     if not suspect.from_start:

@@ -239,6 +239,9 @@ def _job(frame: Frame, others: list[Suspect]) -> list[Suspect]:
     for name, values in frame.parts.items():
         common = judged(frame, median(values))
         excess[name] = float(np.nan_to_num(middle(common[shift.mask]) - middle(common[shift.baseline])))
+    # What no rank's own time explains was spent in the collective itself.
+    waited = judged(frame, median(frame.wait_ms))
+    excess["collective_wait"] = float(np.nan_to_num(middle(waited[shift.mask]) - middle(waited[shift.baseline])))
     rows = tuple(range(frame.shape[0]))
     suspect = _make(frame, Symptom.ALL_SLOW, rows, shift, excess, rest, located=False)
     return [suspect] if suspect else []
