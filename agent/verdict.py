@@ -74,7 +74,7 @@ def write_outputs(
         from rankscope.exporters.perfetto import write_trace
 
         try:
-            write_trace(window, perfetto)
+            write_trace(window, perfetto, verdict.findings)
         except OSError as error:
             raise RankscopeError(f"cannot write ({error.strerror})", where=str(perfetto)) from error
 

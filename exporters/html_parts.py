@@ -49,13 +49,13 @@ def status_text(status: int) -> str:
 
 def banner(verdict: Verdict, window: Window) -> str:
     """The verdict in one sentence, its numbers, and what to do."""
-    word, _, sentence = wording.headline(verdict).partition(":")
-    blocks = [f"<h1><b>{escape(word)}:</b> <bdi>{escape(sentence.strip())}</bdi></h1>"]
-    if verdict.findings:
-        first = verdict.findings[0]
+    word, sentence = wording.headline(verdict)
+    blocks = [f"<h1><b>{escape(word)}:</b> <bdi>{escape(sentence)}</bdi></h1>"]
+    first, sure = wording.leading(verdict), wording.deciding(verdict)
+    if first is not None:
         blocks.append(_statistics(first, window))
-        if first.action:
-            blocks.append(f'<p class="do"><b>Do:</b> <bdi>{text(first.action)}</bdi></p>')
+    if sure is not None and sure.action:
+        blocks.append(f'<p class="do"><b>Do:</b> <bdi>{text(sure.action)}</bdi></p>')
     if verdict.would_settle:
         blocks.append("<h3>What would settle it</h3>")
         blocks.append(f'<ul class="settle">{_items(verdict.would_settle)}</ul>')
@@ -84,10 +84,12 @@ def _statistics(finding: Finding, window: Window) -> str:
 
 
 def findings(verdict: Verdict, window: Window) -> str:
-    """Every finding; the first stands open, the others unfold."""
+    """Every finding; the one that leads stands open, the others unfold."""
+    leading, decides = wording.leading(verdict), wording.deciding(verdict)
     heaviest = max((abs(piece.log_odds) for found in verdict.findings for piece in found.evidence), default=1.0) or 1.0
     blocks = [
-        _finding(found, window, heaviest, first=index == 0) for index, found in enumerate(verdict.findings[:FINDINGS])
+        _finding(found, window, heaviest, leads=found is leading, decides=found is decides)
+        for found in verdict.findings[:FINDINGS]
     ]
     rest = len(verdict.findings) - FINDINGS
     if rest > 0:
@@ -95,39 +97,42 @@ def findings(verdict: Verdict, window: Window) -> str:
     return "".join(blocks)
 
 
-def _finding(finding: Finding, window: Window, heaviest: float, *, first: bool) -> str:
+def _finding(finding: Finding, window: Window, heaviest: float, *, leads: bool, decides: bool) -> str:
     chips = [f'<span class="chip side">{text(finding.side)}</span>']
     plain = [finding.severity, f"{wording.percent(finding.confidence)} sure", f"advice: {finding.advice}"]
-    if not first:
+    if not leads:
         plain += wording.impact_texts(finding.impact)
     chips += [f'<span class="chip">{text(chip)}</span>' for chip in plain]
     title = f'<span class="title"><h2>{text(wording.class_title(finding))}</h2>{"".join(chips)}</span>'
-    summary = "" if first else f"<p><bdi>{text(finding.summary)}</bdi></p>"
+    summary = "" if decides else f"<p><bdi>{text(finding.summary)}</bdi></p>"
     evidence = (
         _evidence(finding.evidence, heaviest) if finding.evidence else '<p class="note">No evidence is listed.</p>'
     )
     runbook = f'<p class="runbook"><b>Runbook:</b> {_link(finding.runbook)}</p>' if finding.runbook else ""
-    left, right = f'<div class="scroll">{evidence}{runbook}</div>', _facts(finding, window, first=first)
+    left, right = (
+        f'<div class="scroll">{evidence}{runbook}</div>',
+        _facts(finding, window, leads=leads, decides=decides),
+    )
     body = f'{summary}<div class="columns">{left}{right}</div>'
-    if first:
+    if leads:
         return f'<article class="finding side-{finding.side.value}">{title}{body}</article>'
     return f'<details class="finding side-{finding.side.value}"><summary>{title}</summary>{body}</details>'
 
 
-def _facts(finding: Finding, window: Window, *, first: bool) -> str:
+def _facts(finding: Finding, window: Window, *, leads: bool, decides: bool) -> str:
     rows = "".join(
         f"<dt>{name}</dt><dd><bdi>{escape(value)}</bdi></dd>" for name, value in wording.place(finding.where)
     )
     blocks = [f"<div><h3>Where</h3><dl>{rows}</dl></div>"] if rows else []
-    if not first:
+    if not leads:
         wall = anchor_of(finding.where.host, window.anchors).to_wall_ns(finding.since_ns)
         blocks.append(f"<div><h3>Since</h3>{wording.wall_time(wall)}</div>")
     basis = f"{finding.basis}: {wording.BASIS_MEANING[finding.basis]}"
     blocks.append(f"<div><h3>Rests on</h3>{text(basis)}</div>")
     if finding.not_seen:
         blocks.append(f'<div><h3>Not seen</h3><ul class="plain unseen">{_items(finding.not_seen)}</ul></div>')
-    if not first and finding.action:
-        blocks.append(f"<div><h3>Do</h3><bdi>{text(finding.action)}</bdi></div>")
+    if finding.action and not decides:
+        blocks.append(f"<div><h3>If so</h3><bdi>{text(finding.action)}</bdi></div>")
     return f'<div class="facts">{"".join(blocks)}</div>'
 
 
@@ -143,12 +148,13 @@ def _evidence(evidence: Sequence[Evidence], heaviest: float) -> str:
     before = None
     for piece in evidence:
         # A family is one event and counts once: its name stands once.
-        family = "" if piece.family == before else text(piece.family)
+        again = piece.family == before
+        family = "" if again else text(piece.family)
         before = piece.family
         rows.append(
-            f'<tr><td class="family">{family}</td><td><bdi>{text(piece.what)}</bdi></td>'
+            f'<tr><td class="family">{family}</td><td class="what"><bdi>{text(piece.what)}</bdi></td>'
             f"{_value(piece.value)}{_value(piece.peers) if piece.peers is not None else '<td class=number></td>'}"
-            f'<td class="weight">{_weight(piece.log_odds, heaviest)}</td></tr>'
+            f'<td class="weight">{_weight(piece.log_odds, heaviest, again=again)}</td></tr>'
         )
     head = "<th>Family<th>Evidence<th class=number>Value<th class=number>Peers<th>Weight"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -159,9 +165,9 @@ def _value(value: float | str | None) -> str:
     return f'<td class="{kind}"><bdi>{escape(wording.value_text(value))}</bdi></td>'
 
 
-def _weight(log_odds: float, heaviest: float) -> str:
+def _weight(log_odds: float, heaviest: float, *, again: bool) -> str:
     if not log_odds:
-        return '<span class="quiet">counted above</span>'
+        return f'<span class="quiet">{"counted above" if again else "-"}</span>'
     width = min(60.0, 60 * abs(log_odds) / heaviest)
     kind = "side" if log_odds > 0 else "minus"
     return (
@@ -246,10 +252,12 @@ def _mix(rank: RankSummary, longest: float) -> str:
     return f'<svg viewBox="0 0 100 14" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
 
 
-def timeline_note(reduced: int, left_out: int, on_device: bool) -> str:
+def timeline_note(shown: Sequence[RankSummary], reduced: int, left_out: int) -> str:
     """What a reader must know to read the lanes."""
+    if not shown:
+        return "No rank was seen, so there is nothing to draw."
     notes = ["Height is time a step, on one scale for all ranks. Zoomed in, a step shows its phases side by side."]
-    if on_device:
+    if any(rank.on_device for rank in shown):
         notes.append("Phases are timed on the device and placed at the host's steps, in the usual order.")
     else:
         notes.append("Phases are host times, in the usual order.")

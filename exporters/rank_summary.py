@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rankscope.exporters.wording import short_uuid, visible
+from rankscope.exporters.wording import leading, short_uuid, visible
 from rankscope.finding import Finding, Verdict
+from rankscope.reading import Severity
 from rankscope.window import Columns, RankWindow, Window
 
 
@@ -35,8 +36,10 @@ class RankSummary:
 
 
 def accused_ranks(finding: Finding, window: Window) -> list[int]:
-    """The ranks a finding names: by rank, else by the GPU they are bound to."""
+    """The ranks a finding names, by rank or by the GPU they are bound to; none where it is only something to watch."""
     where = finding.where
+    if finding.severity is Severity.INFO:
+        return []
     if where.rank is not None:
         return [where.rank] if where.rank in window.ranks else []
     if where.gpu_uuid is None:
@@ -77,15 +80,14 @@ def gpu_label(seen: RankWindow, window: Window) -> str:
 
 
 def _time_that_matters(verdict: Verdict, window: Window) -> tuple[float, float]:
-    """Bounds of the first finding where every rank has steps in it, else of all there is."""
-    if not verdict.findings:
+    """Bounds of the leading finding where every rank has steps in it, else of all there is."""
+    first = leading(verdict)
+    if first is None:
         return -math.inf, math.inf
-    first = verdict.findings[0]
     until = math.inf if first.until_ns is None else first.until_ns
-    # One clock per host: on another host than the finding's, the same bounds would cut out another time.
-    hosts = {seen.identity.host for seen in window.ranks.values()}
     seen_in = [slice_of(seen.steps, first.since_ns, until) for seen in window.ranks.values()]
-    if len(hosts) > 1 or any(begin == end for begin, end in seen_in):
+    # With a clock for each host, the same bounds would cut out another time on each.
+    if len(set(window.anchors.values())) > 1 or any(begin == end for begin, end in seen_in):
         return -math.inf, math.inf
     return first.since_ns, until
 

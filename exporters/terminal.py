@@ -20,6 +20,8 @@ _COLOURS = {"hardware": "red", "environment": "yellow", "code": "magenta", "heal
 RANK_ROWS = 16
 #: Findings shown in full; the rest get a line each.
 FULL_FINDINGS = 3
+#: Ranks that stopped, with a line each.
+STATES = 6
 
 
 def print_verdict(verdict: Verdict, window: Window, console: Console) -> None:
@@ -27,7 +29,7 @@ def print_verdict(verdict: Verdict, window: Window, console: Console) -> None:
     console.print(_banner(verdict, window))
     for index, finding in enumerate(verdict.findings):
         if index < FULL_FINDINGS:
-            console.print(_finding(finding, with_summary=index > 0))
+            console.print(_finding(finding, decides=finding is wording.deciding(verdict)))
         else:
             console.print(_one_line(finding))
     groups = stack_groups(verdict, window)
@@ -42,9 +44,10 @@ def print_verdict(verdict: Verdict, window: Window, console: Console) -> None:
 
 def _banner(verdict: Verdict, window: Window) -> RenderableType:
     colour = _COLOURS.get(verdict.verdict, "cyan")
-    parts: list[RenderableType] = [Text(wording.headline(verdict), style="bold")]
-    if verdict.findings:
-        first = verdict.findings[0]
+    word, sentence = wording.headline(verdict)
+    parts: list[RenderableType] = [Text.assemble((f"{word}: ", f"bold {colour}"), (sentence, "bold"))]
+    first, sure = wording.leading(verdict), wording.deciding(verdict)
+    if first is not None:
         wall = anchor_of(first.where.host, window.anchors).to_wall_ns(first.since_ns)
         seen = "" if first.detected_step is None else f", seen at step {first.detected_step}"
         facts = [
@@ -54,8 +57,8 @@ def _banner(verdict: Verdict, window: Window) -> RenderableType:
             f"advice: {first.advice}",
         ]
         parts.append(Text(" | ".join(facts), style=colour))
-        if first.action:
-            parts.append(_line("Do", wording.visible(first.action)))
+    if sure is not None and sure.action:
+        parts.append(_line("Do", wording.visible(sure.action)))
     parts.extend(_line("Would settle it", wording.visible(text)) for text in verdict.would_settle)
     if window.job_status:
         status = window.job_status
@@ -64,14 +67,14 @@ def _banner(verdict: Verdict, window: Window) -> RenderableType:
     return Panel(Group(*parts), box=box.HEAVY, border_style=colour, title=Text(f" job {wording.visible(window.job)} "))
 
 
-def _finding(finding: Finding, *, with_summary: bool) -> RenderableType:
+def _finding(finding: Finding, *, decides: bool) -> RenderableType:
     colour = _COLOURS[finding.side]
     title = Text.assemble(
         (wording.class_title(finding), f"bold {colour}"),
         f"  {finding.side}, {finding.severity}, {wording.percent(finding.confidence)}",
     )
     parts: list[RenderableType] = [title]
-    if with_summary:
+    if not decides:
         parts.append(Text(wording.visible(finding.summary)))
         cost = wording.impact_texts(finding.impact)
         if cost:
@@ -84,8 +87,8 @@ def _finding(finding: Finding, *, with_summary: bool) -> RenderableType:
         parts.append(_evidence(finding))
     if finding.not_seen:
         parts.append(_list("Not seen", finding.not_seen, "yellow"))
-    if with_summary and finding.action:
-        parts.append(_line("Do", wording.visible(finding.action)))
+    if finding.action and not decides:
+        parts.append(_line("If so", wording.visible(finding.action)))
     parts.append(_line("Runbook", wording.visible(finding.runbook)))
     return Group(*parts, Text())
 
@@ -156,7 +159,10 @@ def _ranks(ranks: list[RankSummary], width: int) -> RenderableType:
     parts: list[RenderableType] = [table]
     if len(shown) < len(ranks):
         parts.append(Text(f"{len(ranks) - len(shown)} more ranks are not shown.", style="dim"))
-    parts.extend(Text(f"rank {rank.rank}: {rank.state}") for rank in shown if rank.state)
+    stopped = sorted((rank for rank in ranks if rank.state), key=lambda rank: not rank.accused)
+    parts.extend(Text(f"rank {rank.rank} {rank.state}") for rank in stopped[:STATES])
+    if len(stopped) > STATES:
+        parts.append(Text(f"{len(stopped) - STATES} more ranks stopped too.", style="dim"))
     return Group(*parts)
 
 

@@ -14,7 +14,8 @@ from rankscope.exporters.lane import SERIES, phase_columns, reason_runs, series_
 from rankscope.exporters.rank_summary import RankSummary, accused_ranks
 from rankscope.exporters.time_axis import TimeAxis
 from rankscope.exporters.wording import CLOCK_EVENT_REASONS, class_title, visible
-from rankscope.finding import Verdict
+from rankscope.finding import Finding, Verdict
+from rankscope.reading import Severity
 from rankscope.window import Series, SeriesKey, Window
 
 LANES = 64
@@ -25,6 +26,8 @@ LANE_BUCKETS = 4_000
 LANE_POINTS = 1_500
 #: Events with a mark on the timeline.
 EVENTS = 500
+#: Findings with a band on the timeline.
+FAULTS = 20
 
 
 def timeline(verdict: Verdict, window: Window, summaries: list[RankSummary]) -> dict[str, Any]:
@@ -41,7 +44,11 @@ def timeline(verdict: Verdict, window: Window, summaries: list[RankSummary]) -> 
         "top_us": _top(window, chosen),
         "scales": {name: _scale(lanes, name) for name in SERIES},
         "reasons": [[bit, name, fault] for bit, (name, fault) in CLOCK_EVENT_REASONS.items()],
-        "faults": [_fault(verdict, window, axis, index) for index in range(min(len(verdict.findings), 20))],
+        "faults": [
+            _fault(verdict, finding, window, axis)
+            for finding in verdict.findings[:FAULTS]
+            if finding.severity is not Severity.INFO
+        ],
         "events": _events(window, axis),
         "reduced": max((lane["per_bar"] for lane in lanes), default=1),
         "left_out": len(summaries) - len(chosen),
@@ -109,15 +116,15 @@ def _scale(lanes: list[dict[str, Any]], name: str) -> list[float]:
     return [min(*low, max(high) * 0.6), max(high)] if low else [0, 1]
 
 
-def _fault(verdict: Verdict, window: Window, axis: TimeAxis, index: int) -> dict[str, Any]:
-    finding = verdict.findings[index]
+def _fault(verdict: Verdict, finding: Finding, window: Window, axis: TimeAxis) -> dict[str, Any]:
     host = finding.where.host
     end = axis.span_ns if finding.until_ns is None else axis.at(host, finding.until_ns)
     return {
         "t0": max(0, axis.at(host, finding.since_ns) // 1_000),
         "t1": min(axis.span_ns, end) // 1_000,
         "title": class_title(finding),
-        "side": str(finding.side),
+        # Below the threshold nobody is accused, not by a colour either.
+        "side": "unknown" if verdict.verdict == "unknown" else str(finding.side),
         "step": finding.detected_step,
         # No rank: the finding is about the host or the whole job.
         "ranks": accused_ranks(finding, window),

@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 
 from rankscope.finding import Finding, Impact, Verdict, Where
+from rankscope.reading import Severity
 
 #: Bits of NVML's clock event reasons (nvml.h 13.x, nvmlClocksEventReason*): short name, and whether the bit
 #: holds clocks down for a fault's sake (the others are normal at idle or at full load).
@@ -23,15 +24,7 @@ CLOCK_EVENT_REASONS: dict[int, tuple[str, bool]] = {
     0x400: ("reliability policy", False),
 }
 
-#: What a verdict says of the job in a few words; the sentence about the finding follows it.
-VERDICT_MEANING = {
-    "hardware": "a device is at fault",
-    "environment": "something around the job is at fault",
-    "code": "the job itself or its data is at fault",
-    "healthy": "nothing is at fault",
-    "unknown": "the cause is not told",
-}
-
+#: What a localisation rests on, in words.
 BASIS_MEANING = {
     "device-collective": "collectives timed on the device",
     "device-compute": "own compute timed on the device",
@@ -154,11 +147,28 @@ def impact_texts(impact: Impact) -> list[str]:
     return texts
 
 
-def headline(verdict: Verdict) -> str:
-    """The verdict in one sentence, led by its word."""
-    word = visible(verdict.verdict).upper()
+def headline(verdict: Verdict) -> tuple[str, str]:
+    """The verdict's word and its one sentence, which does not repeat the word."""
+    word = visible(verdict.verdict)
     summary = visible(verdict.summary)
-    return summary if summary.upper().startswith(word) else f"{word}: {summary}"
+    if summary.lower().startswith(f"{word.lower()}:"):
+        summary = summary[len(word) + 1 :].strip()
+        summary = summary[:1].upper() + summary[1:]
+    return word.upper(), summary
+
+
+def deciding(verdict: Verdict) -> Finding | None:
+    """The finding that the verdict rests on: the only one whose advice may stand beside the verdict.
+
+    A finding below the threshold makes the verdict "unknown"; acting on it would be acting on a guess.
+    """
+    first = next(iter(verdict.findings), None)
+    return first if first is not None and first.side == verdict.verdict else None
+
+
+def leading(verdict: Verdict) -> Finding | None:
+    """The finding whose numbers stand beside the verdict: the first one that is more than something to watch."""
+    return next((finding for finding in verdict.findings if finding.severity is not Severity.INFO), None)
 
 
 def class_title(finding: Finding) -> str:

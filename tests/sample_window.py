@@ -243,8 +243,10 @@ Current thread 0x00007f2a (most recent call first):
   File "/home/ana/jobs/llama/train.py", line 88 in main
   File "/home/ana/jobs/llama/train.py", line 97 in <module>
 """
-WAITING = '  File "/opt/torch/autograd/graph.py", line 841 in _engine_run_backward\n  File "/opt/torch/_tensor.py", line 625 in backward'
-STUCK = '  File "/home/ana/jobs/llama/tokens.py", line 41 in fetch_vocabulary\n  File "/home/ana/jobs/llama/train.py", line 61 in collate'
+WAITING = """  File "/opt/torch/autograd/graph.py", line 841 in _engine_run_backward
+  File "/opt/torch/_tensor.py", line 625 in backward"""
+STUCK = """  File "/home/ana/jobs/llama/tokens.py", line 41 in fetch_vocabulary
+  File "/home/ana/jobs/llama/train.py", line 61 in collate"""
 
 
 def hang() -> tuple[Window, Verdict]:
@@ -385,9 +387,8 @@ def hostile() -> tuple[Window, Verdict]:
         evidence=(Evidence(name, name, name, name, 1.0),),
         not_seen=(name,),
     )
-    return window, replace(
-        plain, job={"name": name, name: name}, findings=(evil,), not_seen=(name,), summary=name, would_settle=(name,)
-    )
+    job = {"name": name, "world_size": 4, name: name}
+    return window, replace(plain, job=job, findings=(evil,), not_seen=(name,), summary=name, would_settle=(name,))
 
 
 def large(ranks: int = 64, steps: int = 3000) -> tuple[Window, Verdict]:
