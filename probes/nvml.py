@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from rankscope.errors import ProbeError
 from rankscope.probes.helper_process import HelperProcess
-from rankscope.probes.nvml_library import GPU_IS_LOST, GpuIdentity
+from rankscope.probes.nvml_api import GPU_IS_LOST, GpuIdentity
 from rankscope.probes.nvml_messages import Message
 from rankscope.reading import Event, Group, Outcome, ProbeResult, Reading, Severity
 
@@ -92,6 +92,7 @@ class NvmlProbe:
         self._by_index: dict[int, _Gpu] = {}
         self._unreachable: set[int] = set()
         self._breaker_until_ns = 0
+        self._breaker_reason = ""
         self._look_again_ns = 0
         self._said: set[tuple[str, Outcome, str]] = set()
         self.driver: str | None = None
@@ -114,12 +115,16 @@ class NvmlProbe:
         """Leave NVML alone for a while after a kernel log event that says its calls would block."""
         if event.kind == "xid" and event.attributes.get("number") in BREAKER_XIDS:
             self._breaker_until_ns = max(self._breaker_until_ns, event.time_ns + BREAKER_NS)
+            pause = f"NVML is left alone for {BREAKER_NS // SECOND} s"
+            self._breaker_reason = f"{pause} after Xid {event.attributes['number']} in the kernel log"
 
     def read(self, group: str, now_ns: int) -> ProbeResult:
         """Ask every GPU for one group and return all that has arrived, of whichever request."""
         if self._unsupported:
             return ProbeResult()
         gathered = _Gathered()
+        if now_ns < self._breaker_until_ns:
+            self._say(gathered, "", Outcome.NO_DATA, self._breaker_reason)
         helper = self._live_helper(gathered, now_ns)
         if helper is not None:
             self._take(helper, gathered, now_ns, 0)

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
-from rankscope.errors import ProbeError
+from rankscope.probes.nvml_api import DOWN, LIBRARY_NOT_FOUND, NO_PERMISSION, NvmlFailure
 from rankscope.probes.nvml_fields import version_of
-from rankscope.probes.nvml_library import DOWN, LIBRARY_NOT_FOUND, NO_PERMISSION, NvmlFailure, NvmlLibrary
+from rankscope.probes.nvml_library import NvmlLibrary
 from rankscope.probes.nvml_messages import Message, Unpacker, pack
 from rankscope.probes.nvml_reader import GpuReader
 from rankscope.reading import Outcome
@@ -26,6 +26,9 @@ from rankscope.reading import Outcome
 XID_WAIT_MS = 200
 #: How long an orderly end may take before the helper just goes, s.
 FAREWELL_S = 2.0
+
+#: Exit status after an error of our own.
+INTERNAL_ERROR = 3
 
 Send = Callable[[Message], None]
 
@@ -113,6 +116,11 @@ class Helper:
                 self._library.close()
             except NvmlFailure:
                 return
+
+    def give_up(self, error: BaseException | None) -> None:
+        """End at once after saying why: a thread that failed must not look like a GPU that hangs."""
+        self._send(_note(Outcome.FAILED, f"the NVML helper failed: {type(error).__name__}: {error}"))
+        os._exit(INTERNAL_ERROR)
 
     def _send(self, message: Message) -> None:
         data = memoryview(pack(message))
@@ -205,16 +213,16 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the agent's to handle
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     helper = Helper(sys.argv[1] if len(sys.argv) > 1 else None, 0, answers)
-    status = 0
+    threading.excepthook = lambda failed: helper.give_up(failed.exc_value)
     try:
         helper.serve()
     except SystemExit:
         pass
-    except ProbeError:
-        status = 1
+    except Exception as error:
+        helper.give_up(error)
     helper.finish()
     # Not through the interpreter's own end: it would wait for a thread that is stuck in the driver.
-    os._exit(status)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rankscope.probes.nvml_fields import ECC_CURRENT, FieldBatch, FieldSource, FieldValue, field_batches, sum_of
-from rankscope.probes.nvml_library import (
+from rankscope.probes.nvml_api import (
     DOWN,
     INVALID_ARGUMENT,
     NEVER,
@@ -16,6 +15,7 @@ from rankscope.probes.nvml_library import (
     Gpu,
     NvmlFailure,
 )
+from rankscope.probes.nvml_fields import ECC_CURRENT, FieldBatch, FieldSource, FieldValue, field_batches, sum_of
 from rankscope.reading import Outcome
 
 #: How long a metric refused for lack of permission is left alone, ns.

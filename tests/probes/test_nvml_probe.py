@@ -15,6 +15,7 @@ from watched_nvml import Watched, WatchNode
 
 from rankscope.probes.cpu import CpuProbe
 from rankscope.probes.nvml import BREAKER_NS, LOOK_AGAIN_NS, PATIENCE_MS, NvmlProbe
+from rankscope.probes.nvml_messages import Message, Unpacker, pack
 from rankscope.reading import METRICS, Event, Outcome
 from rankscope.simulator.build import LIBRARY
 from rankscope.simulator.layout import Feature
@@ -321,6 +322,9 @@ def test_a_firmware_timeout_in_the_kernel_log_opens_the_breaker(node: NodeState,
         watched.read(now_ns=now + 2)
     assert len(watched.readings) == quiet
     assert quiet - before <= 3 * 7, "at most what was asked before"
+    assert [(o, reason) for _, o, reason in watched.outcomes] == [
+        (Outcome.NO_DATA, "NVML is left alone for 60 s after Xid 119 in the kernel log")
+    ]
     late = now + BREAKER_NS
     end = time.monotonic() + 20
     while len(watched.readings) == quiet:
@@ -359,3 +363,31 @@ def test_the_helper_is_gone_after_close_even_in_a_hang(node: NodeState, watch: W
     watched.probe.close()
     helper.wait(20)
     assert watched.probe.helper_pid is None
+
+
+def test_an_error_of_the_helper_itself_is_said_and_survived(node: NodeState, library: Path) -> None:
+    """A fault in our own reading ends that helper with its reason, and is not taken for a GPU that hangs."""
+    code = (
+        "from rankscope.probes import nvml_child, nvml_reader\n"
+        "def fail(*_): raise RuntimeError('boom')\n"
+        "nvml_reader.GpuReader.read = fail\n"
+        "nvml_child.main()\n"
+    )
+    environment = {**os.environ, **node.environment(library)}
+    ask = pack({"group": "fast", "gpus": [0]})
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as helper:
+        assert helper.stdin is not None
+        assert helper.stdout is not None
+        unpacker = Unpacker()
+        messages: list[Message] = []
+        while not messages:
+            messages += unpacker.feed(os.read(helper.stdout.fileno(), 65536))
+        helper.stdin.write(ask)
+        helper.stdin.flush()
+        while data := os.read(helper.stdout.fileno(), 65536):
+            messages += unpacker.feed(data)
+    assert [message["kind"] for message in messages] == ["hello", "note"]
+    assert messages[1]["reason"] == "the NVML helper failed: RuntimeError: boom"
+    assert helper.returncode == 3

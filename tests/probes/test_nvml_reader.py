@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from rankscope.probes.nvml_api import GpuIdentity, NvmlFailure
 from rankscope.probes.nvml_fields import ALL_LINKS, ECC_CURRENT, FieldBatch
-from rankscope.probes.nvml_library import GpuIdentity, NvmlFailure
 from rankscope.probes.nvml_reader import FIRST_PAUSE_NS, LONGEST_PAUSE_NS, PERMISSION_RETRY_NS, GpuReader
 from rankscope.reading import METRICS, Outcome
 

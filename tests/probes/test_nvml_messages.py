@@ -1,0 +1,36 @@
+"""Messages between the agent and its helper."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankscope.errors import ProbeError
+from rankscope.probes.nvml_messages import MAX_MESSAGE_BYTES, Message, Unpacker, pack
+
+_MESSAGES = st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.booleans()), max_size=5)
+
+
+@given(_MESSAGES, st.integers(1, 7))
+def test_messages_come_whole_however_the_stream_is_cut(messages: list[Message], piece: int) -> None:
+    """A pipe may cut anywhere; what comes out is what went in."""
+    stream = b"".join(pack(message) for message in messages)
+    unpacker = Unpacker()
+    received = [m for at in range(0, len(stream), piece) for m in unpacker.feed(stream[at : at + piece])]
+    assert received == messages
+
+
+@given(st.binary())
+def test_noise_is_a_typed_error_or_unfinished(noise: bytes) -> None:
+    """Bytes that are no message raise ProbeError and nothing else."""
+    try:
+        Unpacker().feed(noise)
+    except ProbeError:
+        return
+
+
+def test_a_message_longer_than_any_of_ours_is_refused() -> None:
+    """A wild length is not waited for."""
+    with pytest.raises(ProbeError, match="bytes"):
+        Unpacker().feed((MAX_MESSAGE_BYTES + 1).to_bytes(4, "little"))
