@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 
 from rankscope import __version__
 from rankscope.agent.config import load_settings
-from rankscope.errors import RankscopeError
+from rankscope.errors import ExportError, RankscopeError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,6 +126,36 @@ def report(recordings: Sequence[Path], as_json: bool, html: Path | None, perfett
     if not as_json:
         show(verdict, window, _console())
     write_outputs(verdict, window, json_file="-" if as_json else "", html=html, perfetto=perfetto)
+
+
+@main.command()
+@_RECORDINGS
+@click.option("--endpoint", required=True, help="URL of an OTLP receiver.")
+@click.option("--protocol", default="", help="grpc or http/protobuf (default).")
+@click.option("--json", "as_json", is_flag=True, help="The accounts as JSON.")
+def replay(recordings: Sequence[Path], endpoint: str, protocol: str, as_json: bool) -> None:
+    """Send recordings to an OTLP receiver, everything with the time it had."""
+    import os
+
+    from rankscope.agent.load import load_window
+    from rankscope.exporters.otlp_settings import otlp_targets, resource_attributes
+    from rankscope.exporters.replay import replay as send
+    from rankscope.rules import diagnose
+
+    window = load_window(recordings)
+    balance = send(
+        window,
+        otlp_targets(os.environ, endpoint=endpoint, protocol=protocol),
+        findings=diagnose(window),
+        resource_attributes=resource_attributes(os.environ),
+    )
+    amounts = {name: asdict(getattr(balance, name)) for name in ("produced", "acknowledged", "waiting", "dropped")}
+    if as_json:
+        _put(amounts)
+    else:
+        click.echo(f"{balance.acknowledged.points} of {balance.produced.points} points delivered")
+    if balance.dropped.points:
+        raise ExportError(f"{balance.dropped.points} points were refused", where=endpoint)
 
 
 @main.command()
