@@ -2,8 +2,8 @@
 
 It behaves, and misbehaves, as CUDA does: events complete when the stream reaches them, `query` never waits,
 `elapsed_ns` refuses events that are not complete, `synchronize` blocks the host, nothing may be recorded during a
-capture, and an error is sticky: it comes up at a later call, far from its cause. Kernels take time by sleeping, so no core is
-used; the device keeps a clock of its own, so that a late wake-up of its thread does not lengthen its work.
+capture, and an error is sticky: it comes up at a later call, far from its cause. Kernels take time by sleeping, so no
+core is used; the device keeps a clock of its own, so that a late wake-up of its thread does not lengthen its work.
 """
 
 from __future__ import annotations

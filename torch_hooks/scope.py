@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from rankscope.clock import ClockAnchor, SystemClock, boot_id
+from rankscope.control import Command, ControlReader
 from rankscope.errors import RankscopeError
 from rankscope.identity import rank_identity
 from rankscope.records import MarkKind, Phase, PhaseRecord
@@ -85,6 +86,18 @@ class Scope:
         self._loop = self._clock = None
         self._ended = True
 
+    def _obey(self, control: ControlReader) -> Callable[[], None]:
+        """What is asked at each step's end: whether the agent wants something."""
+
+        def poll() -> None:
+            if control.poll() is Command.DETACH:
+                self._patches.remove()
+                if self._clock is not None:
+                    self._clock.mark(MarkKind.DETACHED, "the agent asked for it")
+                self._stop()
+
+        return poll
+
     def _say_goodbye(self, clock: StepClock) -> None:
         clock.mark(MarkKind.ENDED)
         clock.ring.set_status(time.monotonic_ns(), clock.step, Phase.ENDED)
@@ -107,6 +120,7 @@ class Scope:
         # With one hardware queue, timing events between kernels were seen to break compute/communication overlap.
         coarse = self._environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1"
         clock = StepClock(ring, device, world_size=identity.world_size, gc_watch=gc_watch, usage=usage, coarse=coarse)
+        clock.on_step = self._obey(ControlReader(path))
         dumper = StackDumper(path.with_name(f"{path.name}.stacks"), self._environ)
         gc_watch.install()
         self._stop_watching += [gc_watch.remove, usage.close, clock.close, dumper.remove]

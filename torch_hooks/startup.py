@@ -44,7 +44,7 @@ class TorchTrigger:
             spec: ModuleSpec | None = find(name, path, target) if find is not None else None
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _AttachingLoader(spec.loader)
+                    spec.loader = _AttachingLoader(spec.loader)  # type: ignore[assignment]
                 return spec
         return None
 

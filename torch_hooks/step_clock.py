@@ -59,6 +59,8 @@ class StepClock:
         self.backward_count = 0
         self.last_step_ns = 0
         self.last_data_wait_ns = 0
+        #: Called at the end of each step.
+        self.on_step: Callable[[], None] | None = None
         self._monotonic_ns = monotonic_ns
         self._device = device
         self._timeline = None if device.name == "host" else DeviceTimeline(device, ring, world_size, coarse=coarse)
@@ -109,6 +111,8 @@ class StepClock:
         if "torch._dynamo" in sys.modules:
             self._compile.install()
         self._hook_ns = self._monotonic_ns() - now
+        if self.on_step is not None:
+            self.on_step()
 
     def _write(self, now: int, spent: list[int]) -> None:
         own, wait = spent[Phase.BACKWARD], spent[Phase.COLLECTIVE_WAIT]

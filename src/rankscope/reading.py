@@ -66,7 +66,7 @@ EVENT_KINDS = {
     "hung-task": "the kernel reports a task blocked for long: pid, process",
     "kernel-log-lost": "kernel log lines were overwritten before they were read: count",
     "rank-attached": "a rank's ring was found: pid, gpu_uuid, device_clock",
-    "rank-exited": "a rank's process is gone: pid, clean (1 where it said goodbye), last_step, phase, signal (if known)",
+    "rank-exited": "a rank's process is gone: pid, clean (1 where it said goodbye), last_step, phase, signal",
     "rank-exception": "the rank's training thread ended with an exception: type, step",
     "rank-hung": "a rank makes no progress: step, phase, since_ns, state (kernel's process state), waited_ns",
     "rank-stacks": "stacks of a rank's threads: text holds them; source",

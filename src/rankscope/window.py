@@ -1,4 +1,4 @@
-"""The window of a job that rules look at: columns a rank, series a device, events. Plain data, no behaviour of a store."""
+"""The window of a job that rules look at: columns a rank, series a device, events. Plain data, no store behind it."""
 
 from __future__ import annotations
 

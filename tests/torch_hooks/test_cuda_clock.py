@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.torch_hooks.fake_cuda import FakeCuda, FakeTensor, RuleBroken
+from tests.vocabulary.test_ring import IDENTITY
 
 from rankscope.clock import ClockAnchor
 from rankscope.records import DeviceRecord, GroupRecord, Phase, StepRecord
@@ -14,8 +16,6 @@ from rankscope.ring import RingReader, RingWriter
 from rankscope.torch_hooks.clocks import CudaClock
 from rankscope.torch_hooks.step_clock import StepClock
 from rankscope.torch_hooks.usage import GcWatch, ThreadUsage
-from tests.torch_hooks.fake_cuda import FakeCuda, FakeTensor, RuleBroken
-from tests.vocabulary.test_ring import IDENTITY
 
 
 class Host:

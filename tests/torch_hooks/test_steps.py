@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from rankscope.control import Command, send
 from rankscope.records import MarkKind, MarkRecord, PhaseRecord, RingRecord, StepRecord
+from rankscope.ring import RingReader
 from rankscope.torch_hooks import Scope
 
 Records = Callable[[], list[RingRecord]]
@@ -341,3 +343,20 @@ def test_no_room_for_the_ring_is_one_line(tmp_path: Any) -> None:
         scope.detach()
     assert len(lines) == 1
     assert "RANKSCOPE_DIR" in lines[0]
+
+
+def test_the_agent_may_end_the_watching(scope: Scope, tmp_path: Any) -> None:
+    """At the step after the order the hooks are gone, the ring says so, and training goes on."""
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for index, batch in enumerate(DataLoader(Rows(8), batch_size=1)):
+        if index == 3:
+            (ring,) = (tmp_path / "rings").glob("*.ring")
+            send(ring, Command.DETACH)
+        model(batch).sum().backward()
+        optimizer.step()
+    records = RingReader(ring).read().records
+    assert len(steps_of(records)) == 4
+    marks = [record.mark for record in records if isinstance(record, MarkRecord)]
+    assert marks == [MarkKind.ATTACHED, MarkKind.DETACHED]
+    assert not hasattr(torch.save, "_rankscope_original")

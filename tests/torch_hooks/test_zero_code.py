@@ -51,9 +51,8 @@ def script(tmp_path: Path, body: str, context: str = "None") -> str:
 
 def test_ranks_of_torchrun(tmp_path: Path) -> None:
     """Every rank of torchrun has one ring with its identity and steps; the launcher has none; own and wait differ."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT), "--steps", "8",
-    ]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(SCRIPT), "--steps", "8"]
     rings, _ = run(command, tmp_path / "rings")
     assert sorted(ring.header.identity.rank for ring in rings) == [0, 1]
     for ring in rings:
