@@ -83,7 +83,7 @@ def run(
     command: Sequence[str],
 ) -> None:
     """Run COMMAND watched; the verdict comes at its end. Ends with the job's own status (128+n for a signal)."""
-    from rankscope.agent.run import run_job
+    from rankscope.agent.run import one_line, run_job
 
     settings = load_settings(config)
 
@@ -94,9 +94,9 @@ def run(
     result = run_job(command, settings=settings, job=job, say=say)
     try:
         _tell(result, json_file, html, perfetto, quiet)
-    except RankscopeError as error:
-        # The job's status is the answer; that we could not write ours is a line.
-        click.echo(f"rankscope: {error}", err=True)
+    except Exception as error:
+        # The job's status is the answer, whatever became of ours.
+        click.echo(f"rankscope: the verdict could not be written: {one_line(error)}", err=True)
     failed = result.verdict is not None and result.verdict.verdict in fail_on
     ctx.exit(result.exit_status or int(failed))
 

@@ -87,7 +87,9 @@ def _ask(probe: Probe) -> Iterator[Found]:
     if metrics or not reasons:
         yield Found(probe.name, Outcome.OK, f"{len(metrics)} metrics" if metrics else "listening", "")
     for outcome, reason in reasons:
-        yield Found(probe.name, outcome, reason, _TODO[outcome])
+        # A probe that knows what to do says so behind its reason.
+        what, _, todo = reason.partition("; ")
+        yield Found(probe.name, outcome, what, todo or _TODO[outcome])
 
 
 def _directory(name: str, directory: Path, todo: str) -> Found:

@@ -160,6 +160,11 @@ def _lives(pid: str, start_ticks: str) -> bool:
     return found is not None and int(start_ticks) in (0, found.start_ticks)
 
 
+def one_line(error: Exception) -> str:
+    """An error of ours as it is, any other with its kind."""
+    return str(error) if isinstance(error, RankscopeError) else f"{type(error).__name__}: {error}"
+
+
 class _Run:
     """What one run keeps between its beginning and its end."""
 
@@ -237,7 +242,8 @@ class _Run:
             keep_status(self._recording, status)
             verdict, window = conclude([self._recording])
             keep_verdict(self._recording, verdict, window)
-        except RankscopeError as error:
-            self._say(f"rankscope: no verdict: {error}")
+        except Exception as error:
+            # Whatever it is: the job's own status is what `run` ends with.
+            self._say(f"rankscope: no verdict: {one_line(error)}")
             return RunResult(status, self._recording, None, None, interrupted)
         return RunResult(status, self._recording, verdict, window, interrupted)
