@@ -100,7 +100,7 @@ class Exporter:
             except Exception as error:
                 # Whatever it was (a file locked or gone, a full disk), batches are kept and this thread goes on.
                 failures += 1
-                self._report(f"{self._path}: export pauses ({type(error).__name__}: {error})")
+                self._report(f"rankscope: {self._path}: export pauses ({type(error).__name__}: {error})")
             if self._stopping:
                 return
             self._pause(self._backoff.delay_ns(failures, None, self._uniform) / _SECOND_NS)

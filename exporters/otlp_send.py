@@ -131,7 +131,7 @@ class SignalSender:
         if state is not before.state:
             self.status = replace(self.status, since_ns=self._clock.monotonic_ns())
             if line := _line(before.state, state, reply):
-                self._say(f"{self._target.name}: {line}")
+                self._say(f"rankscope: export to {self._target.name}: {line}")
 
     def abort(self) -> None:
         """Make a step under way return soon. For another thread."""

@@ -103,8 +103,8 @@ class Balance:
     acknowledged: Tally
     waiting: Tally
     dropped: Tally
-    #: (signal, reason) -> what was dropped for it.
-    reasons: dict[tuple[str, str], Tally]
+    #: What was dropped, by signal and reason; a partial success drops points of a batch that is acknowledged.
+    drops: tuple[Drop, ...]
 
     @property
     def holds(self) -> bool:
@@ -240,12 +240,12 @@ class Outbox:
                 "SELECT count(*), coalesce(sum(points), 0), coalesce(sum(bytes), 0) FROM outbox_batch"
             ).fetchone()
         totals = {"produced": Tally(), "acknowledged": Tally(), "dropped": Tally()}
-        reasons: dict[tuple[str, str], Tally] = {}
-        for signal, state, reason, *amounts in accounts:
-            totals[state] += Tally(*amounts)
+        drops: list[Drop] = []
+        for signal, state, reason, batches, points, size in accounts:
+            totals[state] += Tally(batches, points, size)
             if state == "dropped":
-                reasons[signal, reason] = Tally(*amounts)
-        return Balance(totals["produced"], totals["acknowledged"], Tally(*waiting), totals["dropped"], reasons)
+                drops.append(Drop(signal, reason, batches, points))
+        return Balance(totals["produced"], totals["acknowledged"], Tally(*waiting), totals["dropped"], tuple(drops))
 
     def _take(self, batch_id: int) -> tuple[str, Tally] | None:
         row = self._connection.execute(

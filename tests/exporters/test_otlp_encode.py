@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from rankscope.exporters.otlp_common import EncodedBatch
 from rankscope.exporters.otlp_encode import OtlpEncoder
 from rankscope.exporters.otlp_logs import MAX_BODY
 from rankscope.exporters.otlp_metrics import MAX_POINTS
-from rankscope.exporters.otlp_steps import MAX_NAMES, OTHER_NAME
+from rankscope.exporters.otlp_steps import HISTOGRAMS, MAX_NAMES, OTHER_NAME
 from rankscope.exporters.outbox import Signal
 from rankscope.finding import Advice, Basis, Evidence, Finding, Impact, Side, Where
 from rankscope.identity import RankIdentity
@@ -319,6 +320,18 @@ def test_a_finding_becomes_a_log_record_with_its_evidence() -> None:
     ]
     assert attributes["rankscope.not_seen"] == ["kernel log: permission denied"]
     assert not {"rankscope.link", "rankscope.until_unix_nano", "rankscope.impact.gpu_hours_per_day"} & set(attributes)
+
+
+def test_the_documented_names_are_the_ones_sent() -> None:
+    """docs/otlp.md lists every reading, with its name, unit and kind at the edge, and every histogram."""
+    document = (Path(__file__).parents[2] / "docs" / "otlp.md").read_text()
+    listed = [line for line in document.splitlines() if line.startswith("| `") and line.count("|") == 6]
+    assert listed == [
+        f"| `{metric.name}` | `{metric.otel}` | `{metric.unit}` | {'sum' if metric.counter else 'gauge'} "
+        f"| {metric.description} |"
+        for metric in METRICS.values()
+    ]
+    assert all(f"| `{name}` | rank" in document for name in HISTOGRAMS)
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:

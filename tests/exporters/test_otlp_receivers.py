@@ -192,6 +192,10 @@ def test_metrics_and_logs_pass_through_a_collector(tmp_path: Path, protocol: str
         _wait_for_samples(store, "rankscope_step_duration_seconds_count", [(at, 40.0)])
         ((_, total),) = _samples(store, "rankscope_step_duration_seconds_sum")
         assert total == pytest.approx(4.0)
+        # The join that docs/otlp.md shows.
+        joined = "hw_temperature_celsius * on (hw_id, rankscope_job) group_left (rankscope_rank) rankscope_rank_info"
+        (series,) = components.query(store, joined)
+        assert series["metric"]["rankscope_rank"] == "2"
         components.wait_for(lambda: bool(logs.requests), "the log record")
         (record,) = logs.log_records()
         assert (record.event_name, record.body.string_value, record.severity_text) == (

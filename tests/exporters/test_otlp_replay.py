@@ -13,6 +13,7 @@ from scripted_receiver import Answer, HttpReceiver, http_receiver
 
 from rankscope.errors import ExportError
 from rankscope.exporters.otlp_settings import otlp_targets
+from rankscope.exporters.outbox import Drop
 from rankscope.exporters.replay import CHUNK_NS, replay
 from rankscope.finding import Side
 from rankscope.reading import Event, Severity
@@ -88,8 +89,7 @@ def test_what_is_refused_is_in_the_accounts(window: Window) -> None:
         receiver.answers["/nothing/here"] = Answer(404)
         balance = replay(window, targets, pause=_no_pause)
         assert balance.holds
-        assert {reason for _, reason in balance.reasons} == {"HTTP 404"}
-        assert balance.dropped.points == 2
+        assert balance.drops == (Drop("logs", "HTTP 404", 2, 2),)
         assert balance.waiting.batches == 0
 
 

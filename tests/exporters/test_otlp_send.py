@@ -22,7 +22,7 @@ from scripted_receiver import Answer, HttpReceiver, grpc_receiver, http_receiver
 from rankscope.exporters.otlp_send import Backoff, DeliveryState, SignalSender
 from rankscope.exporters.otlp_settings import otlp_targets
 from rankscope.exporters.otlp_transport import open_transport
-from rankscope.exporters.outbox import Outbox, Signal
+from rankscope.exporters.outbox import Drop, Outbox, Signal
 
 SECOND_NS = 1_000_000_000
 
@@ -163,7 +163,7 @@ def test_refused_batches_are_dropped_and_said(receiver: HttpReceiver, status: in
         assert desk.sender.step() == SECOND_NS
         balance = desk.outbox.balance()
         assert balance.holds
-        assert balance.reasons["metrics", f"HTTP {status}"].points == 10
+        assert balance.drops == (Drop("metrics", f"HTTP {status}", 1, 10),)
         desk.wait_out()
         assert desk.sender.step() == 0
         assert [request.body for request in receiver.requests] == [b"bad", b"good"]
@@ -239,7 +239,7 @@ def test_an_unreachable_endpoint_is_one_line_a_change() -> None:
         for _ in range(10):
             desk.sender.step()
             desk.wait_out()
-        where = f"http://127.0.0.1:{port}/v1/metrics"
+        where = f"rankscope: export to http://127.0.0.1:{port}/v1/metrics"
         (line,) = desk.lines
         assert line.startswith(f"{where}: not delivered (Connection refused); data is kept")
         assert desk.sender.status.state is DeliveryState.WAITING
@@ -363,7 +363,7 @@ def test_grpc_codes_that_are_not_repeated(code: Any) -> None:
         assert desk.sender.step() == SECOND_NS
         balance = desk.outbox.balance()
         assert balance.holds
-        assert balance.reasons["metrics", f"gRPC {code.name}"].batches == 1
+        assert balance.drops == (Drop("metrics", f"gRPC {code.name}", 1, 10),)
 
 
 def test_grpc_finds_a_receiver_that_came_up_late() -> None:

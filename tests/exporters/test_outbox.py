@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,11 +10,12 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from rankscope.exporters.outbox import LARGER_THAN_QUOTA, OVER_QUOTA, Outbox, Tally
+from rankscope.exporters.outbox import LARGER_THAN_QUOTA, OVER_QUOTA, Drop, Outbox, Tally
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -107,6 +109,7 @@ def test_quota_drops_the_oldest_and_says_so_once(connection: sqlite3.Connection)
     }
     assert outbox.take_drops() == ()
     _add(connection, outbox, "metrics", payloads[0], 7)
+    assert json.loads(json.dumps(asdict(outbox.balance())))["drops"][0]["reason"] == OVER_QUOTA
     (drop,) = outbox.take_drops()
     event = drop.event(5)
     assert (event.kind, event.time_ns, event.attributes["batches"], event.attributes["points"]) == (
@@ -127,7 +130,7 @@ def test_a_batch_larger_than_the_quota_costs_no_other(connection: sqlite3.Connec
     assert batch.id == kept
     balance = outbox.balance()
     assert balance.holds
-    assert balance.reasons["metrics", LARGER_THAN_QUOTA].points == 9
+    assert balance.drops == (Drop("metrics", LARGER_THAN_QUOTA, 1, 9),)
 
 
 def test_rejected_points_are_dropped_and_the_rest_acknowledged(connection: sqlite3.Connection) -> None:
@@ -217,4 +220,4 @@ def test_accounts_add_up_after_every_kill(tmp_path: Path) -> None:
         produced = balance.produced.batches
     assert produced > 30
     assert balance.acknowledged.batches
-    assert {reason for _, reason in balance.reasons} >= {"refused", "rejected"}
+    assert {drop.reason for drop in balance.drops} >= {"refused", "rejected"}
