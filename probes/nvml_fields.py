@@ -11,6 +11,7 @@ import ctypes
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 #: Scope that means "all links together" for NVLink throughput fields (nvml.h, NVLink throughput counters).
 ALL_LINKS = 0xFFFFFFFF
@@ -137,8 +138,7 @@ class FieldRecord(ctypes.Structure):
 _RECORD = struct.Struct("<IIqqIIQ")
 
 
-@dataclass(frozen=True, slots=True)
-class FieldValue:
+class FieldValue(NamedTuple):
     """One answer: the return code of this field alone, and its value (None unless the code is 0 and it is one)."""
 
     returned: int

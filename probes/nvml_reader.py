@@ -128,7 +128,12 @@ class GpuReader:
         answers = dict(zip(wanted, batch.answers(), strict=True))
         ecc = answers.get((ECC_CURRENT, 0))
         for source in sources:
-            self._take(sample, group, number, source, answers, ecc, now_ns)
+            only = answers[source.field_id, source.scopes[0]]
+            if only.value is not None and len(source.scopes) == 1 and not source.needs_ecc:
+                sample.values[source.metric] = only.value * source.scale
+                self._pauses.pop(source.metric, None)
+            else:
+                self._take(sample, group, number, source, answers, ecc, now_ns)
 
     def _take(
         self,
