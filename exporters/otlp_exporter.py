@@ -61,6 +61,7 @@ class Exporter:
         self._drained = False
         self._senders: tuple[SignalSender, ...] = ()
         self._trouble = ""
+        self._failures = 0
         self._thread = threading.Thread(target=self._run, name="rankscope-export", daemon=True)
 
     def start(self) -> None:
@@ -92,18 +93,17 @@ class Exporter:
         return self._drained
 
     def _run(self) -> None:
-        failures = 0
         while True:
             try:
                 self._send_until_stopped()
                 return
             except Exception as error:
                 # Whatever it was (a file locked or gone, a full disk), batches are kept and this thread goes on.
-                failures += 1
+                self._failures += 1
                 self._report(f"rankscope: {self._path}: export pauses ({type(error).__name__}: {error})")
             if self._stopping:
                 return
-            self._pause(self._backoff.delay_ns(failures, None, self._uniform) / _SECOND_NS)
+            self._pause(self._backoff.delay_ns(self._failures, None, self._uniform) / _SECOND_NS)
 
     def _send_until_stopped(self) -> None:
         connection = connect(self._path)
@@ -112,7 +112,7 @@ class Exporter:
             self._senders = tuple(self._sender(outbox, target) for target in self._targets.values())
             while not self._stopping:
                 waits = [sender.step() for sender in self._senders]
-                self._trouble = ""
+                self._trouble, self._failures = "", 0
                 due_s = min((wait / _SECOND_NS for wait in waits if wait is not None), default=self._poll_s)
                 self._pause(min(due_s, self._poll_s))
             # Each gets its try, also after one that failed.

@@ -84,16 +84,18 @@ class SignalSender:
         self._transport: Transport | None = None
         self._failures = 0
         self._due_ns = 0
+        #: Whether the receiver itself said when to come back.
+        self._told = False
         #: Replaced as a whole, so that any thread may read it.
         self.status = DeliveryStatus(target.name, DeliveryState.UNTRIED, clock.monotonic_ns())
 
     def step(self, *, now: bool = False) -> int | None:
-        """Send the oldest batch if its time has come (or `now`).
+        """Send the oldest batch if its time has come; `now` cuts our own back-off short, not what a receiver asked for.
 
         Returns the ns to wait before the next step, 0 to go on at once, None where nothing waits.
         """
         wait_ns = self._due_ns - self._clock.monotonic_ns()
-        if wait_ns > 0 and not now:
+        if wait_ns > 0 and (self._told or not now):
             return wait_ns
         batch = self._outbox.oldest(self._target.signal)
         if batch is None:
@@ -111,6 +113,7 @@ class SignalSender:
             return 0
         # Also after a refusal: a receiver that is set up wrongly for a minute must not eat hours that wait.
         self._failures += 1
+        self._told = reply.retry_after_s is not None
         delay_ns = self._backoff.delay_ns(self._failures, reply.retry_after_s, self._uniform)
         self._due_ns = self._clock.monotonic_ns() + delay_ns
         return delay_ns

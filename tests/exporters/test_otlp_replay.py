@@ -8,7 +8,7 @@ from typing import Any
 import components
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from sample_window import BEGIN_NS, SECOND, WALL_NS, Job, finding
+from sample_window import BEGIN_NS, WALL_NS, Job, finding
 from scripted_receiver import Answer, HttpReceiver, http_receiver
 
 from rankscope.errors import ExportError
@@ -107,7 +107,7 @@ def test_a_receiver_that_is_not_there_is_one_error(window: Window) -> None:
             give_up_s=0.5,
             pause=paused.append,
         )
-    assert all(0 < seconds < 0.5 * SECOND for seconds in paused)
+    assert paused == []
 
 
 def test_a_busy_receiver_is_waited_for(window: Window) -> None:

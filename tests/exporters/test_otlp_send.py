@@ -152,6 +152,21 @@ def test_retry_after_is_honoured(receiver: HttpReceiver, header: str, seconds: f
         delay = desk.sender.step()
         assert delay is not None
         assert delay / SECOND_NS == pytest.approx(seconds)
+        assert len(receiver.requests) == 1
+
+
+def test_an_end_cuts_our_own_wait_short_but_not_the_receivers(receiver: HttpReceiver) -> None:
+    """A last attempt is made at once after a back-off, and not at all before a Retry-After has passed."""
+    receiver.script = [Answer(503), Answer(503, headers={"Retry-After": "9"})]
+    with bench(receiver.url) as desk:
+        desk.add(b"batch")
+        desk.sender.step()
+        desk.sender.step(now=True)
+        assert len(receiver.requests) == 2
+        assert desk.sender.step(now=True) == pytest.approx(9.9 * SECOND_NS)
+        assert len(receiver.requests) == 2
+        desk.wait_out()
+        assert desk.sender.step() == 0
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 413, 500])
