@@ -56,7 +56,9 @@ class Export:
         from rankscope.exporters.otlp_settings import resource_attributes
         from rankscope.exporters.outbox import Outbox
 
-        anchor = ClockAnchor.take(clock)
+        # The recording's own: a replay, or an agent that takes over, has to give each reading the very same time.
+        facts = dict(recording.connection.execute("SELECT key, value FROM meta WHERE key LIKE 'anchor_%'"))
+        anchor = ClockAnchor(facts["anchor_monotonic_ns"], facts["anchor_wall_ns"])
         self._encoder = OtlpEncoder(job=job, host=host, anchor=anchor, resource_attributes=resource_attributes(environ))
         self._outbox = Outbox(recording.connection, quota_bytes=settings.outbox_max_bytes)
         self._exporter = Exporter(recording.path, targets, clock=clock)

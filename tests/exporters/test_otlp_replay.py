@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import components
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from sample_window import BEGIN_NS, WALL_NS, Job, finding
+from sample_window import BEGIN_NS, WALL_NS, Job, finding, gpu_uuid
 from scripted_receiver import Answer, HttpReceiver, http_receiver
 
+from rankscope.agent.config import ExportSettings
+from rankscope.agent.export import Export, export_targets
+from rankscope.agent.load import load_window
+from rankscope.agent.recording import Recording
+from rankscope.clock import SystemClock
 from rankscope.errors import ExportError
 from rankscope.exporters.otlp_settings import otlp_targets
 from rankscope.exporters.outbox import Drop
 from rankscope.exporters.replay import CHUNK_NS, replay
 from rankscope.finding import Side
-from rankscope.reading import Event, Severity
+from rankscope.reading import Event, Reading, Severity
 from rankscope.window import Window
 
 
@@ -79,6 +86,42 @@ def test_everything_of_a_window_arrives_once(window: Window) -> None:
         records = {record.event_name: record for record in receiver.log_records()}
         assert set(records) == {"rankscope.xid", "rankscope.agent-started", "rankscope.finding"}
         assert len(receiver.log_records()) == 3
+
+
+def test_a_replay_repeats_what_was_sent_live(tmp_path: Path) -> None:
+    """The points of a recording sent again are the ones its agent sent: same names, labels, times and values."""
+    path = tmp_path / "node-a.db"
+    recording = Recording.create(path, job="llama", host="node-a", reserve_bytes=10**6)
+    begin_ns = time.monotonic_ns()
+    readings = [
+        Reading("gpu.temperature_celsius", 40.0 + number, begin_ns + 333_333 * number, gpu_uuid(number % 2))
+        for number in range(200)
+    ]
+    with http_receiver() as live, http_receiver() as again:
+        settings = ExportSettings(endpoint=live.url)
+        export = Export(
+            recording,
+            export_targets(settings, {}),
+            job="llama",
+            host="node-a",
+            settings=settings,
+            environ={},
+            clock=SystemClock(),
+        )
+        recording.add_readings(readings)
+        export.add(readings)
+        export.prepare(final=True)
+        assert recording.commit(lambda: recording.add_events(export.write()))
+        export.written(True)
+        assert export.stop(10)
+        recording.close()
+        replay(load_window([path]), otlp_targets({}, endpoint=again.url))
+        first, second = (
+            sorted((host, name, point.SerializeToString()) for host, name, point in _metric_points(receiver))
+            for receiver in (live, again)
+        )
+        assert len(first) == len(readings)
+        assert second == first
 
 
 def test_what_is_refused_is_in_the_accounts(window: Window) -> None:
