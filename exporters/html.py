@@ -49,7 +49,7 @@ def html_page(verdict: Verdict, window: Window) -> str:
         stacks=parts.stacks(stack_groups(verdict, window)),
         not_seen=parts.not_seen(verdict),
         ranks=parts.ranks(shown, len(summaries)),
-        timeline_note=parts.timeline_note(shown, data["reduced"], data["left_out"]),
+        timeline_note=parts.timeline_note(shown, data),
         events=parts.events(data["events"], len(window.events)),
         overhead=parts.overhead(verdict),
         made=f"rankscope {rankscope.__version__}",

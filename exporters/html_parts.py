@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -200,7 +200,7 @@ def ranks(shown: Sequence[RankSummary], total: int) -> str:
     """The table of ranks, with the parts of a step as a bar; a long one unfolds."""
     if not shown:
         return ""
-    basis = "own compute and wait on the device's clock" if any(rank.on_device for rank in shown) else "host times"
+    basis = "own compute and waits on the device's clock" if any(rank.on_device for rank in shown) else "host times"
     left = f" {total - len(shown)} of {total} ranks are left out." if total > len(shown) else ""
     few = table_rows(shown, RANK_ROWS)
     everything = (
@@ -252,7 +252,7 @@ def _mix(rank: RankSummary, longest: float) -> str:
     return f'<svg viewBox="0 0 100 14" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
 
 
-def timeline_note(shown: Sequence[RankSummary], reduced: int, left_out: int) -> str:
+def timeline_note(shown: Sequence[RankSummary], data: Mapping[str, Any]) -> str:
     """What a reader must know to read the lanes."""
     if not shown:
         return "No rank was seen, so there is nothing to draw."
@@ -261,10 +261,15 @@ def timeline_note(shown: Sequence[RankSummary], reduced: int, left_out: int) -> 
         notes.append("Phases are timed on the device and placed at the host's steps, in the usual order.")
     else:
         notes.append("Phases are host times, in the usual order.")
+    reduced, left_out = data["reduced"], data["left_out"]
     if reduced > 1:
         notes.append(f"To keep this page small, a bar is the mean of up to {reduced} steps (range in the tooltip).")
     if left_out:
         notes.append(f"{left_out} ranks without a finding are left out.")
+    cut = [(data["from_us"], "before the first full step"), (data["span_us"] - data["to_us"], "after the last step")]
+    told = [f"{wording.duration(us * 1_000)} {when}" for us, when in cut if us > (data["to_us"] - data["from_us"]) / 20]
+    if told:
+        notes.append(f"Not drawn: {' and '.join(told)}.")
     return " ".join(notes)
 
 

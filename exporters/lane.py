@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
@@ -129,6 +130,13 @@ def _mean(values: array[float]) -> float | None:
     return sum(seen) / len(seen) if seen else None
 
 
+def within(series: Series, begin_us: int, end_us: int, to_us: ToMicroseconds) -> Series:
+    """The part of a series in a stretch of time, with a reading more on each side."""
+    first = max(0, bisect_left(series.times_ns, begin_us, key=to_us) - 1)
+    last = bisect_right(series.times_ns, end_us, key=to_us) + 1
+    return Series(series.times_ns[first:last], series.values[first:last])
+
+
 def series_points(series: Series, most: int, to_us: ToMicroseconds) -> dict[str, Any]:
     """At most `most` points: time (as differences), mean, and the extremes where a point stands for several."""
     times, values = series.times_ns, series.values
@@ -157,7 +165,9 @@ def reason_runs(series: Series, most: int, to_us: ToMicroseconds) -> list[list[i
     gap = _gap_us(series.times_ns)
     times = [to_us(time_ns) for time_ns in series.times_ns]
     # A reading holds until the next one, but not across a silence.
-    ends = [min(second, first + gap) for first, second in pairwise(times)] + [times[-1] + gap // GAP_PERIODS]
+    ends = [min(second, first + gap) for first, second in pairwise(times)] + [
+        time + gap // GAP_PERIODS for time in times[-1:]
+    ]
     runs: list[list[int]] = []
     for begin, end, value in zip(times, ends, series.values, strict=True):
         mask = int(value)
@@ -181,8 +191,12 @@ def _joined(runs: list[list[int]]) -> list[int]:
 
 def _gap_us(times_ns: array[int]) -> int:
     """A silence that is longer than usual, in microseconds."""
-    periods = [second - first for first, second in pairwise(times_ns)]
-    return int(median(periods) * GAP_PERIODS / 1_000) if periods else 1_000_000
+    periods = sorted(second - first for first, second in pairwise(times_ns))
+    if not periods:
+        return 1_000_000
+    # After a trigger a source is read more often than before: the slower of its two rates counts too.
+    slow = periods[int(0.95 * (len(periods) - 1))]
+    return int(max(GAP_PERIODS * median(periods), 2.5 * slow) / 1_000)
 
 
 def _short(value: float) -> float:

@@ -13,6 +13,9 @@ from rankscope.finding import Finding, Verdict
 from rankscope.reading import Severity
 from rankscope.window import Columns, RankWindow, Window
 
+#: Events that say why a rank did not go on.
+_TELLING = frozenset({"rank-hung", "rank-exception", "rank-exited"})
+
 
 @dataclass(frozen=True, slots=True)
 class RankSummary:
@@ -27,11 +30,11 @@ class RankSummary:
     own_ms: float | None
     wait_ms: float | None
     data_ms: float | None
-    #: Whether own compute and wait are the device's times (else the host's).
+    #: Whether own compute and waits are the device's times (else the host's).
     on_device: bool
     #: Class slugs of the findings that name this rank or its GPU.
     accused: tuple[str, ...]
-    #: What became of it, where it did not go on: "stuck: ...", "gone: ...".
+    #: What became of it, where it did not go on to the end.
     state: str
 
 
@@ -113,10 +116,13 @@ def _summary(
         first, last = (inside[0], inside[-1] + 1) if inside else (0, 0)
         own = _sums(source, first, last, "forward_ns", "backward_own_ns")
         wait = _sums(source, first, last, "backward_wait_ns")
+        # The host may wait for data while the device still computes: then nobody waited.
+        data = _sums(source, first, last, "data_wait_ns")
     else:
         own = _sums(steps, begin, end, "forward_ns", "backward_own_ns")
         backward, part = (_sums(steps, begin, end, name) for name in ("backward_ns", "backward_own_ns"))
         wait = [whole - mine for whole, mine in zip(backward, part, strict=True)]
+        data = _sums(steps, begin, end, "data_wait_ns")
     starts, ends = (_sums(steps, begin, end, name) for name in ("start_ns", "end_ns"))
     return RankSummary(
         rank=rank,
@@ -127,7 +133,7 @@ def _summary(
         step_ms=_median_ms([stop - start for start, stop in zip(starts, ends, strict=True)]),
         own_ms=_median_ms(own),
         wait_ms=_median_ms(wait),
-        data_ms=_median_ms(_sums(steps, begin, end, "data_wait_ns")),
+        data_ms=_median_ms(data),
         on_device=on_device,
         accused=accused,
         state=state,
@@ -146,16 +152,10 @@ def _median_ms(values: list[float]) -> float | None:
 
 
 def _states(window: Window) -> dict[int, str]:
-    """What the last telling event of a rank says became of it."""
-    told = {"rank-hung": "stuck", "rank-exception": "exception", "rank-exited": "gone"}
+    """What the first telling event of a rank says became of it: what follows is mostly the launcher ending the job."""
     states: dict[int, str] = {}
     for event in window.events:
-        if event.rank is None or event.kind not in told:
-            continue
-        if event.kind == "rank-exited" and event.attributes.get("clean") in (1, True):
-            continue
-        # The exception explains the exit that follows it.
-        if event.kind == "rank-exited" and states.get(event.rank, "").startswith("exception"):
-            continue
-        states[event.rank] = f"{told[event.kind]}: {visible(event.text)}"
+        in_order = event.kind == "rank-exited" and event.attributes.get("clean") == 1
+        if event.rank is not None and event.kind in _TELLING and not in_order:
+            states.setdefault(event.rank, visible(event.text))
     return states

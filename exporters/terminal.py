@@ -138,7 +138,7 @@ def _ranks(ranks: list[RankSummary], width: int) -> RenderableType:
     several_hosts = len({rank.host for rank in ranks}) > 1
     on_device = any(rank.on_device for rank in ranks)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", title_justify="left", title_style="bold")
-    table.title = f"Ranks, median ms a step ({'device' if on_device else 'host'} times for own and wait)"
+    table.title = f"Ranks, median ms a step ({'device' if on_device else 'host'} times for own, wait, data)"
     table.add_column("", no_wrap=True)
     for name in ("rank", "last step", "step", "own", "wait", "data"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -160,7 +160,7 @@ def _ranks(ranks: list[RankSummary], width: int) -> RenderableType:
     if len(shown) < len(ranks):
         parts.append(Text(f"{len(ranks) - len(shown)} more ranks are not shown.", style="dim"))
     stopped = sorted((rank for rank in ranks if rank.state), key=lambda rank: not rank.accused)
-    parts.extend(Text(f"rank {rank.rank} {rank.state}") for rank in stopped[:STATES])
+    parts.extend(Text(rank.state) for rank in stopped[:STATES])
     if len(stopped) > STATES:
         parts.append(Text(f"{len(stopped) - STATES} more ranks stopped too.", style="dim"))
     return Group(*parts)

@@ -10,13 +10,13 @@ from array import array
 from statistics import median, quantiles
 from typing import Any
 
-from rankscope.exporters.lane import SERIES, phase_columns, reason_runs, series_points, step_bars
+from rankscope.exporters.lane import SERIES, phase_columns, reason_runs, series_points, step_bars, within
 from rankscope.exporters.rank_summary import RankSummary, accused_ranks
 from rankscope.exporters.time_axis import TimeAxis
 from rankscope.exporters.wording import CLOCK_EVENT_REASONS, class_title, visible
 from rankscope.finding import Finding, Verdict
 from rankscope.reading import Severity
-from rankscope.window import Series, SeriesKey, Window
+from rankscope.window import RankWindow, Series, SeriesKey, Window
 
 LANES = 64
 STEP_BUCKETS = 20_000
@@ -36,19 +36,20 @@ def timeline(verdict: Verdict, window: Window, summaries: list[RankSummary]) -> 
     chosen = choose_lanes(summaries)
     most = min(LANE_BUCKETS, STEP_BUCKETS // max(1, len(chosen)))
     points = min(LANE_POINTS, SERIES_POINTS // (len(SERIES) * max(1, len(chosen))))
-    lanes = [_lane(summary, window, axis, most, points) for summary in chosen]
+    begin, end = _stretch(verdict, [window.ranks[summary.rank] for summary in chosen], axis)
+    lanes = [_lane(summary, window, axis, (begin, end), most, points) for summary in chosen]
+    faults = [_fault(verdict, finding, window, axis) for finding in _counted(verdict)]
     return {
         "begin_wall_ms": axis.begin_wall_ns // 1_000_000,
         "span_us": max(1, axis.span_ns // 1_000),
+        # What is drawn of it.
+        "from_us": begin,
+        "to_us": end,
         "lanes": lanes,
         "top_us": _top(window, chosen),
         "scales": {name: _scale(lanes, name) for name in SERIES},
         "reasons": [[bit, name, fault] for bit, (name, fault) in CLOCK_EVENT_REASONS.items()],
-        "faults": [
-            _fault(verdict, finding, window, axis)
-            for finding in verdict.findings[:FAULTS]
-            if finding.severity is not Severity.INFO
-        ],
+        "faults": [fault | {"t1": min(fault["t1"], end)} for fault in faults],
         "events": _events(window, axis),
         "reduced": max((lane["per_bar"] for lane in lanes), default=1),
         "left_out": len(summaries) - len(chosen),
@@ -63,10 +64,16 @@ def choose_lanes(summaries: list[RankSummary], limit: int = LANES) -> list[RankS
     return sorted(urgent[:limit], key=lambda rank: rank.rank)
 
 
-def _lane(summary: RankSummary, window: Window, axis: TimeAxis, most: int, points: int) -> dict[str, Any]:
+def _lane(
+    summary: RankSummary, window: Window, axis: TimeAxis, stretch: tuple[int, int], most: int, points: int
+) -> dict[str, Any]:
     seen = window.ranks[summary.rank]
     host, uuid = seen.identity.host, seen.identity.gpu_uuid
     per_bar = max(1, -(-len(seen.steps) // most))
+
+    def to_us(time_ns: float) -> int:
+        return axis.at(host, time_ns) // 1_000
+
     lane: dict[str, Any] = {
         "rank": summary.rank,
         "host": summary.host,
@@ -75,15 +82,17 @@ def _lane(summary: RankSummary, window: Window, axis: TimeAxis, most: int, point
         "state": summary.state,
         "clock": "device" if summary.on_device else "host",
         "per_bar": per_bar,
-        "steps": step_bars(seen.steps, phase_columns(seen), per_bar, lambda time_ns: axis.at(host, time_ns) // 1_000),
+        "steps": step_bars(seen.steps, phase_columns(seen), per_bar, to_us),
     }
+    if uuid is None:
+        return lane
     for name, metrics in SERIES.items():
-        found = None if uuid is None else _first_series(window, host, uuid, metrics)
+        found = _first_series(window, host, uuid, metrics)
         if found is not None:
-            lane[name] = series_points(found, points, lambda time_ns: axis.at(host, time_ns) // 1_000)
-    masks = None if uuid is None else _first_series(window, host, uuid, ("gpu.clock_event_reasons",))
+            lane[name] = series_points(within(found, *stretch, to_us), points, to_us)
+    masks = _first_series(window, host, uuid, ("gpu.clock_event_reasons",))
     if masks is not None:
-        lane["reasons"] = reason_runs(masks, points, lambda time_ns: axis.at(host, time_ns) // 1_000)
+        lane["reasons"] = reason_runs(within(masks, *stretch, to_us), points, to_us)
     return lane
 
 
@@ -111,9 +120,37 @@ def _top(window: Window, chosen: list[RankSummary]) -> int:
 
 def _scale(lanes: list[dict[str, Any]], name: str) -> list[float]:
     """One scale for a counter over all lanes, so that heights compare; wide enough for noise to look like noise."""
-    low = [min(lane[name].get("lo", lane[name]["v"])) for lane in lanes if name in lane]
-    high = [max(lane[name].get("hi", lane[name]["v"])) for lane in lanes if name in lane]
+    seen = [lane[name] for lane in lanes if name in lane and lane[name]["v"]]
+    low = [min(points.get("lo", points["v"])) for points in seen]
+    high = [max(points.get("hi", points["v"])) for points in seen]
     return [min(*low, max(high) * 0.6), max(high)] if low else [0, 1]
+
+
+def _counted(verdict: Verdict) -> list[Finding]:
+    return [finding for finding in verdict.findings if finding.severity is not Severity.INFO][:FAULTS]
+
+
+def _stretch(verdict: Verdict, ranks: list[RankWindow], axis: TimeAxis) -> tuple[int, int]:
+    """What to draw, in us: the steps, without the start of the job before them and the silence after them.
+
+    The first step is part of the start where it took far longer than the rest. After a crash or in a hang the
+    silence is the finding, so it is drawn.
+    """
+    span = max(1, axis.span_ns // 1_000)
+    begins, ends = [], []
+    for seen in ranks:
+        starts, stops = (seen.steps.columns.get(name, array("d")) for name in ("start_ns", "end_ns"))
+        if len(starts):
+            lengths = [stop - start for start, stop in zip(starts[:100], stops, strict=False)]
+            slow_first = len(lengths) > 10 and lengths[0] > 10 * median(lengths)
+            begins.append(axis.at(seen.identity.host, starts[int(slow_first)]) // 1_000)
+            ends.append(axis.at(seen.identity.host, stops[-1]) // 1_000)
+    if not begins:
+        return 0, span
+    stopped = any(finding.impact.ms_per_step is None for finding in _counted(verdict))
+    begin, end = min(begins), span if stopped else max(ends)
+    margin = (end - begin) // 50
+    return max(0, begin - margin), max(begin + 1, min(span, end + margin))
 
 
 def _fault(verdict: Verdict, finding: Finding, window: Window, axis: TimeAxis) -> dict[str, Any]:

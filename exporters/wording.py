@@ -129,7 +129,7 @@ def place(where: Where) -> list[tuple[str, str]]:
         ("GPU", where.gpu_uuid),
         ("link", where.link),
         ("device", where.device),
-        ("phase", where.phase),
+        ("phase", None if where.phase is None else where.phase.replace("_", " ")),
     )
     return [(name, visible(str(value))) for name, value in pairs if value is not None]
 
@@ -143,7 +143,7 @@ def impact_texts(impact: Impact) -> list[str]:
     elif impact.fraction_of_step is not None:
         texts.append(f"{percent(impact.fraction_of_step)} of each step")
     if impact.gpu_hours_per_day is not None:
-        texts.append(f"{number(impact.gpu_hours_per_day)} GPU-hours a day")
+        texts.append(f"{number(impact.gpu_hours_per_day, 3)} GPU-hours a day")
     return texts
 
 
@@ -196,5 +196,6 @@ def overhead_texts(verdict: Verdict) -> list[str]:
     if overhead.agent_pss_bytes is not None:
         texts.append(f"{byte_size(overhead.agent_pss_bytes)} of memory")
     if overhead.hook_ns_per_step is not None:
-        texts.append(f"hooks {number(overhead.hook_ns_per_step / 1e3, 3)} us a step")
+        us = overhead.hook_ns_per_step / 1e3
+        texts.append(f"hooks {f'{number(us, 3)} us' if us < 1_000 else milliseconds(us / 1e3)} a step")
     return texts or ["not measured"]

@@ -191,12 +191,13 @@ function reasonNames(mask, reasons) {
 }
 
 // Own compute of accused ranks against the range of all others, with the step length above: the whole run at a glance.
-function overviewColumns(lanes, span, width) {
+function overviewColumns(lanes, whole, width) {
+  const scale = width / (whole.to - whole.from);
   const columns = Array.from({ length: width }, () => ({ step: 0, low: Infinity, high: -Infinity, accused: {} }));
   for (const lane of lanes) {
     for (let i = 0; i < lane.count; i++) {
-      const from = Math.max(0, Math.floor(lane.t[i] / span * width));
-      const to = Math.min(width - 1, Math.floor((lane.t[i] + lane.d[i]) / span * width));
+      const from = Math.max(0, Math.floor((lane.t[i] - whole.from) * scale));
+      const to = Math.min(width - 1, Math.floor((lane.t[i] + lane.d[i] - whole.from) * scale));
       for (let x = from; x <= to; x++) {
         const column = columns[x];
         column.step = Math.max(column.step, lane.step[i]);

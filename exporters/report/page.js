@@ -6,8 +6,8 @@
   const element = id => document.getElementById(id);
   const root = document.documentElement;
   const chart = element("chart"), lanesBox = element("lanes"), tooltip = element("tooltip"), crosshair = element("crosshair");
-  const span = data.span_us;
-  const view = { from: 0, to: span, width: 1 };
+  const whole = { from: data.from_us, to: data.to_us }, span = whole.to - whole.from;
+  const view = { from: whole.from, to: whole.to, width: 1 };
   const titles = new Map([...data.phases, ["untimed", "not timed"]]);
   const lanes = data.lanes.map(raw => unpackLane(raw, data.phases));
   const accused = lanes.filter(lane => lane.accused.length);
@@ -179,9 +179,9 @@
     const canvas = element("overview");
     canvas.style.height = overviewHeight + "px";
     const context = prepare(canvas, overviewHeight), width = Math.max(1, Math.floor(canvas.clientWidth));
-    const columns = overviewColumns(lanes, span, width);
+    const columns = overviewColumns(lanes, whole, width);
     const toY = us => overviewHeight - 6 - Math.max(0, Math.min(1, (us - floor) / (data.top_us - floor))) * (overviewHeight - 12);
-    for (const fault of data.faults) band(context, fault, overviewHeight, 0, span, width);
+    for (const fault of data.faults) band(context, fault, overviewHeight, whole.from, whole.to, width);
     context.fillStyle = colours.forward;
     columns.forEach((column, x) => { if (column.high > 0) context.fillRect(x, toY(column.high), 1, Math.max(2, toY(column.low) - toY(column.high))); });
     line(context, columns, column => column.step, colours.quiet, 1, toY);
@@ -189,10 +189,14 @@
     context.font = "11px " + colours.font;
     context.fillStyle = colours.quiet;
     context.textBaseline = "top";
-    context.fillText(milliseconds(data.top_us), 4, 5);
-    context.textBaseline = "bottom";
-    context.fillText(milliseconds(floor), 4, overviewHeight - 2);
-    const left = view.from / span * width, right = view.to / span * width;
+    for (const [us, y] of [[data.top_us, 5], [floor, overviewHeight - 14]]) {
+      const text = milliseconds(us);
+      context.fillStyle = colours.card;
+      context.fillRect(0, y - 2, context.measureText(text).width + 8, 15);
+      context.fillStyle = colours.quiet;
+      context.fillText(text, 4, y);
+    }
+    const left = (view.from - whole.from) / span * width, right = (view.to - whole.from) / span * width;
     if (right - left < width - 1) {
       context.fillStyle = colours.card;
       context.globalAlpha = .68;
@@ -238,7 +242,7 @@
   // ---- view
   function show(from, to) {
     const size = Math.min(span, Math.max(1_000, to - from));
-    view.from = Math.max(0, Math.min(span - size, from));
+    view.from = Math.max(whole.from, Math.min(whole.to - size, from));
     view.to = view.from + size;
     redraw();
   }
@@ -280,7 +284,7 @@
       const times = [timeAt(canvas, down), timeAt(canvas, event)].sort((a, b) => a - b);
       show(times[0], times[1]);
     });
-    canvas.addEventListener("dblclick", () => show(0, span));
+    canvas.addEventListener("dblclick", () => show(whole.from, whole.to));
   }
 
   function wheeled(canvas, always) {
@@ -358,7 +362,7 @@
       describe(lane, time, box.left + toX(time), box.top + 20);
     } else if (event.key === "+" || event.key === "=") zoom(.5);
     else if (event.key === "-") zoom(2);
-    else if (event.key === "0") show(0, span);
+    else if (event.key === "0") show(whole.from, whole.to);
     else if (event.key === "Escape") silence();
     else return;
     event.preventDefault();
@@ -393,17 +397,17 @@
   element("counters").addEventListener("change", () => { build(); redraw(); });
   element("zoom-in").addEventListener("click", () => zoom(.5));
   element("zoom-out").addEventListener("click", () => zoom(2));
-  element("reset").addEventListener("click", () => show(0, span));
+  element("reset").addEventListener("click", () => show(whole.from, whole.to));
   selectable(element("axis"));
   wheeled(element("axis"), true);
   dragging(element("overview"), (down, event) => {
-    const box = element("overview").getBoundingClientRect(), middle = (event.clientX - box.left) / box.width * span, half = (view.to - view.from) / 2;
+    const box = element("overview").getBoundingClientRect(), middle = whole.from + (event.clientX - box.left) / box.width * span, half = (view.to - view.from) / 2;
     show(middle - half, middle + half);
   });
   element("overview").addEventListener("wheel", event => {
     event.preventDefault();
     const box = element("overview").getBoundingClientRect();
-    zoom(Math.exp(Math.max(-1, Math.min(1, event.deltaY / 200))), (event.clientX - box.left) / box.width * span);
+    zoom(Math.exp(Math.max(-1, Math.min(1, event.deltaY / 200))), whole.from + (event.clientX - box.left) / box.width * span);
   }, { passive: false });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", restyle);
   // Paper is light whatever the screen is.

@@ -127,6 +127,24 @@ def test_hosts_with_clocks_of_their_own_share_one_axis() -> None:
     assert found["span_us"] < 10_000_000
 
 
+def test_the_start_of_a_job_is_not_drawn_and_said() -> None:
+    """Half a minute before the first step is left out of the drawing, and the page says how much."""
+    window, verdict = sample_window.thermal()
+    window.begin_ns -= 30 * sample_window.SECOND
+    found = data((window, verdict))
+    assert found["from_us"] == pytest.approx(30e6, rel=0.05)
+    assert found["to_us"] == found["span_us"]
+    assert "Not drawn: 29." in html_page(verdict, window)
+
+
+def test_the_silence_of_a_hang_is_drawn() -> None:
+    """In a hang the time after the last step is the finding: it is on the timeline to its end."""
+    found = data(sample_window.hang())
+    assert found["to_us"] == found["span_us"]
+    ends = [sum(lane["steps"]["t"]) + lane["steps"]["d"][-1] for lane in found["lanes"]]
+    assert found["to_us"] - max(ends) > 39e6
+
+
 def test_the_data_is_json_even_without_any_rank() -> None:
     """A job that never attached has a page that says so."""
     window, verdict = sample_window.healthy()
