@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankscope.agent.config import HangSettings, RecordingSettings, RootSettings, RuleSettings, Settings
+from rankscope.agent.config import BudgetSettings, HangSettings, RecordingSettings, RootSettings, RuleSettings, Settings
 from rankscope.agent.load import open_reader
 from rankscope.agent.run import RunResult, run_job
 from rankscope.agent.supervisor import SignalsHeld
@@ -107,6 +107,8 @@ def _settings(node: SimulatedNode, directory: Path, library: Path) -> Settings:
         recording=RecordingSettings(state_directory=str(directory / "recordings")),
         hang=HangSettings(floor_seconds=_HANG_SECONDS),
         rules=RuleSettings(period_seconds=2.0),
+        # Seconds must tell here what minutes do in a job: the governor may not thin the readings meanwhile.
+        budget=BudgetSettings(cpu_ratio=0.1),
         roots=RootSettings(
             proc=str(node.proc_root),
             kernel_log=str(node.kernel_log_path),
