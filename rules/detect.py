@@ -86,6 +86,12 @@ def _alone(frame: Frame) -> list[RankShift]:
     return found
 
 
+def own_shift(frame: Frame) -> Shift | None:
+    """All ranks came to work longer: the median over ranks of what each did itself."""
+    steady = median(frame.steady_ms)
+    return shift_of(judged(frame, steady), LEAST_FRACTION * frame.typical_ms)
+
+
 def job_shift(frame: Frame) -> Shift | None:
     """The job's step became longer than it was."""
     return shift_of(judged(frame, frame.job_ms), LEAST_FRACTION * frame.typical_ms)

@@ -19,9 +19,14 @@ from rankscope.window import RankWindow, Window
 
 #: A slowness of all ranks that nothing explains, or that lies in the cores they share, is told only where it is
 #: large: machines and batches drift.
-UNEXPLAINED_JOB_FRACTION = 0.25
+LARGE_FRACTION = 0.25
+#: The same where only the collective grew: on hosts whose cores do the reducing, any neighbour can do that.
+LARGE_WAIT_FRACTION = 0.35
+#: What nothing explains, and what cores that are shared explain, must last this many steps and this share of them.
+LASTED_STEPS = 20
+LASTED_SHARE = 0.15
 #: Steps over which a slowness must last before acting on it.
-_LASTED_STEPS = 30
+_ACT_STEPS = 30
 #: Above this share of the step a slowness is critical.
 _CRITICAL_FRACTION = 0.2
 #: The slowness is over where this many steps came after it.
@@ -36,14 +41,18 @@ def worth_telling(table: Table, frame: Frame, suspect: Suspect, explanation: Exp
         grown = max(grown, suspect.excess_ms / frame.typical_ms)
     if explanation.normal or grown < table.relevant.get(suspect.symptom, 0.0):
         return False
-    if explanation.told is not None:
-        # Ranks that share cores always wait a little for each other; all of them much is a finding.
-        shared = explanation.told.place is Place.RANK and explanation.told.side is Side.ENVIRONMENT
-        return suspect.located or not shared or suspect.fraction >= UNEXPLAINED_JOB_FRACTION
+    of = explanation.told
+    large = suspect.fraction >= (LARGE_WAIT_FRACTION if suspect.phase == "collective_wait" else LARGE_FRACTION)
+    lasted = int(suspect.mask.sum()) >= max(LASTED_STEPS, LASTED_SHARE * int(frame.usable.sum()))
+    if of is not None:
+        # Ranks that share cores always wait a little, or for a while, for each other.
+        if not (of.place is Place.RANK and of.side is Side.ENVIRONMENT):
+            return True
+        return lasted if suspect.located else large
     if not suspect.located:
-        return not suspect.from_start and suspect.fraction >= UNEXPLAINED_JOB_FRACTION
+        return large and not suspect.from_start
     if not suspect.from_start:
-        return True
+        return lasted
     # Slow from the first step and nothing says why: silicon alone differs by as much.
     others = [row for row in range(frame.shape[0]) if row not in suspect.rows]
     usual = middle(frame.compute_ms[others][:, suspect.mask]) if others else float("nan")
@@ -83,7 +92,7 @@ def slowness(
         table,
         confidence=confidence,
         severity=Severity.CRITICAL if suspect.fraction >= _CRITICAL_FRACTION else Severity.WARNING,
-        lasting=lasted >= _LASTED_STEPS and not over,
+        lasting=lasted >= _ACT_STEPS and not over,
         where=where,
         basis=frame.basis,
         since_ns=_time(frame, row, begin),

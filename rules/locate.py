@@ -16,6 +16,7 @@ from rankscope.rules.detect import (
     host_ms,
     job_shift,
     judged,
+    own_shift,
     rank_shifts,
     stall_price,
 )
@@ -137,8 +138,10 @@ def _stalls(frame: Frame) -> list[Suspect]:
     found = []
     for name, field, recurred in (("checkpoint", "checkpoint_ns", _RECURRED), ("gc", "gc_ns", _GC_RECURRED)):
         stall = host_ms(frame, field)
-        events = events_of(stall, LEAST_FRACTION * frame.typical_ms)
-        if int(events.sum()) < recurred:
+        least = LEAST_FRACTION * frame.typical_ms
+        events = events_of(stall, least)
+        # On one rank: one large collection on each of many ranks has not recurred.
+        if int((stall >= least).sum(axis=1).max()) < recurred:
             continue
         shift = _recurring(frame, events)
         price = stall_price(frame, stall, events, shift.mask)
@@ -188,7 +191,10 @@ def _syncs(frame: Frame) -> list[Suspect]:
     rows, located = _carriers(counts)
     calm = shift.baseline if shift.baseline.sum() >= LEAST_STEPS else frame.usable & ~events
     if calm.sum() >= LEAST_STEPS:
-        price = mean(frame.job_ms[shift.mask]) - mean(frame.job_ms[calm])
+        # By own times: the noise of collectives does not hide what a little idling costs.
+        own = frame.own_ms
+        grown = np.nan_to_num(median(own[:, shift.mask], axis=1) - median(own[:, calm], axis=1))
+        price = saved(frame, own - np.maximum(0.0, grown)[:, np.newaxis], shift.mask)
     elif frame.on_device:
         # No step without: the device's own idle time between steps is the least that it costs.
         idle = frame.sum_of(("data_wait", "other"))[list(rows)]
@@ -226,25 +232,29 @@ def _work(frame: Frame) -> list[Suspect]:
 
 
 def _job(frame: Frame, others: list[Suspect]) -> list[Suspect]:
-    """The whole job became slower than it was, by more than the other suspects account for."""
-    shift = job_shift(frame)
-    if shift is None:
-        return []
-    told = sum(
-        other.ms_per_step * float((other.mask & shift.mask).sum()) / max(1, int(shift.mask.sum())) for other in others
-    )
-    told += _grown_batches(frame, shift)
-    rest = shift.excess - told
-    excess = {}
-    for name, values in frame.parts.items():
-        common = judged(frame, median(values))
-        excess[name] = float(np.nan_to_num(middle(common[shift.mask]) - middle(common[shift.baseline])))
-    # What no rank's own time explains was spent in the collective itself.
-    waited = judged(frame, median(frame.wait_ms))
-    excess["collective_wait"] = float(np.nan_to_num(middle(waited[shift.mask]) - middle(waited[shift.baseline])))
+    """The whole job became slower than it was, by more than the other suspects account for.
+
+    First by what the ranks do themselves; what only the collective grew by comes after.
+    """
     rows = tuple(range(frame.shape[0]))
-    suspect = _make(frame, Symptom.ALL_SLOW, rows, shift, excess, rest, located=False)
-    return [suspect] if suspect else []
+    found: list[Suspect] = []
+    for shift in (own_shift(frame), job_shift(frame)):
+        if shift is None:
+            continue
+        told = sum(
+            other.ms_per_step * float((other.mask & shift.mask).sum()) / max(1, int(shift.mask.sum()))
+            for other in [*others, *found]
+        )
+        rest = shift.excess - told - _grown_batches(frame, shift)
+        excess = {}
+        for name, values in {**frame.parts, "collective_wait": frame.wait_ms}.items():
+            common = judged(frame, median(values))
+            grown = middle(common[shift.mask]) - middle(common[shift.baseline])
+            excess[name] = float(np.nan_to_num(grown))
+        suspect = _make(frame, Symptom.ALL_SLOW, rows, shift, excess, rest, located=False)
+        if suspect is not None:
+            found.append(suspect)
+    return found
 
 
 def _grown_batches(frame: Frame, shift: Shift) -> float:
