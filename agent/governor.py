@@ -48,21 +48,22 @@ class Governor:
         self._proc = proc
         self._own_cpu_ns = own_cpu_ns
         self._began_ns = self._last_ns = clock.monotonic_ns()
-        self._last_cpu_ns = self._cpu_ns()
+        # Starting is over by now, and came before the job began.
+        self._first_cpu_ns = self._last_cpu_ns = self._cpu_ns()
         self._pss_due_ns = self._began_ns
         #: CPU share of one core since the begin, and the latest memory: what the verdict says watching cost.
         self.cpu_ratio = 0.0
         self.pss_bytes: int | None = None
 
-    def tick(self, tasks: list[Task]) -> tuple[list[Reading], list[Event]]:
-        """Measure since the last tick and act on it."""
+    def tick(self, tasks: list[Task], *, final: bool = False) -> tuple[list[Reading], list[Event]]:
+        """Measure since the last tick and act on it; `final` measures memory whether it is time or not."""
         now = self._clock.monotonic_ns()
         cpu = self._cpu_ns()
         ratio = (cpu - self._last_cpu_ns) / max(1, now - self._last_ns)
         self._last_ns, self._last_cpu_ns = now, cpu
-        self.cpu_ratio = cpu / max(1, now - self._began_ns)
+        self.cpu_ratio = (cpu - self._first_cpu_ns) / max(1, now - self._began_ns)
         readings = [Reading("agent.cpu_ratio", ratio, now)]
-        if now >= self._pss_due_ns:
+        if now >= self._pss_due_ns or final:
             self._pss_due_ns = now + _PSS_PERIOD_NS
             self.pss_bytes = self._pss_bytes()
             if self.pss_bytes is not None:

@@ -128,8 +128,8 @@ class Agent:
             for job in self.jobs:
                 job.thin()
 
-    def _govern(self) -> None:
-        readings, events = self._governor.tick(self._scheduler.tasks)
+    def _govern(self, *, final: bool = False) -> None:
+        readings, events = self._governor.tick(self._scheduler.tasks, final=final)
         for job in self.jobs:
             job.add_readings(readings)
             job.add_events(events)
@@ -137,8 +137,9 @@ class Agent:
 
     def finish(self) -> None:
         """Take the last readings and close everything."""
+        # Before the helpers end, which cost memory too.
+        self._govern(final=True)
         self._take(self._scheduler.close())
-        self._govern()
         for job in self.jobs:
             job.close(self._stopping or "done")
         self._epoll.close()

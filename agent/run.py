@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,7 @@ class _Run:
         self._agent_environ = agent_environ
         self._say = say
         self._restarts = 0
+        self._restart_at = 0.0
         self._seen = False
         self._log = rings / "agent.log"
 
@@ -195,7 +197,11 @@ class _Run:
         return agent
 
     def restart_agent(self) -> AgentProcess | None:
-        """Another agent for the one that died, as often as is sensible."""
+        """Another agent for the one that died: at once, then after longer and longer pauses, then no more."""
+        now = time.monotonic()
+        if self._restarts > MAX_RESTARTS or now < self._restart_at:
+            return None
+        self._restart_at = now + 2.0**self._restarts
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             self._say(f"rankscope: the agent died {self._restarts} times; the job goes on unwatched{self.last_words()}")

@@ -126,7 +126,7 @@ class Supervisor:
     job: int
     own_group: bool
     agent: AgentProcess | None
-    #: Starts the agent again; None where it may not be started once more.
+    #: Starts the agent again; None where it is not to be started, or not yet.
     revive: Callable[[], AgentProcess | None]
     #: Called twice a second or so.
     tick: Callable[[], None]
@@ -161,6 +161,8 @@ class Supervisor:
     def _look_after_agent(self) -> None:
         if self.agent is not None and self._reap(self.agent):
             self.agent.close()
+            self.agent = None
+        if self.agent is None:
             self.agent = self.revive()
 
     @staticmethod
