@@ -218,7 +218,7 @@ def _rank_table(shown: Sequence[RankSummary]) -> str:
     longest = max(rank.step_ms or 0.0 for rank in shown) or 1.0
     several = len({rank.host for rank in shown}) > 1
     head = "<th>Rank<th class=number>Last step<th class=number>Step<th class=number>Own compute<th class=number>Wait"
-    head += "<th class=number>Data wait<th>Mix of a step<th>GPU" + ("<th>Host" if several else "") + "<th>"
+    head += "<th class=number>Data wait<th class=mix>Mix of a step<th>GPU" + ("<th>Host" if several else "") + "<th>"
     rows = "".join(_rank_row(rank, longest, several=several) for rank in shown)
     table = f'<table class="ranks"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return f'<div class="scroll">{table}</div>'

@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from itertools import pairwise
+from operator import sub
 from statistics import median
 from typing import Any
 
@@ -29,6 +30,7 @@ SERIES = {
     "power": ("gpu.power_watts", "gpu.power_instant_watts"),
     "temperature": ("gpu.temperature_celsius",),
 }
+_DEVICE_PHASES = ("data_wait_ns", "forward_ns", "backward_own_ns", "backward_wait_ns", "optimizer_ns", "other_ns")
 #: A silence longer than this many usual periods is drawn as a gap.
 GAP_PERIODS = 4
 
@@ -43,7 +45,7 @@ def phase_columns(seen: RankWindow) -> dict[str, array[float]]:
     """
     host = seen.steps.columns
     rows = len(seen.steps)
-    missing = array("d", [math.nan]) * rows
+    missing = _missing(rows)
     if not len(seen.device):
         own = host.get("backward_own_ns", missing)
         whole = host.get("backward_ns", missing)
@@ -52,23 +54,20 @@ def phase_columns(seen: RankWindow) -> dict[str, array[float]]:
             "data_wait": host.get("data_wait_ns", missing),
             "forward": host.get("forward_ns", missing),
             "backward_own": own if timed else whole,
-            "peer_wait": array("d", map(float.__sub__, whole, own)) if timed else missing,
+            "peer_wait": array("d", map(sub, whole, own)) if timed else missing,
             "optimizer": host.get("optimizer_ns", missing),
             "checkpoint": host.get("checkpoint_ns", missing),
             "evaluation": host.get("evaluation_ns", missing),
             "other": host.get("other_ns", missing),
         }
-    device = _aligned(seen.device, host["step"])
+    device = {name: aligned(seen.device, name, host["step"]) for name in _DEVICE_PHASES}
     checkpoint = host.get("checkpoint_ns", missing)
     evaluation = host.get("evaluation_ns", missing)
-    # The device idles while the host writes a checkpoint or evaluates, and books that time as its own "other".
-    other = array(
-        "d",
-        (
-            max(0.0, rest - sum(value for value in told if not math.isnan(value))) if not math.isnan(rest) else rest
-            for rest, *told in zip(device["other_ns"], checkpoint, evaluation, strict=True)
-        ),
-    )
+    other = device["other_ns"]
+    if any(checkpoint) or any(evaluation):
+        # The device idles while the host writes a checkpoint or evaluates, and books that time as its own "other".
+        told = zip(other, checkpoint, evaluation, strict=True)
+        other = array("d", (max(0.0, rest - _or_zero(one) - _or_zero(two)) for rest, one, two in told))
     return {
         "data_wait": device["data_wait_ns"],
         "forward": device["forward_ns"],
@@ -81,14 +80,24 @@ def phase_columns(seen: RankWindow) -> dict[str, array[float]]:
     }
 
 
-def _aligned(device: Columns, steps: array[float]) -> dict[str, array[float]]:
-    """Device columns with one row for every host step, NaN where the device's record is missing."""
-    place = {step: row for row, step in enumerate(device.columns["step"])}
-    rows = [place.get(step) for step in steps]
-    return {
-        name: array("d", (math.nan if row is None else column[row] for row in rows))
-        for name, column in device.columns.items()
-    }
+def aligned(device: Columns, name: str, steps: array[float]) -> array[float]:
+    """A device column with one row for every host step, NaN where the device's record is missing."""
+    numbers, column = device.columns["step"], device.columns[name]
+    first = bisect_left(steps, numbers[0])
+    last = first + len(numbers)
+    if steps[first:last] == numbers:
+        # Nearly always: records without a hole.
+        return _missing(first) + column + _missing(len(steps) - last)
+    place = dict(zip(numbers, column, strict=True))
+    return array("d", (place.get(step, math.nan) for step in steps))
+
+
+def _missing(rows: int) -> array[float]:
+    return array("d", [math.nan]) * rows
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
 
 
 def step_bars(steps: Columns, phases: dict[str, array[float]], per_bar: int, to_us: ToMicroseconds) -> dict[str, Any]:
@@ -111,7 +120,7 @@ def step_bars(steps: Columns, phases: dict[str, array[float]], per_bar: int, to_
         bars["s"].append(int(numbers[first]))
         before = begin
         if per_bar > 1:
-            lengths = [ends[row] - starts[row] for row in range(first, last + 1)]
+            lengths = list(map(sub, ends[first : last + 1], starts[first : last + 1]))
             bars["n"].append(len(lengths))
             bars["lo"].append(int(min(lengths) // 1_000))
             bars["hi"].append(int(max(lengths) // 1_000))

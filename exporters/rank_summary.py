@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import sub
 from statistics import median
 
 from rankscope.exporters.wording import leading, short_uuid, visible
@@ -13,6 +15,8 @@ from rankscope.finding import Finding, Verdict
 from rankscope.reading import Severity
 from rankscope.window import Columns, RankWindow, Window
 
+#: Steps that a median is taken of.
+MEDIAN_OF = 2_000
 #: Events that say why a rank did not go on.
 _TELLING = frozenset({"rank-hung", "rank-exception", "rank-exited"})
 
@@ -98,52 +102,52 @@ def _time_that_matters(verdict: Verdict, window: Window) -> tuple[float, float]:
 def slice_of(steps: Columns, since_ns: float, until_ns: float) -> tuple[int, int]:
     """Indices of the steps that began within the bounds."""
     starts = steps.columns.get("start_ns", array("d"))
-    inside = [index for index, start in enumerate(starts) if since_ns <= start <= until_ns]
-    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+    return bisect_left(starts, since_ns), bisect_right(starts, until_ns)
 
 
 def _summary(
     rank: int, seen: RankWindow, window: Window, since: float, until: float, accused: tuple[str, ...], state: str
 ) -> RankSummary:
     steps = seen.steps
-    begin, end = slice_of(steps, since, until)
+    rows = _evenly(*slice_of(steps, since, until))
     on_device = len(seen.device) > 0
-    if on_device and end > begin:
-        numbers = steps.columns["step"]
-        source = seen.device
+    lengths = list(map(sub, _sums(steps, rows, "end_ns"), _sums(steps, rows, "start_ns")))
+    if on_device and lengths:
+        source, numbers = seen.device, steps.columns["step"]
+        first, last = numbers[rows.start], numbers[rows[-1]]
         device_steps = source.columns["step"]
-        inside = [i for i, step in enumerate(device_steps) if numbers[begin] <= step <= numbers[end - 1]]
-        first, last = (inside[0], inside[-1] + 1) if inside else (0, 0)
-        own = _sums(source, first, last, "forward_ns", "backward_own_ns")
-        wait = _sums(source, first, last, "backward_wait_ns")
-        # The host may wait for data while the device still computes: then nobody waited.
-        data = _sums(source, first, last, "data_wait_ns")
+        rows = _evenly(bisect_left(device_steps, first), bisect_right(device_steps, last))
+        wait = _sums(source, rows, "backward_wait_ns")
     else:
-        own = _sums(steps, begin, end, "forward_ns", "backward_own_ns")
-        backward, part = (_sums(steps, begin, end, name) for name in ("backward_ns", "backward_own_ns"))
-        wait = [whole - mine for whole, mine in zip(backward, part, strict=True)]
-        data = _sums(steps, begin, end, "data_wait_ns")
-    starts, ends = (_sums(steps, begin, end, name) for name in ("start_ns", "end_ns"))
+        source = steps
+        wait = list(map(sub, _sums(steps, rows, "backward_ns"), _sums(steps, rows, "backward_own_ns")))
     return RankSummary(
         rank=rank,
         host=visible(seen.identity.host),
         gpu=gpu_label(seen, window),
         steps=len(steps),
         last_step=int(steps.columns["step"][-1]) if len(steps) else None,
-        step_ms=_median_ms([stop - start for start, stop in zip(starts, ends, strict=True)]),
-        own_ms=_median_ms(own),
+        step_ms=_median_ms(lengths),
+        own_ms=_median_ms(_sums(source, rows, "forward_ns", "backward_own_ns")),
         wait_ms=_median_ms(wait),
-        data_ms=_median_ms(data),
+        # The host may wait for data while the device still computes: then nobody waited.
+        data_ms=_median_ms(_sums(source, rows, "data_wait_ns")),
         on_device=on_device,
         accused=accused,
         state=state,
     )
 
 
-def _sums(columns: Columns, begin: int, end: int, *names: str) -> list[float]:
+def _evenly(begin: int, end: int) -> range:
+    """At most twice MEDIAN_OF rows, evenly taken: more would not move a median."""
+    return range(begin, end, max(1, (end - begin) // MEDIAN_OF))
+
+
+def _sums(columns: Columns, rows: range, *names: str) -> list[float]:
     """Row by row, the sum of some columns."""
-    parts = [columns.columns.get(name, array("d", [math.nan]) * len(columns))[begin:end] for name in names]
-    return [sum(row) for row in zip(*parts, strict=True)]
+    missing = array("d", [math.nan]) * len(columns)
+    parts = [columns.columns.get(name, missing)[rows.start : rows.stop : rows.step] for name in names]
+    return list(parts[0]) if len(parts) == 1 else [sum(row) for row in zip(*parts, strict=True)]
 
 
 def _median_ms(values: list[float]) -> float | None:
