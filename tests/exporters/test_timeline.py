@@ -14,7 +14,7 @@ from rankscope.clock import ClockAnchor
 from rankscope.exporters.html import html_page
 from rankscope.exporters.lane import PHASES, phase_columns, reason_runs, series_points, step_bars
 from rankscope.exporters.rank_summary import summarise_ranks
-from rankscope.exporters.timeline import LANES, timeline
+from rankscope.exporters.timeline import LANES, STEP_BUCKETS, timeline
 from rankscope.window import Columns, Series
 
 NAMES = list(PHASES)
@@ -27,12 +27,20 @@ def data(example: tuple) -> dict:
 
 
 def test_a_page_of_a_large_job_stays_below_three_megabytes() -> None:
-    """64 ranks of thousands of steps become bars of several steps, and the page says so."""
-    window, verdict = sample_window.large(64, 600)
-    page = html_page(verdict, window)
-    assert len(page.encode()) < 3_000_000
-    assert "a bar is the mean of up to 2 steps" in page
-    assert len(data((window, verdict))["lanes"]) == 64
+    """64 ranks with as many bars and points as a page may hold."""
+    window, verdict = sample_window.large(LANES, STEP_BUCKETS // LANES)
+    found = data((window, verdict))
+    assert sum(len(lane["steps"]["t"]) for lane in found["lanes"]) == STEP_BUCKETS // LANES * LANES
+    assert len(html_page(verdict, window).encode()) < 3_000_000
+
+
+def test_more_steps_than_bars_are_averaged_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the budget a bar stands for several steps, none is left out, and the page says so."""
+    monkeypatch.setattr("rankscope.exporters.timeline.STEP_BUCKETS", 400)
+    window, verdict = sample_window.thermal()
+    lanes = data((window, verdict))["lanes"]
+    assert [(len(lane["steps"]["t"]), sum(lane["steps"]["n"])) for lane in lanes] == [(100, 300)] * 4
+    assert "a bar is the mean of up to 3 steps" in html_page(verdict, window)
 
 
 def test_more_ranks_than_lanes_keeps_the_accused() -> None:
