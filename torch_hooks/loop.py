@@ -7,10 +7,11 @@ A skipped optimizer step (a gradient scaler that met infinities) is recognised b
 
 from __future__ import annotations
 
+import time
 import weakref
 from typing import Any
 
-from rankscope.records import Phase
+from rankscope.records import Phase, PhaseRecord
 from rankscope.torch_hooks.step_clock import StepClock
 
 #: Share of a step spent waiting for data above which the loader's ready batches are counted (7 us a count).
@@ -82,7 +83,7 @@ class TrainingLoop:
         if clock.depth == 0 and not self._optimizer_depth:
             clock.switch(Phase.FORWARD if not self._loader_seen and not self.explicit else Phase.OTHER)
 
-    def optimizer_begin(self) -> None:
+    def optimizer_begin(self, _optimizer: Any) -> None:
         """An optimizer's step begins. Optimizers that step inside backward belong to backward."""
         if self.clock.depth:
             return
@@ -129,6 +130,20 @@ class TrainingLoop:
         else:
             self.explicit = True
             self.clock.switch(Phase.DATA_WAIT)
+
+    def explicit_batch(self, batch: Any) -> None:
+        """The user's own loop has its batch."""
+        self.clock.work = work_in(batch)
+        self.clock.switch(Phase.FORWARD)
+
+    def switch(self, phase: int) -> None:
+        """The user says which phase begins."""
+        self.clock.switch(phase)
+
+    def record_phase(self, began_ns: int, name: str) -> None:
+        """A phase of the user's own name is over."""
+        clock = self.clock
+        clock.ring.append_record(PhaseRecord(clock.step, began_ns, time.monotonic_ns(), name))
 
     def end_explicit_loop(self) -> None:
         """The user's own loop is over; what comes next is inferred again."""

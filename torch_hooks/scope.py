@@ -9,11 +9,11 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from rankscope.clock import ClockAnchor, SystemClock, boot_id
 from rankscope.control import Command, ControlReader
 from rankscope.errors import RankscopeError
 from rankscope.identity import rank_identity
-from rankscope.records import MarkKind, Phase, PhaseRecord
+from rankscope.records import MarkKind, Phase
 from rankscope.ring import RingWriter, ring_path
 from rankscope.torch_hooks.clocks import choose_clock, device_undecided
 from rankscope.torch_hooks.loop import TrainingLoop
@@ -45,6 +45,28 @@ _NAMED_PHASES = {
 }
 
 
+def _guarded(function: Callable[..., None], *, begins: bool = False, any_thread: bool = False) -> Callable[..., None]:
+    """A method of Scope that calls `function(loop, ...)` in the training thread and lets no error of ours out.
+
+    `begins`: training has begun at the latest now, so the ring is made where there is none.
+    """
+
+    def call(scope: Scope, *arguments: Any) -> None:
+        loop = scope._loop
+        if loop is None:
+            if not begins or scope._ended:
+                return
+            scope._quietly(scope._begin)
+            loop = scope._loop
+        if loop is not None and (any_thread or get_ident() == scope._thread):
+            try:
+                function(loop, *arguments)
+            except Exception as error:
+                scope._give_up(error)
+
+    return call
+
+
 class Scope:
     """Watches this process's training loop. Made by `attach()`; every method is safe to call at any time."""
 
@@ -60,8 +82,6 @@ class Scope:
         self._stop_watching: list[Callable[[], None]] = []
         self._ended = False
         self._excepthook = sys.excepthook
-
-    # -- life --------------------------------------------------------------------------------------------------------
 
     def install(self) -> None:
         """Hook into torch; the ring is made when training begins."""
@@ -129,26 +149,24 @@ class Scope:
         clock.mark(MarkKind.ATTACHED, f"stacks={dumper.install()} torch={version} python={sys.executable}")
         for line in self._patches.unavailable:
             clock.mark(MarkKind.DEGRADED, line)
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._clock, self._loop = clock, TrainingLoop(clock)
         return self._loop
-
-    # -- by hand -----------------------------------------------------------------------------------------------------
 
     def steps(self, loader: Iterable[Batch]) -> Generator[Batch, None, None]:
         """Iterate over `loader`; each batch is one step, from asking for it to asking for the next."""
         iterator = iter(loader)
         try:
             while True:
-                self._call(TrainingLoop.begin_explicit_step)
+                self._step_begin()
                 try:
                     batch = next(iterator)
                 except StopIteration:
                     return
-                self._call(_explicit_batch, batch)
+                self._step_batch(batch)
                 yield batch
         finally:
-            self._call(TrainingLoop.end_explicit_loop)
+            self._steps_end()
 
     @contextmanager
     def phase(self, name: str) -> Generator[None, None, None]:
@@ -158,63 +176,38 @@ class Scope:
         began = time.monotonic_ns()
         before = self._clock.phase if self._clock is not None else int(Phase.OTHER)
         if known is not None:
-            self._call(_switch, known)
+            self._phase_begin(known)
         try:
             yield
         finally:
             if known is not None:
-                self._call(_switch, before)
+                self._phase_end(before)
             else:
-                self._call(_record_phase, began, name)
+                self._phase_named(began, name)
 
-    # -- what the choke points call ----------------------------------------------------------------------------------
-
-    def data_begin(self, iterator: Any) -> None:
-        self._call_if_begun(TrainingLoop.data_begin, iterator)
-
-    def data_end(self, batch: Any) -> None:
-        self._call_if_begun(TrainingLoop.data_end, batch)
-
-    def backward_begin(self) -> None:
-        self._call(TrainingLoop.backward_begin)
-
-    def backward_own_end(self) -> None:
-        loop = self._loop
-        if loop is not None:
-            # The engine may call from a thread of its own, while the training thread waits in backward.
-            self._quietly(loop.backward_own_end)
-
-    def backward_end(self) -> None:
-        self._call_if_begun(TrainingLoop.backward_end)
-
-    def optimizer_begin(self, _optimizer: Any) -> None:
-        self._call(TrainingLoop.optimizer_begin)
-
-    def optimizer_end(self, optimizer: Any) -> None:
-        self._call_if_begun(TrainingLoop.optimizer_end, optimizer)
-
-    def checkpoint_begin(self) -> None:
-        self._call_if_begun(TrainingLoop.checkpoint_begin)
-
-    def checkpoint_end(self) -> None:
-        self._call_if_begun(TrainingLoop.checkpoint_end)
+    # What the choke points call.
+    data_begin = _guarded(TrainingLoop.data_begin)
+    data_end = _guarded(TrainingLoop.data_end)
+    backward_begin = _guarded(TrainingLoop.backward_begin, begins=True)
+    # The engine may call from a thread of its own, while the training thread waits in backward.
+    backward_own_end = _guarded(TrainingLoop.backward_own_end, any_thread=True)
+    backward_end = _guarded(TrainingLoop.backward_end)
+    optimizer_begin = _guarded(TrainingLoop.optimizer_begin, begins=True)
+    optimizer_end = _guarded(TrainingLoop.optimizer_end)
+    checkpoint_begin = _guarded(TrainingLoop.checkpoint_begin)
+    checkpoint_end = _guarded(TrainingLoop.checkpoint_end)
+    # What the user's own loop calls.
+    _step_begin = _guarded(TrainingLoop.begin_explicit_step, begins=True)
+    _step_batch = _guarded(TrainingLoop.explicit_batch)
+    _steps_end = _guarded(TrainingLoop.end_explicit_loop)
+    _phase_begin = _guarded(TrainingLoop.switch, begins=True)
+    _phase_end = _guarded(TrainingLoop.switch)
+    _phase_named = _guarded(TrainingLoop.record_phase, begins=True)
 
     def process_group_ready(self) -> None:
+        """The process group is there: training is about to begin."""
         if self._loop is None:
             self._quietly(self._begin)
-
-    # -- never into training -----------------------------------------------------------------------------------------
-
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call `function(loop, ...)` in the training thread, making the ring at the first call."""
-        if self._loop is None and not self._ended:
-            self._quietly(self._begin)
-        self._call_if_begun(function, *arguments)
-
-    def _call_if_begun(self, function: Callable[..., None], *arguments: Any) -> None:
-        loop = self._loop
-        if loop is not None and threading.get_ident() == self._thread:
-            self._quietly(function, loop, *arguments)
 
     def _quietly(self, function: Callable[..., object], *arguments: Any) -> None:
         try:
@@ -240,17 +233,3 @@ class Scope:
         if clock is not None:
             self._quietly(clock.mark, MarkKind.EXCEPTION, f"{kind.__name__}: {value}")
         self._excepthook(kind, value, traceback)
-
-
-def _explicit_batch(loop: TrainingLoop, batch: Any) -> None:
-    loop.explicit = False
-    loop.data_end(batch)
-    loop.explicit = True
-
-
-def _switch(loop: TrainingLoop, phase: int) -> None:
-    loop.clock.switch(phase)
-
-
-def _record_phase(loop: TrainingLoop, began_ns: int, name: str) -> None:
-    loop.clock.ring.append_record(PhaseRecord(loop.clock.step, began_ns, time.monotonic_ns(), name))
