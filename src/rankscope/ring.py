@@ -153,6 +153,10 @@ class RingReader:
 
     #: Slots asked for in one read.
     CHUNK = 512
+    #: Slots asked for first: most reads find few, and looking at empty ones is what a read costs.
+    GLANCE = 16
+    #: One read in so many looks a whole chunk ahead at once, to get past a stretch of damage.
+    FULL_LOOK = 32
 
     def __init__(self, path: Path, *, owners: frozenset[int] | None = None, after: int = 0) -> None:
         """Open and check the header. Raises RingError.
@@ -174,6 +178,7 @@ class RingReader:
             self.close()
             raise
         self._expected = after + 1
+        self._reads = 0
 
     @property
     def position(self) -> int:
@@ -194,10 +199,13 @@ class RingReader:
         records: list[RingRecord] = []
         overwritten = damaged = 0
         slots = self.header.slots
+        size = self.GLANCE if self._reads % self.FULL_LOOK else self.CHUNK
+        self._reads += 1
         # Bounded by two laps: a writer faster than the reader cannot keep it here for ever.
         for _ in range(2 * slots // self.CHUNK + 4):
             place = (self._expected - 1) % slots
-            count = min(self.CHUNK, slots - place)
+            count = min(size, slots - place)
+            size = self.CHUNK
             chunk = os.pread(self._descriptor, count * SLOT_BYTES, HEADER_BYTES + place * SLOT_BYTES)
             taken, bad, lapped = self._take(chunk, records)
             damaged += bad

@@ -271,8 +271,29 @@ def test_last_records_of_a_killed_writer_are_readable(tmp_path: Path) -> None:
         assert child.stdout.readline() == b"go\n"
         child.send_signal(signal.SIGKILL)
         child.wait()
+        child.stdout.close()
         batch = RingReader(path).read()
         steps = [record.step for record in batch.records]  # type: ignore[union-attr]
         assert all(is_whole(record) for record in batch.records)
         assert len(steps) >= 64 - 64 // 16 - 1
         assert steps == list(range(steps[0], steps[-1] + 1))
+
+
+def test_a_long_stretch_of_damage_is_passed_by_a_reader_that_only_glances(tmp_path: Path) -> None:
+    """A reader that looks a few slots ahead at most reads still comes past damage longer than that, and counts it."""
+    path = tmp_path / "a.ring"
+    writer = RingWriter(path, IDENTITY, ANCHOR, 512)
+    reader = RingReader(path)
+    writer.append_record(phase(1))
+    assert len(reader.read().records) == 1
+    stretch = 3 * RingReader.GLANCE
+    for number in range(2, 2 + stretch + 1):
+        writer.append_record(phase(number))
+    with path.open("r+b") as file:
+        file.seek(ring.HEADER_BYTES + ring.SLOT_BYTES)
+        file.write(b"\xa5" * (ring.SLOT_BYTES * stretch))
+    batches = [reader.read() for _ in range(RingReader.FULL_LOOK)]
+    assert sum(batch.damaged for batch in batches) == stretch
+    assert [record.step for batch in batches for record in batch.records] == [stretch + 2]  # type: ignore[union-attr]
+    assert reader.position == stretch + 2
+    reader.close()
