@@ -21,11 +21,14 @@ _RANK_SIGMAS = 5.5
 #: A level that lasted fewer steps is a spike, not a level.
 LEAST_STEPS = 8
 _BLOCKS = 160
+_MANY = 40
 _DEPTH = 5
 #: Standard deviation of a normal distribution in units of its MAD, and standard error of a median in units of the
 #: standard error of a mean.
 _MAD_TO_SIGMA = 1.4826
 _MEDIAN_ERROR = 1.2533
+#: Three quarters of a normal distribution lie within this many standard deviations.
+_QUARTER_TO_SIGMA = 1.1503
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +62,15 @@ def noise_of(residual: FloatArray) -> float:
     centred = residual - np.median(residual)
     sigma = _MAD_TO_SIGMA * float(np.median(np.abs(centred)))
     if sigma <= 0:
-        sigma = float(centred.std())
+        # More than half of it is equal (a wait that is nothing in most steps): the next quarter tells.
+        sigma = float(np.quantile(np.abs(centred), 0.75)) / _QUARTER_TO_SIGMA
     if sigma <= 0:
         return 0.0
     clipped = np.clip(centred, -3 * sigma, 3 * sigma)
     power = float(np.dot(clipped, clipped))
     together = float(np.dot(clipped[1:], clipped[:-1])) / power if power > 0 else 0.0
-    together = min(0.9, max(0.0, together))
+    # Few values cannot tell neighbours that go together from a ramp between two levels.
+    together = min(0.9 if residual.size >= _MANY else 0.5, max(0.0, together))
     return sigma * float(np.sqrt((1 + together) / (1 - together)))
 
 

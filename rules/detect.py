@@ -18,6 +18,8 @@ LEAST_FRACTION = 0.02
 #: A wait for data that was there from the first step is normal below this share of the step: loaders that run in the
 #: training thread always cost a little.
 DATA_FRACTION = 0.1
+#: A rank waits "as much" from this share of the longest wait.
+DATA_SHARED = 0.4
 #: Loaders stall in every n-th step, n being their workers: means over this many steps show the level.
 DATA_SMOOTH = 6
 
@@ -98,16 +100,25 @@ def job_shift(frame: Frame) -> Shift | None:
 
 
 def data_shift(frame: Frame) -> Shift | None:
-    """All ranks wait for data: more than they did, or much from the first step on."""
+    """The job waits for data: more than it did, or much from the first step on.
+
+    By the longest wait of each step: the device of a rank whose batch comes late is idle, while those of the others
+    wait in the collective and hide that their batches are late as well.
+    """
     typical = frame.typical_ms
-    waited = frame.parts["data_wait"]
-    common = judged(frame, median(waited) if frame.shape[0] > 2 else np.nanmin(np.nan_to_num(waited), axis=0))
-    # Loaders stall at different steps on different ranks, which the median over ranks would not show.
-    some = judged(frame, np.nan_to_num(waited).mean(axis=0))
-    shared = (np.nan_to_num(waited[:, frame.usable]).mean(axis=1) > LEAST_FRACTION * typical).mean() > 0.5
-    values = some if shared else common
-    shift = shift_of(values, LEAST_FRACTION * typical, smooth=DATA_SMOOTH)
-    return shift or offset_of(values, DATA_FRACTION * typical, smooth=DATA_SMOOTH)
+    longest = judged(frame, np.max(np.nan_to_num(frame.parts["data_wait"]), axis=0, initial=0.0))
+    shift = shift_of(longest, LEAST_FRACTION * typical, smooth=DATA_SMOOTH)
+    return shift or offset_of(longest, DATA_FRACTION * typical, smooth=DATA_SMOOTH)
+
+
+def data_carriers(frame: Frame, shift: Shift) -> list[int]:
+    """Rows of the ranks whose host waits for data about as much as any does, above its own past."""
+    waited = host_ms(frame, "data_wait_ns")
+    grown = waited[:, shift.mask].mean(axis=1)
+    if shift.baseline.any():
+        grown = grown - waited[:, shift.baseline].mean(axis=1)
+    most = float(grown.max(initial=0.0))
+    return [row for row in range(frame.shape[0]) if grown[row] >= DATA_SHARED * most] if most > 0 else []
 
 
 def events_of(stall: FloatArray, least_ms: float) -> BoolArray:

@@ -18,16 +18,17 @@ def page(table: Table) -> str:
         "Generated from `rules/classes.toml` by `python -m rankscope.rules.documentation`; do not edit.",
         "",
         "Every class has exactly one side. A finding names a class where its posterior probability is at least",
-        f"{table.threshold:.0%}; below that the answer is `{table.unknown.slug}` (or, for a crash or hang, the likeliest",
-        "class with its low confidence) and the verdict is `unknown`, with what would settle it. Numbers in the evidence",
-        "columns are log-odds in nats: +5 is about 150 to 1. A family of evidence counts once; one that could not be",
-        "seen adds nothing and is listed in `not_seen`.",
+        f"{table.threshold:.0%}; below that the answer is `{table.unknown.slug}` (for a crash or hang, the likeliest",
+        "class with its low confidence) and the verdict is `unknown`, with what would settle it. Numbers in the",
+        "evidence columns are log-odds in nats: +5 is about 150 to 1. A family of evidence counts once; one that",
+        "could not be seen adds nothing and is listed in `not_seen`.",
         "",
         "| class | side | place | what it is | runbook |",
         "|---|---|---|---|---|",
     ]
     for slug, of in table.classes.items():
-        lines.append(f"| [`{slug}`](#{slug}) | {of.side} | {of.place} | {of.title} | [page]({_relative(of.runbook)}) |")
+        link = f"[page]({_relative(of.runbook)})"
+        lines.append(f"| [`{slug}`](#{slug}) | {of.side} | {of.place} | {of.title} | {link} |")
     lines += ["", "## Families of evidence", "", "| family | looks at |", "|---|---|"]
     lines += [f"| `{family}` | {what} |" for family, what in table.families.items()]
     lines += ["", "## What a slowness must cost to be told", "", "| symptom | least share of the step |", "|---|---|"]

@@ -94,7 +94,7 @@ def slowness(
         severity=Severity.CRITICAL if suspect.fraction >= _CRITICAL_FRACTION else Severity.WARNING,
         lasting=lasted >= _ACT_STEPS and not over,
         where=where,
-        basis=frame.basis,
+        basis=suspect.basis,
         since_ns=_time(frame, row, begin),
         until_ns=_time(frame, row, last) if over else None,
         detected_step=int(frame.steps[min(begin + suspect.needed, last)]),
@@ -115,7 +115,7 @@ def broken(table: Table, window: Window, found: Incident, explanation: Explanati
     verb = "The job died" if found.symptom is Symptom.CRASH else "The job hangs"
     step = f" in step {found.step}" if found.step is not None else ""
     sure = "" if explanation.told else "probably "
-    summary = f"{verb}{step}: {sure}{of.title[0].lower() + of.title[1:]} ({who}): {said}."
+    summary = f"{verb}{step}: {sure}{_inner(of.title)} ({who}): {said}."
     hours = 24.0 * window.world_size if found.symptom is Symptom.HANG else None
     return _finding(
         of,
@@ -242,6 +242,11 @@ def _who(where: Where) -> str:
     return f"rank {where.rank} on {where.host}"
 
 
+def _inner(title: str) -> str:
+    """A title inside a sentence: "GPU" stays as it is."""
+    return title if title[:2].isupper() else title[0].lower() + title[1:]
+
+
 def _slow_sentence(frame: Frame, suspect: Suspect, of: FaultClass, where: Where, explanation: Explanation) -> str:
     who = _who(where)
     when = "from the first step" if suspect.from_start else f"since step {int(frame.steps[suspect.begin])}"
@@ -250,5 +255,5 @@ def _slow_sentence(frame: Frame, suspect: Suspect, of: FaultClass, where: Where,
     told = f"{of.title}: {who}; it costs {price}{phase} {when}."
     leading = explanation.leading
     if explanation.told is None and leading is not None and explanation.confidence(leading) >= 0.2:
-        told += f" It may be: {leading.title[0].lower() + leading.title[1:]}."
+        told += f" It may be: {_inner(leading.title)}."
     return told

@@ -6,11 +6,15 @@ suspect is what T loses when the suspect's excess is taken away and everything e
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from rankscope.finding import Basis
 from rankscope.rules.change import LEAST_STEPS, Shift
 from rankscope.rules.detect import (
     LEAST_FRACTION,
+    data_carriers,
     data_shift,
     events_of,
     host_ms,
@@ -33,6 +37,10 @@ LEAST_JUDGED = 2 * LEAST_STEPS
 _CARRIED = 0.8
 #: Beside a suspect that slows the whole job, a rank must cost at least this share of it to be named too.
 _BESIDE = 0.3
+#: A rank is taken to hold the collective up where its wait for cores grew by this share of what the collective grew
+#: by, and the step by this share: lateness that verifies published change-point detectors.
+_HELD_SHARE = 0.5
+_HELD_FRACTION = 0.1
 #: Stalls that came this often have recurred.
 _RECURRED = 2
 #: Pauses of the garbage collector must come oftener: a large collection or two happen in every run.
@@ -87,6 +95,7 @@ def _make(
         begin=shift.begin,
         needed=shift.needed,
         from_start=shift.from_start,
+        basis=frame.basis,
     )
 
 
@@ -120,7 +129,7 @@ def _excess_by_phase(frame: Frame, row: int, shift: Shift) -> dict[str, float]:
 
 
 def _data(frame: Frame) -> list[Suspect]:
-    """The whole job waits for data."""
+    """The job waits for data: on one rank, or on several."""
     shift = data_shift(frame)
     if shift is None:
         return []
@@ -128,7 +137,11 @@ def _data(frame: Frame) -> list[Suspect]:
     ideal = waited[:, shift.baseline].mean(axis=1, keepdims=True) if shift.baseline.any() else 0.0
     relieved = frame.own_ms - np.maximum(0.0, waited - ideal)
     price = saved(frame, relieved, shift.mask)
-    rows = tuple(range(frame.shape[0]))
+    carriers = data_carriers(frame, shift)
+    if len(carriers) == 1 and frame.shape[0] > 1:
+        # What else made that rank slow belongs to the same suspect, and is found with it.
+        return []
+    rows = tuple(carriers) or tuple(range(frame.shape[0]))
     suspect = _make(frame, Symptom.ALL_SLOW, rows, shift, {"data_wait": max(price, shift.excess)}, price, located=False)
     return [suspect] if suspect else []
 
@@ -251,10 +264,28 @@ def _job(frame: Frame, others: list[Suspect]) -> list[Suspect]:
             common = judged(frame, median(values))
             grown = middle(common[shift.mask]) - middle(common[shift.baseline])
             excess[name] = float(np.nan_to_num(grown))
+        holder = _holder(frame, shift, excess)
         suspect = _make(frame, Symptom.ALL_SLOW, rows, shift, excess, rest, located=False)
+        if suspect is not None and holder is not None and suspect.fraction >= _HELD_FRACTION:
+            suspect = replace(suspect, symptom=Symptom.ONE_RANK_SLOW, rows=(holder,), located=True, basis=Basis.HOST)
         if suspect is not None:
             found.append(suspect)
     return found
+
+
+def _holder(frame: Frame, shift: Shift, excess: dict[str, float]) -> int | None:
+    """The rank whose host holds the collective up: the only one that came to wait for its cores.
+
+    A thread that drives the collective and comes late shows on no device, only in everybody's wait.
+    """
+    if max(excess, key=lambda name: excess[name]) != "collective_wait" or frame.shape[0] < 2:
+        return None
+    waits = host_ms(frame, "runqueue_ns")
+    grown = waits[:, shift.mask].mean(axis=1) - waits[:, shift.baseline].mean(axis=1)
+    order = np.argsort(grown)
+    top, second = float(grown[order[-1]]), max(0.0, float(grown[order[-2]]))
+    alone = top >= _HELD_SHARE * excess["collective_wait"] and second <= 0.5 * top
+    return int(order[-1]) if alone else None
 
 
 def _grown_batches(frame: Frame, shift: Shift) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rankscope.finding import Basis
 from rankscope.rules.frame import BoolArray
 from rankscope.rules.table import Symptom
 
@@ -27,6 +28,8 @@ class Suspect:
     begin: int
     needed: int
     from_start: bool
+    #: What the place rests on.
+    basis: Basis
 
     @property
     def excess_ms(self) -> float:

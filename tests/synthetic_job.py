@@ -46,6 +46,8 @@ class Job:
     spread: float = 0.02
     nvml: bool = True
     period_s: float = 0.5
+    #: Exposed part of the collective.
+    transfer_ms: float = 2.0
     events: list[Event] = field(default_factory=list)
     not_seen: tuple[str, ...] = ()
     job_status: int | None = 0
@@ -66,6 +68,7 @@ class Job:
         late = self.random.random(shape) < 0.01
         self.other += late * self.random.uniform(0.05, 0.6, shape) * self.step_ms
         self.first_steps()
+        self.transfer = np.full(self.steps, self.transfer_ms)
         self.data = np.abs(self.random.normal(0.3, 0.2, shape))
         zeros = np.zeros(shape)
         self.checkpoint, self.gc, self.sync_count = zeros.copy(), zeros.copy(), zeros.copy()
@@ -253,7 +256,7 @@ class Job:
 
     def lengths(self) -> np.ndarray:
         """Length of each step of the job: the slowest rank and the exposed transfer."""
-        return self.own().max(axis=0) + 0.04 * self.step_ms
+        return self.own().max(axis=0) + self.transfer
 
     def starts(self) -> np.ndarray:
         """When each step begins, ns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from synthetic_job import Job
 
@@ -219,6 +220,55 @@ def test_without_nvml_nothing_is_called_hardware() -> None:
     assert any("clock event reasons" in line for line in told.findings[0].not_seen)
     clean = verdict(Job().slow_gpu(2, 1.25, FROM))
     assert told.findings[0].confidence < clean.findings[0].confidence
+
+
+def test_late_batches_hidden_in_the_collective() -> None:
+    """Only the latest rank's device is idle while all hosts wait for batches: it is the loader's, on all ranks."""
+    job = Job().starved_of_data(30, FROM)
+    # The devices of the others wait in the collective meanwhile; their hosts wait for data all the same.
+    window = job.window()
+    for rank in (0, 1, 3):
+        device = window.ranks[rank].device.columns
+        for place, waited in enumerate(device["data_wait_ns"]):
+            device["data_wait_ns"][place] = 0.0
+            device["backward_wait_ns"][place] += waited
+    found = judge(window, Overhead()).findings
+    assert [(each.class_slug, each.where.rank) for each in found] == [("input-bound", None)]
+
+
+def test_data_late_on_one_rank() -> None:
+    """A loader that is slow on one rank only is found there."""
+    job = Job()
+    job.data[2, FROM:] += 25
+    job.ready[2, FROM:] = 0
+    job.lead[2, FROM:] = 0.3
+    found = only(job)
+    assert (found.class_slug, found.where.rank, found.where.phase) == ("input-bound", 2, "data_wait")
+
+
+def test_collective_held_up_by_one_host() -> None:
+    """A rank whose host thread comes late for its core slows the collective, with no device slower: still that rank."""
+    job = Job(transfer_ms=2.0)
+    job.transfer[FROM:] += 12
+    job.runqueue[1, FROM:] += 20
+    found = only(job)
+    assert (found.class_slug, found.where.rank, found.basis) == ("cpu-contention", 1, Basis.HOST)
+
+
+def test_rank_that_drifts() -> None:
+    """A rank that becomes slower little by little is found, with no level to point at."""
+    job = Job(steps=300)
+    factor = 1 + 0.5 * np.clip((np.arange(300) - 60) / 240, 0, 1)
+    for part in (job.forward, job.backward):
+        part[2] *= factor
+    told = verdict(job)
+    assert [(each.class_slug, each.where.rank) for each in told.findings] == [("slow-rank-unexplained", 2)]
+
+
+def test_many_ranks() -> None:
+    """One slow GPU among 64 is named, and no other."""
+    found = only(Job(ranks=64, steps=200, period_s=1.0).slow_gpu(37, 1.25, FROM).throttled(37, FROM))
+    assert (found.class_slug, found.where.rank) == ("gpu-thermal-slowdown", 37)
 
 
 def test_price_is_what_the_job_gets_back() -> None:
