@@ -22,6 +22,8 @@ from rankscope.window import Window
 #: Exit statuses of a job that a person or the scheduler ended: 128 + SIGINT, 128 + SIGTERM.
 _ENDED_BY_HAND = frozenset({130, 143})
 _BY_HAND = re.compile(r"KeyboardInterrupt|SystemExit|SignalException")
+#: What follows a signal to the whole job comes within this time.
+_BY_HAND_NS = 2_000_000_000
 #: What ranks say when another one went away (gloo, NCCL, TCP store).
 _ECHO = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket|gloo|nccl|DistBackendError|DistNetworkError|"
@@ -56,8 +58,10 @@ def incident(window: Window, frame: Frame, telemetry: Telemetry) -> Incident | N
     events = sorted(window.events, key=lambda event: event.time_ns)
     hung = {event.rank: event for event in reversed(events) if event.kind == "rank-hung" and event.rank is not None}
     deaths = _deaths(events)
-    if window.job_status == 0 or window.job_status in _ENDED_BY_HAND:
+    if window.job_status == 0:
         deaths = []
+    elif window.job_status in _ENDED_BY_HAND:
+        deaths = _before_the_end(window, deaths)
     if hung and (not deaths or min(event.time_ns for event in hung.values()) < deaths[0].time_ns):
         return _hang(window, frame, telemetry, events, list(hung.values()))
     return _crash(window, telemetry, events, deaths) if deaths else None
@@ -72,6 +76,13 @@ def _deaths(events: Sequence[Event]) -> list[Event]:
         if event.rank is not None and (gone or failed):
             found.append(event)
     return found
+
+
+def _before_the_end(window: Window, deaths: Sequence[Event]) -> list[Event]:
+    """Of a job that was stopped by hand: what had gone wrong well before, and is why somebody stopped it."""
+    stopped = [event.time_ns for event in deaths if event.attributes.get("signal") in (2, 15)]
+    end = min([*stopped, window.end_ns]) - _BY_HAND_NS
+    return [event for event in deaths if event.time_ns < end]
 
 
 def _crash(window: Window, telemetry: Telemetry, events: Sequence[Event], deaths: list[Event]) -> Incident:

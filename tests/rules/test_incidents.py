@@ -118,6 +118,15 @@ class TestWhoDiedFirst:
         made.event("rank-exception", 170, "rank 0 ended with KeyboardInterrupt", rank=0, type="KeyboardInterrupt")
         assert told(made).verdict == "healthy"
 
+    def test_stopped_by_hand_because_of_a_death(self) -> None:
+        """Somebody stops a job whose ranks wait for one that died: the death is told, neither healthy nor a hang."""
+        made = Job(job_status=143)
+        made.event("rank-exception", 60, "rank 3 ended with ValueError: no", rank=3, type="ValueError", step=60)
+        for rank in range(3):
+            made.event("rank-hung", 100, "stands", rank=rank, step=61, phase="forward", state="S")
+            made.event("rank-exited", 140, "gone", rank=rank, clean=0, signal=15)
+        assert (first(made).class_slug, first(made).where.rank) == ("rank-exception", 3)
+
     def test_failed_for_no_reason_seen(self) -> None:
         """A job that failed without a trace is unknown, and says its status."""
         verdict = told(Job(job_status=3))
