@@ -80,7 +80,6 @@ def _lane(
         "gpu": summary.gpu,
         "accused": [visible(slug) for slug in summary.accused],
         "state": summary.state,
-        "clock": "device" if summary.on_device else "host",
         "per_bar": per_bar,
         "steps": step_bars(seen.steps, phase_columns(seen), per_bar, to_us),
     }
