@@ -35,7 +35,6 @@ class SimulatedGpu(Protocol):
     spin_ns: int
     waiting_since_monotonic_ns: int
     fatal: bool
-    lost: bool
     step: int
 
     def set_process(self, pid: int, used_bytes: int) -> None:
@@ -212,11 +211,8 @@ class AsyncDevice:
         return lambda: self._listeners.remove(report)
 
     def _check(self) -> None:
-        if self.gpu.lost:
-            # A GPU that fell off the bus answers nothing: the launch never ends and the host meets an error later.
-            raise DeviceError("CUDA error: unspecified launch failure (the device is lost)")
         if self.gpu.fatal:
-            raise DeviceError("CUDA error: uncorrectable ECC error encountered")
+            raise DeviceError("CUDA error: unspecified launch failure")
 
     def stop(self) -> None:
         """End the threads."""
