@@ -108,6 +108,9 @@ class BudgetSettings(Struct, forbid_unknown_fields=True, frozen=True):
     pss_bytes: Annotated[int, Meta(ge=10_000_000), _say("Proportional memory of the agent and its children.")] = (
         100_000_000
     )
+    hook_ratio: Annotated[
+        Positive, _say("Share of a step that the hooks in a rank may take; beyond it the rank stops watching itself.")
+    ] = 0.05
 
 
 class RuleSettings(Struct, forbid_unknown_fields=True, frozen=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from rankscope.agent.config import Settings
 from rankscope.agent.export import Export, export_targets
 from rankscope.agent.hang import HangWatch
+from rankscope.agent.hook_budget import HookBudget
 from rankscope.agent.live import LiveRules
 from rankscope.agent.ranks import Rank, RankWatcher
 from rankscope.agent.recording import Recording, is_begun
@@ -66,6 +67,7 @@ class WatchedJob:
         owners = frozenset({os.getuid()}) if os.getuid() else None
         self.watcher = RankWatcher(rings, self.recording, clock=clock, owners=owners, job=only_job, heard=self._heard)
         self._hang = HangWatch(settings.hang, clock)
+        self._hooks = HookBudget(settings.budget.hook_ratio, clock)
         self._live = LiveRules(recording, settings.rules, clock)
         self._rules_trouble = ""
         self._gpus: list[str] = []
@@ -123,6 +125,7 @@ class WatchedJob:
         if now >= self._hang_due_ns or self._hang.waiting:
             self._hang_due_ns = now + min(_SECOND_NS, int(self._settings.hang.floor_seconds * _SECOND_NS / 4))
             self._add_events(self._hang.check(self.watcher.ranks))
+            self._add_events(self._hooks.check(self.watcher.ranks))
         self._take_findings(now)
         if now >= self._commit_due_ns:
             self._commit_due_ns = now + int(self._settings.recording.commit_seconds * _SECOND_NS)

@@ -34,6 +34,8 @@ class Rank:
     last_step: int | None = None
     #: Durations of its latest steps without checkpoint and evaluation.
     steps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_USUAL_STEPS))
+    #: Share of each of these steps that the hooks took.
+    hook_shares: deque[float] = field(default_factory=lambda: deque(maxlen=_USUAL_STEPS))
     #: Longest checkpoint and evaluation in one step so far.
     longest_ns: dict[Phase, int] = field(default_factory=dict)
     #: Signal on which it writes its stacks, as it announced.
@@ -230,6 +232,8 @@ def _note_step(rank: Rank, record: StepRecord) -> None:
         if duration > rank.longest_ns.get(phase, 0):
             rank.longest_ns[phase] = duration
     rank.steps_ns.append(record.end_ns - record.start_ns - sum(long.values()))
+    if record.hook_ns is not None and record.end_ns > record.start_ns:
+        rank.hook_shares.append(record.hook_ns / (record.end_ns - record.start_ns))
 
 
 def _attached(rank: Rank) -> Event:

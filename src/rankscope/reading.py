@@ -61,7 +61,7 @@ EVENT_KINDS = {
     "probe-stalled": "a call did not return by its deadline: probe, waited_ns",
     "probe-recovered": "a stalled source answers again: probe, waited_ns",
     "probe-failed": "a source failed: probe, outcome",
-    "governor": "the agent changed its own rates to hold its budget: probe, period_ns",
+    "governor": "what watching costs was lowered to hold its budget: probe, period_ns; or rank, told to stop watching",
     "oom-kill": "the kernel killed a process for memory: pid, process",
     "hung-task": "the kernel reports a task blocked for long: pid, process",
     "kernel-log-lost": "kernel log lines were overwritten before they were read: count",
