@@ -132,7 +132,8 @@ class _Stopper:
         hung = self._hung_at is not None and now - self._hung_at > _AFTER_HANG_SECONDS
         if not self.stopped and (hung or now - self._began > _LONGEST_SECONDS):
             self.stopped = True
-            os.kill(os.getpid(), signal.SIGTERM)
+            # To this thread, which waits for it: a thread of a library might have it unblocked and end the process.
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _has_event(recording: Path, kind: str) -> bool:
