@@ -13,12 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 GENERATED = {
     "docs/configuration.md": "rankscope.agent.config_docs:configuration_markdown",
+    "dashboards/grafana/job.json": "dashboards.job:dashboard_json",
+    "dashboards/rules/rankscope.rules.json": "dashboards.alerts:rules_json",
 }
 
 
 def text_of(generator: str) -> str:
     """What a generator, named as `module:function`, says its file holds."""
     module, _, function = generator.partition(":")
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # dashboards/ is not part of the package
     text: str = getattr(import_module(module), function)()
     return text
 
