@@ -148,6 +148,7 @@ def replay(recordings: Sequence[Path], endpoint: str, protocol: str, as_json: bo
         otlp_targets(os.environ, endpoint=endpoint, protocol=protocol),
         findings=diagnose(window),
         resource_attributes=resource_attributes(os.environ),
+        say=lambda line: click.echo(line, err=True),
     )
     amounts = {name: asdict(getattr(balance, name)) for name in ("produced", "acknowledged", "waiting", "dropped")}
     if as_json:
