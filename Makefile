@@ -39,8 +39,10 @@ lint: install ## all of check but the tests
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/generated.py --check
 
-verify: install ## what takes hours: every seed, soak
+verify: install ## what takes long: every scenario with three seeds and the experiments, results into docs/
 	$(BIN)/python -m pytest -m verify -o faulthandler_timeout=0
+	$(BIN)/python benchmarks/slow_gpu_in_backward.py --write docs/decisions/0001-slow-gpu-in-backward.md
+	$(BIN)/python benchmarks/hook_cost.py --write docs/hook-cost.md
 
 bench: install ## benchmarks, printed
 	@for script in $(wildcard benchmarks/[a-z]*.py); do echo "$$script"; $(BIN)/python $$script || exit 1; done
