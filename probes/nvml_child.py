@@ -41,13 +41,10 @@ class GpuWorker(threading.Thread):
         self._reader = reader
         self._send = send
         self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._pending: set[str] = set()
 
     def ask(self, group: str) -> None:
-        """Queue one read unless that group is already waiting for an answer."""
-        if group not in self._pending:
-            self._pending.add(group)
-            self._asked.put(group)
+        """Queue one read; the parent asks for a group again only after the answer, so the queue stays short."""
+        self._asked.put(group)
 
     def finish(self) -> None:
         """End after what is queued."""
@@ -70,7 +67,6 @@ class GpuWorker(threading.Thread):
                     "down": sample.down,
                 }
             )
-            self._pending.discard(group)
             if sample.down is not None:
                 return
 

@@ -159,9 +159,9 @@ def test_a_batch_that_the_quota_took_under_way_stays_dropped(connection: sqlite3
 
 # A process that produces beside a sender, as the agent does: each transaction records what its batch reports.
 _WORKER = """
-import random, sqlite3, sys, threading
+import random, sqlite3, sys, threading, time
 from rankscope.exporters.outbox import Outbox
-path, chance = sys.argv[1], random.Random(int(sys.argv[2]))
+path, chance, sent = sys.argv[1], random.Random(int(sys.argv[2])), threading.Event()
 def connect():
     return sqlite3.connect(path, timeout=10, isolation_level=None)
 def send():
@@ -175,11 +175,16 @@ def send():
             outbox.drop(batch.id, "refused")
         else:
             outbox.acknowledge(batch.id, rejected=chance.randrange(2), reason="rejected")
+        sent.set()
 connection = connect()
 outbox = Outbox(connection, quota_bytes=20000)
 threading.Thread(target=send, daemon=True).start()
-print("ready", flush=True)
+told_ready = False
 while True:
+    time.sleep(0.001)  # between transactions, as the agent: or the sender hardly ever gets the database
+    if sent.is_set() and not told_ready:
+        told_ready = True
+        print("ready", flush=True)
     points = chance.randrange(1, 5)
     connection.execute("BEGIN IMMEDIATE")
     connection.executemany("INSERT INTO readings VALUES (?)", [(chance.random(),) for _ in range(points)])
