@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from rankscope.clock import ClockAnchor
 from rankscope.exporters.otlp_common import EncodedBatch, Scalar, key_values, scope
 from rankscope.exporters.outbox import Signal
-from rankscope.reading import METRICS, Metric, Reading
+from rankscope.metric import Metric
+from rankscope.metrics import METRICS
+from rankscope.reading import Reading
 
 if TYPE_CHECKING:
     from opentelemetry.proto.common.v1.common_pb2 import KeyValue

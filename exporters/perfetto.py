@@ -21,7 +21,7 @@ from rankscope.exporters.rank_summary import accused_ranks, gpu_label
 from rankscope.exporters.time_axis import TimeAxis
 from rankscope.exporters.wording import class_title, visible
 from rankscope.finding import Finding
-from rankscope.reading import METRICS
+from rankscope.metrics import METRICS
 from rankscope.window import Columns, RankWindow, Series, Window
 
 #: Threads of a rank's process.

@@ -31,7 +31,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class SeriesKey:
-    """Which series: host, metric (reading.METRICS), device ("" for the host itself)."""
+    """Which series: host, metric (metrics.METRICS), device ("" for the host itself)."""
 
     host: str
     metric: str

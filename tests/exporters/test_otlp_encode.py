@@ -22,7 +22,8 @@ from rankscope.exporters.otlp_steps import HISTOGRAMS, MAX_NAMES, OTHER_NAME
 from rankscope.exporters.outbox import Signal
 from rankscope.finding import Advice, Basis, Evidence, Finding, Impact, Side, Where
 from rankscope.identity import RankIdentity
-from rankscope.reading import METRICS, Event, Reading, Severity
+from rankscope.metrics import METRICS
+from rankscope.reading import Event, Reading, Severity
 from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, StepRecord
 
 GPU = "GPU-3f2a91c0-77aa-4b1e-9f10-000000000002"

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankscope.errors import PermissionDenied, ProbeError, Unsupported
+from rankscope.metrics import METRICS
 from rankscope.probes import cpu, disk, memory, network, pressure
 from rankscope.probes.held_file import HeldFile
-from rankscope.reading import METRICS, Outcome, Probe
+from rankscope.reading import Outcome, Probe
 
 STAT = """cpu  100 20 30 400 50 6 7 8 9 10
 cpu0 50 10 15 200 25 3 3 4 4 5

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pynvml import c_nvmlFieldValue_t
 
+from rankscope.metrics import METRICS
 from rankscope.probes.nvml_fields import (
     FieldBatch,
     FieldRecord,
@@ -21,7 +22,6 @@ from rankscope.probes.nvml_fields import (
     version_of,
 )
 from rankscope.probes.nvml_reader import GROUPS
-from rankscope.reading import METRICS
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import psutil
 import pytest
 from watched_nvml import Watched, WatchNode
 
+from rankscope.metrics import METRICS
 from rankscope.probes.cpu import CpuProbe
 from rankscope.probes.nvml import BREAKER_NS, LOOK_AGAIN_NS, PATIENCE_MS, NvmlProbe
 from rankscope.probes.nvml_messages import Message, Unpacker, pack
-from rankscope.reading import METRICS, Event, Outcome
+from rankscope.reading import Event, Outcome
 from rankscope.simulator.build import LIBRARY
 from rankscope.simulator.layout import Feature
 from rankscope.simulator.state import NodeState
@@ -217,7 +218,6 @@ def test_a_hung_gpu_holds_up_no_other_source(node: NodeState, watch: WatchNode) 
     cpu = CpuProbe()
     stuck, well = node.gpus[0].uuid, node.gpus[1].uuid
     node.gpus[0].hang_until_monotonic_ns = FOR_EVER
-
 
     def told_of_it(kind: str) -> list[Event]:
         # A busy machine may hold up the other GPU's thread for as long as this short deadline too.

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
+from rankscope.metrics import METRICS
 from rankscope.probes.nvml_api import GpuIdentity, NvmlFailure
 from rankscope.probes.nvml_fields import ALL_LINKS, ECC_CURRENT, FieldBatch
 from rankscope.probes.nvml_reader import FIRST_PAUSE_NS, LONGEST_PAUSE_NS, PERMISSION_RETRY_NS, GpuReader
-from rankscope.reading import METRICS, Outcome
+from rankscope.reading import Outcome
 
 DRIVER = (580, 95)
 IDENTITY = GpuIdentity("GPU-0", 0, "0000:1b:00", "fake")

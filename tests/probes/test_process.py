@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankscope.metrics import METRICS
 from rankscope.probes import process_files, process_tree
 from rankscope.probes.process import ProcessProbe
 from rankscope.probes.process_files import parse_stat, process_state, wait_channel
-from rankscope.reading import METRICS, Outcome
+from rankscope.reading import Outcome
 
 TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")

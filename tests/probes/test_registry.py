@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from rankscope.errors import ConfigurationError
+from rankscope.metrics import METRICS
 from rankscope.probes.cpu import CpuProbe
 from rankscope.probes.kernel_log import KernelLogProbe
 from rankscope.probes.nvml import BREAKER_NS, NvmlProbe
 from rankscope.probes.registry import ProbeSettings, built_in, distinct
-from rankscope.reading import METRICS
 
 
 def test_the_built_in_probes_run_on_this_machine(tmp_path: Path) -> None:
