@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 MAIN = [sys.executable, "-c", "from rankscope.agent.cli import main; main()"]
 SHORT = """
 [workload]

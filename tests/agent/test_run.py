@@ -18,6 +18,8 @@ from rankscope.agent.load import load_window
 from rankscope.agent.processes import descendants, process_stat
 from rankscope.agent.run import sweep
 
+pytestmark = pytest.mark.alone
+
 FAKE_RANK = str(Path(__file__).with_name("fake_rank.py"))
 RUN = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "run"]
 Wait = Callable[..., None]

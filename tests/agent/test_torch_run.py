@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rankscope.agent.load import load_window
+
+pytestmark = pytest.mark.alone
 
 TRAIN = """
 import torch, torch.distributed as dist

@@ -16,6 +16,8 @@ import pytest
 
 from rankscope.simulator.scenario import SCENARIOS, load_scenario
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 SCORE = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "score"]
 ORDINARY = [

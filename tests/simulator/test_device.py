@@ -10,6 +10,8 @@ import pytest
 
 from rankscope.simulator.device import LAUNCH_DEPTH, AsyncDevice, DeviceError
 
+pytestmark = pytest.mark.alone
+
 MS = 1_000_000
 
 

@@ -15,6 +15,8 @@ import pytest
 from rankscope.simulator.node import SimulatedNode
 from rankscope.simulator.scenario import SCENARIO_VARIABLE, load_scenario
 
+pytestmark = pytest.mark.alone
+
 
 def _until(condition: Callable[[], bool]) -> bool:
     """Whether the condition holds within ten seconds."""
