@@ -23,7 +23,7 @@ _TRIGGER_PAUSE_NS = 300 * _SECOND_NS
 #: Clock event reasons that ask for detail: hardware slowdown, software and hardware thermal slowdown, power brake
 #: (nvml.h, nvmlClocksEventReason*).
 _THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
-_HARDWARE_EVENTS = frozenset({"xid", "gpu-lost", "gpu-fallen-off"})
+_HARDWARE_EVENTS = frozenset({"xid", "sxid", "gpu-lost", "gpu-fallen-off"})
 
 
 class Agent:

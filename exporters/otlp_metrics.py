@@ -29,6 +29,14 @@ MAX_POINTS = 5000
 #: Gauges here that the semantic conventions define as up-down counters (sums over devices make sense).
 _UP_DOWN = frozenset({"hw.gpu.memory.usage", "hw.gpu.memory.limit"})
 
+#: Family of metrics -> what its devices are called, where it is not system.device.
+_DEVICE_NAMES = {
+    "agent": "rankscope.probe",
+    "cgroup": "rankscope.cgroup",
+    "fs": "system.filesystem.mountpoint",
+    "net": "network.interface.name",
+}
+
 
 def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
     """What tells the series of one metric apart, by the family of the metric."""
@@ -39,8 +47,10 @@ def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
         return {"rankscope.rank": int(device.removeprefix("rank:"))}
     if not device:
         return {}
-    names = {"net": "network.interface.name", "agent": "rankscope.probe"}
-    return {names.get(family, "system.device"): device}
+    if family == "nfs":
+        operation, _, mount = device.partition(" ")
+        return {"rankscope.nfs.operation": operation, "system.filesystem.mountpoint": mount}
+    return {_DEVICE_NAMES.get(family, "system.device"): device}
 
 
 class ReadingsEncoder:

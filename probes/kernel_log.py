@@ -149,11 +149,12 @@ class KernelLogProbe:
     def _event(self, found: Notice, record: KernelRecord, time_ns: int) -> Event:
         attributes = dict(found.attributes)
         device = ""
-        if found.kind in ("xid", "gpu-fallen-off"):
+        if found.kind == "sxid":
+            attributes["pci"] = found.pci
+            device = str(attributes["switch"])
+        elif found.kind in ("xid", "gpu-fallen-off"):
             attributes |= {"pci": found.pci, "source": "kernel-log"}
-            if "switch" in attributes:
-                device = str(attributes["switch"])
-            elif found.pci is not None:
+            if found.pci is not None:
                 device = self._uuid_of(found.pci) or self._announced.get(found.pci, "")
         if self._in_history:
             attributes["history"] = 1

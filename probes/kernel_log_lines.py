@@ -124,7 +124,7 @@ def _xid(text: str) -> Notice | None:
 
 
 def _switch_error(text: str) -> Notice | None:
-    """An error of an NVSwitch: told as an Xid (numbers from 10000 on) of a switch, never of a GPU."""
+    """An error of an NVSwitch: its own kind, never an error of a GPU."""
     match = _SWITCH.search(text)
     if match is None or match["message"].startswith(_REGISTERS):
         return None
@@ -135,4 +135,4 @@ def _switch_error(text: str) -> Notice | None:
         "fatal": None if match["fatal"] is None else int(match["fatal"] == "Fatal"),
         "link": None if match["link"] is None else int(match["link"]),
     }
-    return Notice("xid", Severity.WARNING, address(match["where"]), attributes)
+    return Notice("sxid", Severity.WARNING, address(match["where"]), attributes)

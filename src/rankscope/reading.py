@@ -55,15 +55,32 @@ class Event:
 
 #: Every kind of event, with what it means and its attributes.
 EVENT_KINDS = {
-    "xid": "the NVIDIA driver reported an error: number, message, source (nvml or kernel-log), pci",
+    "xid": "the NVIDIA driver reported an error of a GPU: number, message, source (nvml or kernel-log), pci, pid, "
+    "process; where the message says so previous (the Xid that caused it), gpu_instance, compute_instance, channel, "
+    "link, unit, severity (fatal, nonfatal), subcode, action_before and action (of Xid 154), reset (0, 1)",
+    "sxid": "the NVIDIA driver reported an error of an NVSwitch: number, message, switch, fatal (0, 1), link, pci",
     "gpu-lost": "NVML says the GPU is lost or it vanished from the bus: source",
     "gpu-fallen-off": "the kernel log says a GPU has fallen off the bus: pci",
     "probe-stalled": "a call did not return by its deadline: probe, waited_ns",
     "probe-recovered": "a stalled source answers again: probe, waited_ns",
     "probe-failed": "a source failed: probe, outcome",
     "governor": "what watching costs was lowered to hold its budget: probe, period_ns; or rank, told to stop watching",
-    "oom-kill": "the kernel killed a process for memory: pid, process",
-    "hung-task": "the kernel reports a task blocked for long: pid, process",
+    "oom-kill": "the kernel killed a process for memory: pid, process, scope (host, cgroup, cpuset, policy), cgroup "
+    "(whose limit it was), task_cgroup, resident_bytes",
+    "hung-task": "the kernel reports a task blocked for long: pid, process, seconds",
+    "cpu-lockup": "the kernel reports a core that is stuck: lockup (soft, hard, rcu), cpu, seconds, pid, process",
+    "process-fault": "a process died of its own code: pid, process, fault (segfault, general protection, ...), where",
+    "pcie-error": "a PCIe device reported an error: pci, severity (correctable, nonfatal, fatal), layer, agent, errors",
+    "pcie-link": "a PCIe link changed: pci, state (down, up, degraded), slot",
+    "memory-error": "host memory reported an error: severity (corrected, uncorrected), controller, count, dimm",
+    "machine-check": "a processor reported an error: severity (corrected, uncorrected, fatal), cpu, bank, status",
+    "cpu-throttled": "a processor was too hot and slowed down: cpu, scope (core, package), count",
+    "nvlink-error": "the NVIDIA driver or a link's own log reports trouble with an NVLink: pci, link, message",
+    "network-link": "a network link changed: state (up, down), interface, source (kernel-log, sysfs), pci, before, now",
+    "storage-server": "a storage server changed: filesystem (nfs, lustre), server, state (silent, timed-out, lost, ok)",
+    "filesystem-stalled": "a filesystem of the job does not answer: path, waited_ns",
+    "filesystem-recovered": "a filesystem that stalled answers again: path, waited_ns",
+    "disk-error": "the kernel reports an error of a disk: disk, error",
     "kernel-log-lost": "kernel log lines were overwritten before they were read: count",
     "rank-attached": "a rank's ring was found: pid, gpu_uuid, device_clock",
     "rank-exited": "a rank's process is gone: pid, clean (1 where it said goodbye), last_step, phase, signal",
