@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rankscope.clock import ClockAnchor
 from rankscope.exporters.otlp_common import EncodedBatch, Scalar, key_values, scope
 from rankscope.exporters.outbox import Signal
+from rankscope.gpu_device import part_of
 from rankscope.metric import Metric
 from rankscope.metrics import METRICS
 from rankscope.reading import Reading
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 #: About 800 kB: receivers take 4 MiB of gRPC by default, and a batch is what is lost or sent again as one.
 MAX_POINTS = 5000
 
+#: Families of metrics whose device is a GPU or a part of one.
+_GPU_FAMILIES = frozenset({"gpu", "gpu_process", "nvlink"})
 #: Gauges here that the semantic conventions define as up-down counters (sums over devices make sense).
 _UP_DOWN = frozenset({"hw.gpu.memory.usage", "hw.gpu.memory.limit"})
 
@@ -41,8 +44,10 @@ _DEVICE_NAMES = {
 def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
     """What tells the series of one metric apart, by the family of the metric."""
     family = metric.partition(".")[0]
-    if family == "gpu":
-        return {"hw.id": device, "hw.type": "gpu"}
+    if family in _GPU_FAMILIES:
+        part = part_of(device)
+        of_part = {"rankscope.link": part.link, "process.pid": part.pid}
+        return {"hw.id": part.uuid, "hw.type": "gpu"} | {k: v for k, v in of_part.items() if v is not None}
     if family == "process":
         return {"rankscope.rank": int(device.removeprefix("rank:"))}
     if not device:
