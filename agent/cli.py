@@ -186,7 +186,10 @@ def agent(config: Path | None, once: bool, as_json: bool) -> None:
         line = {"job": job, "recording": str(recording)}
         click.echo(json.dumps(line) if as_json else f"watching {job}, recording {recording}")
 
-    watch_node(load_settings(config), say=say, once=once)
+    def refuse(line: str) -> None:
+        click.echo(f"rankscope: {line}", err=True)
+
+    watch_node(load_settings(config), say=say, refuse=refuse, once=once)
 
 
 @main.command()

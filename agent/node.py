@@ -19,8 +19,13 @@ from rankscope.ring import SUFFIX, RingReader
 DEFAULT_DIRECTORY = "/dev/shm/rankscope"
 
 
-def watch_node(settings: Settings, *, say: Callable[[str, Path], None], once: bool = False) -> None:
-    """Watch until SIGTERM or SIGINT; with `once`, until every job that was seen is over. Raises RankscopeError."""
+def watch_node(
+    settings: Settings, *, say: Callable[[str, Path], None], refuse: Callable[[str], None], once: bool = False
+) -> None:
+    """Watch until SIGTERM or SIGINT; with `once`, until every job that was seen is over. Raises RankscopeError.
+
+    `say` hears of each new job and its recording, `refuse` of each ring that cannot be read.
+    """
     clock = SystemClock()
     directory = Path(settings.rings.directory or os.environ.get("RANKSCOPE_DIR", "") or DEFAULT_DIRECTORY)
     state = settings.recording.state_directory
@@ -30,7 +35,7 @@ def watch_node(settings: Settings, *, say: Callable[[str, Path], None], once: bo
     looked_at: set[str] = set()
 
     def look() -> None:
-        for name in sorted(_jobs(directory, looked_at) - {job.name for job in agent.jobs}):
+        for name in sorted(_jobs(directory, looked_at, refuse) - {job.name for job in agent.jobs}):
             path = new_recording_path(Path(state) if state else state_directory(), name, host_name())
             job = WatchedJob(
                 job=name,
@@ -53,7 +58,7 @@ def watch_node(settings: Settings, *, say: Callable[[str, Path], None], once: bo
     agent.run(look)
 
 
-def _jobs(directory: Path, looked_at: set[str]) -> set[str]:
+def _jobs(directory: Path, looked_at: set[str], refuse: Callable[[str], None]) -> set[str]:
     """Names of the jobs whose rings are new in the directory."""
     found: set[str] = set()
     for path in sorted(directory.glob(f"*{SUFFIX}")):
@@ -62,7 +67,8 @@ def _jobs(directory: Path, looked_at: set[str]) -> set[str]:
         looked_at.add(path.name)
         try:
             reader = RingReader(path, owners=frozenset({os.getuid()}) if os.getuid() else None)
-        except RingError:
+        except RingError as error:
+            refuse(f"a ring was refused: {error}")
             continue
         if Path(f"/proc/{reader.header.identity.pid}").exists():
             found.add(reader.header.identity.job)

@@ -135,11 +135,17 @@ def test_replay_delivers_a_recording(recording: Path) -> None:
 def test_the_node_agent_finds_jobs_by_itself(
     rings: Path, start_rank: Callable[..., subprocess.Popen[bytes]], wait_until: Callable[..., None], tmp_path: Path
 ) -> None:
-    """Ranks that attached without `run` are recorded by job; with --once the agent ends after them."""
+    """Ranks that attached without `run` are recorded by job, a file that is no ring is refused in a line, once."""
+    (rings / "noise.ring").write_bytes(bytes(range(256)) * 40)
     (tmp_path / "agent.toml").write_text("[probes]\ndisabled = ['nvml']\n[rules]\nlive = false\n")
     environ = os.environ | {"RANKSCOPE_STATE": str(tmp_path / "state"), "RANKSCOPE_DIR": str(rings)}
     command = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "agent", "--once", "--json"]
-    agent = subprocess.Popen([*command, "--config", str(tmp_path / "agent.toml")], env=environ, stdout=subprocess.PIPE)
+    agent = subprocess.Popen(
+        [*command, "--config", str(tmp_path / "agent.toml")],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         rank = start_rank(steps=20, then="stuck")
         assert agent.stdout is not None
@@ -150,9 +156,9 @@ def test_the_node_agent_finds_jobs_by_itself(
         assert agent.wait(60) == 0
     finally:
         agent.kill()
-        agent.wait()
-        if agent.stdout is not None:
-            agent.stdout.close()
+        _, said = agent.communicate()
+    assert said.decode().count("noise.ring") == 1
+    assert b"not a Rankscope ring; remove it" in said
     window = load_window([Path(line["recording"])])
     assert [event.kind for event in window.events if event.rank == 0] == ["rank-attached", "rank-exited"]
 
