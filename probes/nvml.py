@@ -39,6 +39,8 @@ class _Gpu:
     awaited: dict[str, int] = field(default_factory=dict)
     stalled: bool = False
     lost: bool = False
+    #: Group -> what the driver says its field values took so far, us.
+    latency_us: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -106,6 +108,10 @@ class NvmlProbe:
     def helper_pid(self) -> int | None:
         """Process id of the helper, for whoever accounts for its cost."""
         return None if self._helper is None else self._helper.pid
+
+    def driver_ns(self, group: str) -> int:
+        """What the driver says the field values of one group took so far, over all GPUs."""
+        return sum(gpu.latency_us.get(group, 0) for gpu in self._gpus.values()) * 1000
 
     def uuid_of_pci(self, pci: str) -> str | None:
         """UUID of the GPU at a PCI address "dddd:bb:dd", or None."""
@@ -272,6 +278,12 @@ class NvmlProbe:
             gathered.events.append(self._recovered(uuid, now_ns - asked_ns, now_ns))
         for metric, value in message["values"].items():
             gathered.readings.append(Reading(metric, value, time_ns, uuid))
+        if message["latency_us"]:
+            group = message["group"]
+            gpu.latency_us[group] = gpu.latency_us.get(group, 0) + message["latency_us"]
+            gathered.readings.append(
+                Reading("gpu.driver_latency_ns", 1000.0 * sum(gpu.latency_us.values()), time_ns, uuid)
+            )
         for metric, outcome, reason in message["outcomes"]:
             self._say(gathered, uuid, Outcome(outcome), f"{metric}: {reason}")
         if message["down"] is not None and not gpu.lost:

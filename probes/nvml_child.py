@@ -65,6 +65,7 @@ class GpuWorker(threading.Thread):
                     "values": sample.values,
                     "outcomes": sample.outcomes,
                     "down": sample.down,
+                    "latency_us": sample.latency_us,
                 }
             )
             if sample.down is not None:

@@ -157,17 +157,21 @@ class FieldBatch:
         )
         self._view = memoryview(self.array).cast("B")
         self._blank = bytes(self._view)
+        #: What the driver took for the last answers, us: `latencyUsec`, summed.
+        self.latency_us = 0
 
     def reset(self) -> None:
         """Forget the last answers, so that a record the library leaves alone reads as failed."""
         self._view[:] = self._blank
 
     def answers(self) -> list[FieldValue]:
-        """The answers, in the order of `wanted`."""
-        return [
-            FieldValue(returned, decode(kind, raw) if returned == _SUCCESS else None, timestamp)
-            for _, _, timestamp, _, kind, returned, raw in _RECORD.iter_unpack(self._view)
-        ]
+        """The answers, in the order of `wanted`; adds up what they took."""
+        self.latency_us = 0
+        answers = []
+        for _, _, timestamp, latency, kind, returned, raw in _RECORD.iter_unpack(self._view):
+            self.latency_us += max(0, latency)
+            answers.append(FieldValue(returned, decode(kind, raw) if returned == _SUCCESS else None, timestamp))
+        return answers
 
 
 def decode(value_type: int, raw: int) -> float | None:

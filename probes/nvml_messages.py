@@ -2,7 +2,8 @@
 
 To the helper: {"group", "gpus": [index]}. From it, told apart by "kind":
 hello {driver, gpus: [identity], unreachable: [[index, code, text]]}, failed {outcome, reason},
-sample {gpu, group, time_ns, values, outcomes, down}, xid {uuid, pci, number, time_ns}, note {outcome, reason}.
+sample {gpu, group, time_ns, values, outcomes, down, latency_us},
+xid {uuid, pci, number, time_ns}, note {outcome, reason}.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ class GpuSample:
     #: (metric, outcome, reason), each told once.
     outcomes: list[tuple[str, Outcome, str]] = field(default_factory=list)
     down: int | None = None
+    #: What the driver says its field values took, us.
+    latency_us: int = 0
 
 
 @dataclass(slots=True)
@@ -126,6 +128,7 @@ class GpuReader:
                 self._refused(sample, source.metric, failure.code, str(failure), now_ns)
             return
         answers = dict(zip(wanted, batch.answers(), strict=True))
+        sample.latency_us += batch.latency_us
         ecc = answers.get((ECC_CURRENT, 0))
         for source in sources:
             only = answers[source.field_id, source.scopes[0]]

@@ -91,6 +91,17 @@ def test_other_gpus_and_drivers_leave_out_what_they_lack(
     assert "gpu.energy_joules" in read
 
 
+def test_what_the_driver_takes_is_told_for_each_gpu(node: NodeState, watch: WatchNode) -> None:
+    """The latency of field values adds up by GPU as a counter, and by group for whoever governs the rates."""
+    node.gpus[1].latency_us = 20_000
+    watched = watch(node)
+    watched.read_until(lambda: (watched.latest("gpu.driver_latency_ns", node.gpus[1].uuid) or 0) >= 60_000_000)
+    took = [r.value for r in watched.readings if r.metric == "gpu.driver_latency_ns" and r.device == node.gpus[1].uuid]
+    assert took == sorted(took)
+    assert watched.probe.driver_ns("fast") >= 60_000_000
+    assert watched.probe.driver_ns("slow") == 0
+
+
 def test_the_gpus_are_named_for_the_recording_and_for_the_kernel_log(node: NodeState, watch: WatchNode) -> None:
     """UUID, index, PCI address and name are offered, and an address as the kernel prints it finds its UUID."""
     probe = watch(node).probe
