@@ -11,7 +11,7 @@ import pytest
 import rankscope.rules
 from rankscope.errors import ConfigurationError
 from rankscope.finding import Side
-from rankscope.rules import CLASSES, families, table, xids
+from rankscope.rules import CLASSES, families, table
 from rankscope.rules.documentation import page
 from rankscope.rules.table import Symptom, load
 
@@ -108,34 +108,6 @@ def test_missing_table(tmp_path: Path) -> None:
     """A table that is not there is a typed error too."""
     with pytest.raises(ConfigurationError, match="cannot read"):
         load(tmp_path / "none.toml")
-    with pytest.raises(ConfigurationError, match="cannot read"):
-        xids.load(tmp_path / "none.toml")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '[xid.a]\nname = "x"\nmeans = []',
-        '[xid.1]\nname = "x"\nmeans = ["bad luck"]',
-        '[xid.1]\nname = "x"\nmeans = []\nsoure = 1',
-        "[xid.1]\nmeans = []",
-        "[xid",
-        "",
-    ],
-)
-def test_bad_catalogue(tmp_path: Path, text: str) -> None:
-    """A catalogue with an entry that makes no sense is refused."""
-    bad = tmp_path / "xids.toml"
-    bad.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigurationError):
-        xids.load(bad)
-
-
-def test_derivative_xids_are_no_root() -> None:
-    """Xids that only follow another are marked, and those that name a fault are not."""
-    assert all(xids.XIDS[number].derivative for number in (43, 45, 154))
-    assert xids.XIDS[79].means == {"off-bus"}
-    assert all("ecc" in xids.XIDS[number].means and not xids.XIDS[number].derivative for number in (48, 94, 95))
 
 
 def test_page_of_classes_is_up_to_date() -> None:
