@@ -6,22 +6,25 @@ import json
 import sqlite3
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from rankscope.agent.recording import check_format
-from rankscope.agent.schema import DEVICE_FIELDS, GROUP_FIELDS, PHASE_FIELDS, STEP_FIELDS
+from rankscope.agent.schema import COLLECTIVE_FIELDS, DEVICE_FIELDS, GROUP_FIELDS, PHASE_FIELDS, STEP_FIELDS
 from rankscope.clock import ClockAnchor
 from rankscope.errors import RecordingError
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event, Outcome, Severity
+from rankscope.records import CollectiveRecord
 from rankscope.window import Columns, RankWindow, Series, SeriesKey, Window
 
 #: Latest steps of each rank that a window holds unless told otherwise (some 10 MB a rank).
 DEFAULT_MAX_STEPS = 50_000
 _NAN = float("nan")
+#: Operations of one rank that a window takes in: the latest steps' worth, some 40 MB at 64 ranks.
+MAX_COLLECTIVES = 4_000
 
 
 @dataclass(slots=True)
@@ -201,7 +204,25 @@ class _Reader:
             _columns(DEVICE_FIELDS, device),
             {name: _columns(GROUP_FIELDS, rows) for name, rows in _by_first(groups).items()},
             {name: _columns(PHASE_FIELDS, rows, self._shift) for name, rows in _by_first(phases).items()},
+            dict(self._rows("SELECT name, max(members) FROM groups WHERE rank_id = ? GROUP BY name", (number,))),
+            self._collectives(number, begin),
         )
+
+    def _collectives(self, number: int, begin: int) -> list[CollectiveRecord]:
+        query = (
+            f"SELECT {', '.join(COLLECTIVE_FIELDS)}, operation, name FROM collectives "
+            "WHERE rank_id = ? AND step >= ? ORDER BY enqueued_ns LIMIT ?"
+        )
+        found = []
+        for row in self._rows(query, (number, begin, MAX_COLLECTIVES)):
+            record = CollectiveRecord(*row)
+            times = (record.enqueued_ns + self._shift, _moved(record.started_ns, self._shift))
+            found.append(
+                replace(
+                    record, enqueued_ns=times[0], started_ns=times[1], ended_ns=_moved(record.ended_ns, self._shift)
+                )
+            )
+        return found
 
     def _latest_steps(self, number: int) -> list[Any]:
         """At most one more than the window holds, in order."""
@@ -254,6 +275,10 @@ class _Reader:
         for probe, device, outcome, reason in rows:
             place = f"{probe} {device}".strip()
             self._part.not_seen.append(f"{place}: {outcome}" + (f" ({reason})" if reason else ""))
+
+
+def _moved(time_ns: int | None, shift: int) -> int | None:
+    return None if time_ns is None else time_ns + shift
 
 
 def _by_first(rows: Iterable[Any]) -> dict[str, list[Any]]:

@@ -16,7 +16,9 @@ from typing import Any
 
 from rankscope.agent.schema import (
     APPLICATION_ID,
+    COLLECTIVE_FIELDS,
     DEVICE_FIELDS,
+    GROUP_FIELDS,
     INSERTS,
     SCHEMA_VERSION,
     STEP_FIELDS,
@@ -28,14 +30,22 @@ from rankscope.errors import RecordingError
 from rankscope.finding import Finding
 from rankscope.identity import safe_name
 from rankscope.reading import Event, Outcome, Reading, Severity
-from rankscope.records import DeviceRecord, GroupRecord, MarkRecord, PhaseRecord, RingRecord, StepRecord
+from rankscope.records import (
+    CollectiveRecord,
+    DeviceRecord,
+    GroupRecord,
+    MarkRecord,
+    PhaseRecord,
+    RingRecord,
+    StepRecord,
+)
 from rankscope.ring import RingHeader
 
 DEFAULT_MAX_BYTES = 2_000_000_000
 #: Rows kept in memory while the file cannot be written (some 10 MB); older ones are then lost and counted.
 PENDING_ROWS = 50_000
 #: Tables whose rows may be given up; the others are few and name what the rows belong to.
-_BULK = ("readings", "groups", "phases", "device_steps", "steps")
+_BULK = ("readings", "collectives", "groups", "phases", "device_steps", "steps")
 
 
 def state_directory(environ: os._Environ[str] | dict[str, str] | None = None) -> Path:
@@ -167,8 +177,13 @@ class Recording:
             elif isinstance(record, DeviceRecord):
                 self._add("device_steps", (rank_id, *[getattr(record, name) for name in DEVICE_FIELDS]))
             elif isinstance(record, GroupRecord):
-                row = (record.step, record.size, record.count, record.own_ns, record.wait_ns, record.on_device)
-                self._add("groups", (rank_id, record.group, *row))
+                self._add(
+                    "groups",
+                    (rank_id, record.group, *[getattr(record, name) for name in GROUP_FIELDS], record.members),
+                )
+            elif isinstance(record, CollectiveRecord):
+                values = [getattr(record, name) for name in COLLECTIVE_FIELDS]
+                self._add("collectives", (rank_id, record.group, record.operation, *values))
             elif isinstance(record, PhaseRecord):
                 self._add("phases", (rank_id, record.name, record.step, record.start_ns, record.end_ns))
             elif isinstance(record, MarkRecord):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 
-from rankscope.records import DeviceRecord, StepRecord, field_names
+from rankscope.records import CollectiveRecord, DeviceRecord, GroupRecord, StepRecord, field_names
 
 #: "RKSC": tells a recording from any other SQLite file (PRAGMA application_id).
 APPLICATION_ID = 0x524B5343
 #: PRAGMA user_version. A reader opens its own version only.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 STEP_FIELDS = field_names(StepRecord)
 DEVICE_FIELDS = field_names(DeviceRecord)
-GROUP_FIELDS = ("step", "size", "count", "own_ns", "wait_ns", "on_device")
+#: Numbers of a group's record; its members are a column of their own.
+GROUP_FIELDS = tuple(name for name in field_names(GroupRecord) if name not in ("group", "members"))
+COLLECTIVE_FIELDS = tuple(name for name in field_names(CollectiveRecord) if name not in ("operation", "group"))
 PHASE_FIELDS = ("step", "start_ns", "end_ns")
 
 
@@ -32,8 +34,11 @@ CREATE TABLE ranks (
 CREATE TABLE steps (rank_id INTEGER, {_columns(STEP_FIELDS)}, PRIMARY KEY (rank_id, step)) WITHOUT ROWID;
 CREATE TABLE device_steps (rank_id INTEGER, {_columns(DEVICE_FIELDS)}, PRIMARY KEY (rank_id, step)) WITHOUT ROWID;
 CREATE TABLE groups (
-    rank_id INTEGER, name TEXT, {_columns(GROUP_FIELDS)},
+    rank_id INTEGER, name TEXT, {_columns(GROUP_FIELDS)}, members TEXT,
     PRIMARY KEY (rank_id, name, step, on_device)) WITHOUT ROWID;
+CREATE TABLE collectives (
+    rank_id INTEGER, name TEXT, operation TEXT, {_columns(COLLECTIVE_FIELDS)},
+    PRIMARY KEY (rank_id, enqueued_ns, operation, name)) WITHOUT ROWID;
 CREATE TABLE phases (
     rank_id INTEGER, name TEXT, {_columns(PHASE_FIELDS)}, PRIMARY KEY (rank_id, name, start_ns)) WITHOUT ROWID;
 CREATE TABLE marks (rank_id INTEGER, time_ns INTEGER, step INTEGER, mark INTEGER, text TEXT);
@@ -53,6 +58,7 @@ CREATE TABLE verdict (time_ns INTEGER, body TEXT);
 #: Bulk tables in the order in which they are thinned: what explains a step goes before the step itself.
 THINNED = (
     ("readings", "series_id", "time_ns"),
+    ("collectives", "rank_id", "enqueued_ns"),
     ("phases", "rank_id", "start_ns"),
     ("groups", "rank_id", "step"),
     ("device_steps", "rank_id", "step"),
@@ -65,7 +71,8 @@ INSERTS = {
     "series": "INSERT INTO series VALUES (?, ?, ?)",
     "steps": f"INSERT OR IGNORE INTO steps VALUES ({', '.join('?' * (len(STEP_FIELDS) + 1))})",
     "device_steps": f"INSERT OR IGNORE INTO device_steps VALUES ({', '.join('?' * (len(DEVICE_FIELDS) + 1))})",
-    "groups": f"INSERT OR IGNORE INTO groups VALUES ({', '.join('?' * (len(GROUP_FIELDS) + 2))})",
+    "groups": f"INSERT OR IGNORE INTO groups VALUES ({', '.join('?' * (len(GROUP_FIELDS) + 3))})",
+    "collectives": f"INSERT OR IGNORE INTO collectives VALUES ({', '.join('?' * (len(COLLECTIVE_FIELDS) + 3))})",
     "phases": f"INSERT OR IGNORE INTO phases VALUES ({', '.join('?' * (len(PHASE_FIELDS) + 2))})",
     "marks": "INSERT INTO marks VALUES (?, ?, ?, ?, ?)",
     "readings": "INSERT OR IGNORE INTO readings VALUES (?, ?, ?)",

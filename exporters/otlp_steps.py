@@ -51,15 +51,25 @@ def _phases(clock: tuple[str, Scalar], phases: Iterable[str]) -> tuple[tuple[str
 
 
 # Fields, and in the same order the series that they go to: records are many, and a loop over two tuples costs least.
-_STEP_PHASES = ("data_wait", "forward", "optimizer", "checkpoint", "evaluation", "other")
+_STEP_PHASES = ("data_wait", "h2d", "forward", "bubble", "optimizer", "checkpoint", "evaluation", "other")
 _STALLS = ("sync", "gc", "compile", "runqueue")
 _step_values = attrgetter(*(f"{name}_ns" for name in _STEP_PHASES + _STALLS))
 _STEP_SERIES: tuple[tuple[str, Label], ...] = (
     ("rankscope.step.duration", (_HOST,)),
-    *_phases(_HOST, ("backward", "backward_own", "backward_wait", *_STEP_PHASES)),
+    *_phases(_HOST, ("backward", "backward_own", "backward_wait", "inner_wait", "sync", *_STEP_PHASES)),
     *(("rankscope.step.stall.duration", (("rankscope.stall", stall),)) for stall in _STALLS),
 )
-_DEVICE_PHASES = ("data_wait", "forward", "backward_own", "backward_wait", "optimizer", "other")
+_DEVICE_PHASES = (
+    "data_wait",
+    "h2d",
+    "forward",
+    "backward_own",
+    "backward_wait",
+    "inner_wait",
+    "bubble",
+    "optimizer",
+    "other",
+)
 _device_values = attrgetter("step_ns", *(f"{name}_ns" for name in _DEVICE_PHASES))
 _DEVICE_SERIES: tuple[tuple[str, Label], ...] = (
     ("rankscope.step.duration", (_DEVICE,)),
@@ -127,7 +137,12 @@ class _Rank:
     def _add_step(self, record: StepRecord) -> None:
         backward, own = record.backward_ns, record.backward_own_ns
         parts = (backward, None, None) if own is None else (None, own, backward - own)
-        values = (record.end_ns - record.start_ns, *parts, *_step_values(record))
+        wait = None
+        if record.collective_wait_ns is not None:
+            wait = record.collective_wait_ns - (parts[2] or 0)
+        # Rings of version 1 counted synchronisation inside the other phases.
+        sync = None if record.flags is None else record.sync_ns
+        values = (record.end_ns - record.start_ns, *parts, wait, sync, *_step_values(record))
         for duration_ns, series in zip(values, self.step_series, strict=True):
             if duration_ns:
                 series.add(duration_ns)

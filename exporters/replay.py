@@ -28,6 +28,8 @@ from rankscope.reading import Reading
 from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, RingRecord, StepRecord, field_names
 from rankscope.window import Columns, RankWindow, Series, SeriesKey, Window
 
+_GROUP_FIELDS = tuple(name for name in field_names(GroupRecord) if name not in ("group", "members"))
+
 #: The agent's own default between two exports.
 CHUNK_NS = 15_000_000_000
 _SECOND_NS = 1_000_000_000
@@ -143,8 +145,8 @@ def _records(rank: RankWindow) -> Iterator[tuple[int, RankWindow, RingRecord]]:
         device = DeviceRecord(**values)  # type: ignore[arg-type]
         timed.append((ends.get(device.step, last_ns), rank, device))
     for name, columns in rank.groups.items():
-        for values in _rows(columns, ("step", "size", "count", "own_ns", "wait_ns", "on_device")):
-            group = GroupRecord(**values, group=name)  # type: ignore[arg-type]
+        for values in _rows(columns, _GROUP_FIELDS):
+            group = GroupRecord(**values, group=name, members=rank.members.get(name, ""))  # type: ignore[arg-type]
             timed.append((ends.get(group.step, last_ns), rank, group))
     for name, columns in rank.phases.items():
         for values in _rows(columns, ("step", "start_ns", "end_ns")):

@@ -191,10 +191,12 @@ class Frame:
 
     @cached_property
     def wait_ms(self) -> FloatArray:
-        """Exposed wait for others in backward."""
+        """Exposed wait for others."""
         if self.on_device:
-            return self.device("backward_wait_ns") / NS_PER_MS
-        return (self.host("backward_ns") - self.host("backward_own_ns")) / NS_PER_MS
+            return (self.device("backward_wait_ns") + np.nan_to_num(self.device("inner_wait_ns"))) / NS_PER_MS
+        in_backward = self.host("backward_ns") - self.host("backward_own_ns")
+        everywhere = self.host("collective_wait_ns")
+        return np.where(np.isfinite(everywhere), everywhere, in_backward) / NS_PER_MS
 
     @cached_property
     def job_ms(self) -> FloatArray:

@@ -95,6 +95,7 @@ class DeviceTimeline:
                 leads.get(Phase.BACKWARD, MISSING),
                 leads.get(Phase.OPTIMIZER, MISSING),
                 lead,
+                *(MISSING,) * 8,
             ),
         )
         if self._world_size > 1 and not self._coarse and Phase.BACKWARD in spent:

@@ -146,6 +146,7 @@ class StepClock:
                 MISSING if self.loader_workers is None else self.loader_workers,
                 self._hook_ns,
                 self.backward_count,
+                *(MISSING,) * 11,
             ),
         )
         if self._timeline is None and self._world_size > 1 and self.backward_count:

@@ -7,8 +7,9 @@ CLOCK_MONOTONIC or durations in nanoseconds unless the name says otherwise. docs
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any, ClassVar
 
 #: How None travels in a 64-bit field. No counter or duration reaches it.
@@ -28,6 +29,35 @@ class Phase(IntEnum):
     EVALUATION = 7
     OTHER = 8
     ENDED = 9
+    #: Copies of the batch to the device.
+    H2D = 10
+    #: The host was blocked until the device had caught up.
+    SYNC = 11
+    #: A pipeline stage waited for another stage's activations or gradients.
+    BUBBLE = 12
+
+
+class StepFlag(IntFlag):
+    """What is peculiar about a step. The values are part of the ring format."""
+
+    #: Among the first of the run, or compiled: no measure of the steady state.
+    WARM_UP = 1
+    #: No optimizer stepped (a gradient scaler met infinities).
+    SKIPPED = 2
+    #: Its bounds were said by the user and not inferred.
+    EXPLICIT = 4
+
+
+class GroupKind(IntEnum):
+    """What a process group is for. The values are part of the ring format."""
+
+    UNKNOWN = 0
+    DATA = 1
+    SHARD = 2
+    TENSOR = 3
+    PIPELINE = 4
+    EXPERT = 5
+    CONTEXT = 6
 
 
 class RecordKind(IntEnum):
@@ -38,6 +68,7 @@ class RecordKind(IntEnum):
     GROUP = 3
     PHASE = 4
     MARK = 5
+    COLLECTIVE = 6
 
 
 class MarkKind(IntEnum):
@@ -50,6 +81,12 @@ class MarkKind(IntEnum):
     DETACHED = 5
     DEGRADED = 6
     STEP_RULE = 7
+    RECOMPILE = 8
+    LOADER = 9
+
+
+def _absent(values: Iterable[int]) -> list[Any]:
+    return [None if value == MISSING else value for value in values]
 
 
 class _Integers:
@@ -61,16 +98,16 @@ class _Integers:
 
     @classmethod
     def decode(cls, payload: bytes) -> Any:
-        """The record in `payload`; raises struct.error where the length is another."""
-        return cls(*(None if value == MISSING else value for value in cls.layout.unpack(payload)))
+        """The record in `payload`, whole integers long; fields that an older writer did not know are None."""
+        return cls(*_absent(struct.unpack(f"<{len(payload) // 8}q", payload)))
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord(_Integers):
     """One training step on the host's clock, written when the step ends.
 
-    The phases data_wait, forward, backward, optimizer, checkpoint, evaluation and other sum to end - start.
-    backward_own is the part of backward before the wait for other ranks; sync, gc and compile time lie inside phases.
+    `phases_ns` splits end - start without a rest. GC and compile time lie inside phases; so did sync time in rings of
+    version 1. backward_ns is backward_own_ns and the wait for other ranks at its end.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.STEP
@@ -86,7 +123,7 @@ class StepRecord(_Integers):
     other_ns: int
     #: Host time from the begin of backward to the end of its own work (waiting for peers excluded).
     backward_own_ns: int | None = None
-    #: Host time blocked in explicit device synchronisation (.item(), synchronize()).
+    #: Host time blocked until the device had caught up (.item(), synchronize()): a phase of its own.
     sync_ns: int | None = None
     sync_count: int | None = None
     gc_ns: int | None = None
@@ -105,18 +142,60 @@ class StepRecord(_Integers):
     #: Batches the loader's workers had ready when this one was asked for.
     loader_ready: int | None = None
     loader_workers: int | None = None
-    #: Time the hooks themselves spent in this step.
+    #: Time the hooks themselves spent in a step, as last measured (one step in 16 is).
     hook_ns: int | None = None
     #: Backward passes in this step (gradient accumulation).
     backward_count: int | None = None
+    # From version 2 on.
+    #: Host time in copies of the batch to the device.
+    h2d_ns: int | None = None
+    #: Host time waiting for other ranks, the end of backward included.
+    collective_wait_ns: int | None = None
+    #: Host time a pipeline stage waited for other stages.
+    bubble_ns: int | None = None
+    #: Of the wait for data, where the loader runs in the training process: reading samples, and collating them.
+    fetch_ns: int | None = None
+    collate_ns: int | None = None
+    #: CPU time of the loader's workers, and their time blocked in block I/O, since they were last looked at.
+    loader_cpu_ns: int | None = None
+    loader_io_ns: int | None = None
+    #: Compilations that replaced an earlier one because a guard failed.
+    recompiles: int | None = None
+    #: Bits of StepFlag.
+    flags: int | None = None
+    #: Forward passes of pipeline microbatches.
+    microbatches: int | None = None
+    #: Collectives and point-to-point operations issued from Python.
+    collectives: int | None = None
+
+    def phases_ns(self) -> dict[str, int]:
+        """The step by phase, in the order of a step; the values sum to end_ns - start_ns."""
+        backward_wait = 0 if self.backward_own_ns is None else self.backward_ns - self.backward_own_ns
+        wait = backward_wait if self.collective_wait_ns is None else self.collective_wait_ns
+        # Rings of version 1 counted it inside the other phases.
+        sync = 0 if self.flags is None else self.sync_ns or 0
+        return {
+            "data_wait": self.data_wait_ns,
+            "h2d": self.h2d_ns or 0,
+            "forward": self.forward_ns,
+            "backward": self.backward_ns - backward_wait,
+            "collective_wait": wait,
+            "bubble": self.bubble_ns or 0,
+            "optimizer": self.optimizer_ns,
+            "checkpoint": self.checkpoint_ns,
+            "evaluation": self.evaluation_ns,
+            "sync": sync,
+            "other": self.other_ns,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord(_Integers):
     """One training step on the device's clock, written one or two steps later, when its events are done.
 
-    Durations are between events on the compute stream. lead is how far the device ran behind the host at that
-    boundary: near zero, the device was starved; large, the host ran ahead.
+    Durations are between events on the compute stream. data_wait, h2d, forward, backward_own, backward_wait,
+    inner_wait, bubble, optimizer and other sum to step; checkpoint and evaluation are parts of other. lead is how far
+    the device ran behind the host at that boundary: near zero, the device was starved; large, the host ran ahead.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.DEVICE
@@ -134,6 +213,18 @@ class DeviceRecord(_Integers):
     lead_backward_ns: int | None = None
     lead_optimizer_ns: int | None = None
     lead_end_ns: int | None = None
+    # From version 2 on.
+    h2d_ns: int | None = None
+    #: Exposed communication outside the end of backward: the compute stream waited for a collective.
+    inner_wait_ns: int | None = None
+    bubble_ns: int | None = None
+    checkpoint_ns: int | None = None
+    evaluation_ns: int | None = None
+    #: Boundaries passed, and those at which the device had already worked off all before (a starved device).
+    boundaries: int | None = None
+    drained: int | None = None
+    #: 1 where ranks may have waited for each other inside the "own" phases, unseen: then those say little.
+    contaminated: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,28 +232,40 @@ class GroupRecord:
     """Own time and wait of one process group in one step: the late rank is the one with the smallest wait."""
 
     kind: ClassVar[RecordKind] = RecordKind.GROUP
-    layout: ClassVar[struct.Struct] = struct.Struct("<6q48s")
+    layout: ClassVar[struct.Struct] = struct.Struct("<6q48s6q80s")
     step: int
     size: int
     count: int
     own_ns: int | None
     wait_ns: int | None
-    #: 0 host clock, 1 device clock.
+    #: 0 host clock, 1 device clock (events), 2 collectives timed by the communication library.
     on_device: int
     group: str
+    # From version 2 on.
+    #: One of GroupKind.
+    group_kind: int | None = None
+    #: All communication of the group in this step, and the part of it that computing hid.
+    comm_ns: int | None = None
+    overlap_ns: int | None = None
+    #: 1 where waits for this or another group may lie inside own_ns, unseen.
+    contaminated: int | None = None
+    #: Sequence numbers in this group of the step's first and last collective.
+    first_sequence: int | None = None
+    last_sequence: int | None = None
+    #: Global ranks of the group, as ranges ("0-3,8"), cut to 80 bytes.
+    members: str = ""
 
     @classmethod
     def decode(cls, payload: bytes) -> GroupRecord:
-        step, size, count, own, wait, on_device, group = cls.layout.unpack(payload)
-        return cls(
-            step,
-            size,
-            count,
-            None if own == MISSING else own,
-            None if wait == MISSING else wait,
-            on_device,
-            text_field(group),
-        )
+        if len(payload) == _GROUP_V1.size:
+            *values, group = _GROUP_V1.unpack(payload)
+            rest: list[Any] = []
+        else:
+            unpacked = cls.layout.unpack(payload)
+            values, group = list(unpacked[:6]), unpacked[6]
+            rest = [*_absent(unpacked[7:13]), text_field(unpacked[13])]
+        first: list[Any] = _absent(values)
+        return cls(*[*first, text_field(group), *rest])
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +302,38 @@ class MarkRecord:
         return cls(time_ns, step, mark, text_field(text))
 
 
-RingRecord = StepRecord | DeviceRecord | GroupRecord | PhaseRecord | MarkRecord
+@dataclass(frozen=True, slots=True)
+class CollectiveRecord:
+    """One collective or point-to-point operation, where a source tells them one by one."""
+
+    kind: ClassVar[RecordKind] = RecordKind.COLLECTIVE
+    layout: ClassVar[struct.Struct] = struct.Struct("<10q24s48s")
+    step: int
+    #: Number within its group, the same on every rank; None for a point-to-point operation.
+    sequence: int | None
+    #: When the host enqueued it, and when it began and ended where the source says so.
+    enqueued_ns: int
+    started_ns: int | None
+    ended_ns: int | None
+    #: How long this rank waited for it (host or device, as `on_device` says).
+    wait_ns: int | None
+    size_bytes: int | None
+    #: The other rank of a point-to-point operation.
+    peer: int | None
+    #: As in GroupRecord.
+    on_device: int
+    group_kind: int
+    #: The operation: "allreduce", "recv", ...
+    operation: str
+    group: str
+
+    @classmethod
+    def decode(cls, payload: bytes) -> CollectiveRecord:
+        *values, operation, group = cls.layout.unpack(payload)
+        return cls(*[*_absent(values), text_field(operation), text_field(group)])
+
+
+RingRecord = StepRecord | DeviceRecord | GroupRecord | PhaseRecord | MarkRecord | CollectiveRecord
 
 
 def text_field(raw: bytes) -> str:
@@ -216,29 +350,37 @@ def text_bytes(text: str, size: int) -> bytes:
 def encode(record: RingRecord) -> bytes:
     """The payload bytes of a record."""
     if isinstance(record, (StepRecord, DeviceRecord)):
-        values = (getattr(record, name) for name in field_names(type(record)))
-        return record.layout.pack(*(MISSING if value is None else value for value in values))
+        return record.layout.pack(*_present(getattr(record, name) for name in field_names(type(record))))
     if isinstance(record, GroupRecord):
-        own = MISSING if record.own_ns is None else record.own_ns
-        wait = MISSING if record.wait_ns is None else record.wait_ns
-        return record.layout.pack(
-            record.step, record.size, record.count, own, wait, record.on_device, text_bytes(record.group, 48)
-        )
+        first = (record.step, record.size, record.count, record.own_ns, record.wait_ns, record.on_device)
+        told = (record.group_kind, record.comm_ns, record.overlap_ns, record.contaminated)
+        rest = (*told, record.first_sequence, record.last_sequence)
+        group, members = text_bytes(record.group, 48), text_bytes(record.members, 80)
+        return record.layout.pack(*_present(first), group, *_present(rest), members)
+    if isinstance(record, CollectiveRecord):
+        *values, operation, group = (getattr(record, field.name) for field in fields(record))
+        return record.layout.pack(*_present(values), text_bytes(operation, 24), text_bytes(group, 48))
     if isinstance(record, PhaseRecord):
         return record.layout.pack(record.step, record.start_ns, record.end_ns, text_bytes(record.name, 64))
     return record.layout.pack(record.time_ns, record.step, record.mark, text_bytes(record.text, 192))
 
 
+def _present(values: Iterable[int | None]) -> Iterator[int]:
+    return (MISSING if value is None else value for value in values)
+
+
 def decode(kind: int, payload: bytes) -> RingRecord | None:
     """The record of a slot's payload, or None where the kind or length is not one of ours."""
     record = _KINDS.get(kind)
-    if record is None or len(payload) != record.layout.size:
+    if record is None or len(payload) not in (record.layout.size, _V1_BYTES.get(kind)):
         return None
     decoded: RingRecord = record.decode(payload)
     return decoded
 
 
-def field_names(record: type[StepRecord] | type[DeviceRecord]) -> tuple[str, ...]:
+def field_names(
+    record: type[StepRecord] | type[DeviceRecord] | type[GroupRecord] | type[CollectiveRecord],
+) -> tuple[str, ...]:
     """Fields in the order they travel."""
     return tuple(field.name for field in fields(record))
 
@@ -247,5 +389,8 @@ StepRecord.layout = struct.Struct(f"<{len(field_names(StepRecord))}q")
 DeviceRecord.layout = struct.Struct(f"<{len(field_names(DeviceRecord))}q")
 
 _KINDS: dict[int, Any] = {
-    record.kind: record for record in (StepRecord, DeviceRecord, GroupRecord, PhaseRecord, MarkRecord)
+    record.kind: record for record in (StepRecord, DeviceRecord, GroupRecord, PhaseRecord, MarkRecord, CollectiveRecord)
 }
+_GROUP_V1 = struct.Struct("<6q48s")
+#: Payload lengths of rings of version 1, where another: jobs started before an upgrade go on writing them.
+_V1_BYTES: dict[int, int] = {RecordKind.STEP: 27 * 8, RecordKind.DEVICE: 12 * 8, RecordKind.GROUP: _GROUP_V1.size}

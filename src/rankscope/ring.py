@@ -3,7 +3,7 @@
 Layout (little-endian, documented with golden bytes in docs/ring.md):
 
     0     header    magic, version, geometry, identity, clock anchor, CRC-32 of the header
-    2048  status    what the training thread is doing now; rewritten at every boundary, CRC-32 of its own
+    2048  status    what the training thread is doing now; rewritten at every boundary, with a check of its own
     4096  slots     SLOT_BYTES each: CRC-32, kind, length, sequence number, payload
 
 A slot is valid where its checksum holds and its sequence number is the one its place in the file expects. So a torn,
@@ -17,6 +17,7 @@ import os
 import stat
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +27,15 @@ from rankscope.identity import RankIdentity
 from rankscope.records import Phase, RecordKind, RingRecord, decode, encode, text_bytes, text_field
 
 MAGIC = b"RKSCOPE\0"
-VERSION = 1
+VERSION = 2
 #: Versions a reader accepts: jobs run for weeks beside an agent that was upgraded.
 READABLE_VERSIONS = range(max(1, VERSION - 2), VERSION + 1)
 HEADER_BYTES = 4096
 STATUS_OFFSET = 2048
-SLOT_BYTES = 256
-#: 2 MiB a rank: about ten seconds of the fastest loop (5 ms steps, several records each) between two reads.
+SLOT_BYTES = 384
+#: Slots of each version: 256 bytes had no room for the phases of version 2.
+_SLOT_BYTES_OF = {1: 256, 2: SLOT_BYTES}
+#: 3 MiB a rank: about ten seconds of the fastest loop (5 ms steps, several records each) between two reads.
 DEFAULT_SLOTS = 8192
 MAX_SLOTS = 1 << 20
 SUFFIX = ".ring"
@@ -42,14 +45,17 @@ _LAP_MARGIN = 16
 _HEADER = struct.Struct("<8sHHIIqqqqqqqqq40s64s64s64s16s")
 _PREFIX = struct.Struct("<HHQ")
 _CRC = struct.Struct("<I")
-_STATUS = struct.Struct("<Qqqqq")
+_STATUS = struct.Struct("<QQQ")
+_STATUS_V1 = struct.Struct("<Qqqqq")
+#: Low bits of the status's second word are the phase, then the depth of backward, then the step.
+_PHASE_BITS = 8
 _PAYLOAD_OFFSET = _CRC.size + _PREFIX.size
 MAX_PAYLOAD_BYTES = SLOT_BYTES - _PAYLOAD_OFFSET
 
 
 @dataclass(frozen=True, slots=True)
 class RankStatus:
-    """What a training thread is doing: `phase` of `step` since `since_ns`; `updates` grows with every boundary."""
+    """What a training thread is doing: `phase` of `step` since `since_ns`; `updates` changes with every boundary."""
 
     updates: int
     since_ns: int
@@ -66,6 +72,7 @@ class RingHeader:
     anchor: ClockAnchor
     slots: int
     version: int
+    slot_bytes: int = SLOT_BYTES
 
 
 def ring_path(directory: Path, identity: RankIdentity) -> Path:
@@ -90,7 +97,8 @@ class RingWriter:
             descriptor = os.open(hidden, flags, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, size)
-                self._map = mmap.mmap(descriptor, size)
+                # Populated: the first touch of a page would be a fault inside a training step.
+                self._map = mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
                 self._map[: _HEADER.size + _CRC.size] = header_bytes(identity, anchor, slots)
                 hidden.rename(path)
             except BaseException:
@@ -106,8 +114,8 @@ class RingWriter:
             ) from error
         self.path = path
         self._slots = slots
+        self._views: list[memoryview] = []
         self._next = 1
-        self._updates = 0
 
     @property
     def written(self) -> int:
@@ -127,15 +135,41 @@ class RingWriter:
         """Write one record given as its dataclass (the hot path packs its own payload)."""
         self.append(record.kind, encode(record))
 
+    def integers_appender(self, kind: RecordKind, layout: struct.Struct) -> Callable[..., None]:
+        """A function that appends a record of `layout` given as its integers, with the least work: the hot path."""
+        slots, mapped, view, crc32 = self._slots, self._map, memoryview(self._map), zlib.crc32
+        whole = struct.Struct(f"{_PREFIX.format}{layout.format.removeprefix('<')}")
+        pack_into, pack_crc_into, length = whole.pack_into, _CRC.pack_into, layout.size
+        end_of_body = 4 + whole.size
+        self._views.append(view)
+
+        def append(*values: int) -> None:
+            sequence = self._next
+            start = HEADER_BYTES + (sequence - 1) % slots * SLOT_BYTES
+            pack_into(mapped, start + 4, kind, length, sequence, *values)
+            pack_crc_into(mapped, start, crc32(view[start + 4 : start + end_of_body]))
+            self._next = sequence + 1
+
+        return append
+
+    def status_setter(self) -> Callable[[int, int, int], None]:
+        """A function of (time, step, phase + 256 x backward depth) that says what the training thread does now."""
+        mapped, pack_into = self._map, _STATUS.pack_into
+
+        def set_status(time_ns: int, step: int, state: int) -> None:
+            doing = step << 16 | state
+            pack_into(mapped, STATUS_OFFSET, time_ns, doing, time_ns ^ doing)
+
+        return set_status
+
     def set_status(self, time_ns: int, step: int, phase: int, depth: int = 0) -> None:
         """Say what the training thread does from `time_ns` on."""
-        self._updates += 1
-        body = _STATUS.pack(self._updates, time_ns, step, phase, depth)
-        self._map[STATUS_OFFSET + 4 : STATUS_OFFSET + 4 + len(body)] = body
-        _CRC.pack_into(self._map, STATUS_OFFSET, zlib.crc32(body))
+        self.status_setter()(time_ns, step, phase | depth << _PHASE_BITS)
 
     def close(self) -> None:
         """Unmap; the file stays for the agent."""
+        for view in self._views:
+            view.release()
         self._map.close()
 
 
@@ -169,7 +203,7 @@ class RingReader:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
             self._check_file(owners)
             self.header = parse_header(os.pread(self._descriptor, HEADER_BYTES, 0), str(path))
-            if os.fstat(self._descriptor).st_size != HEADER_BYTES + self.header.slots * SLOT_BYTES:
+            if os.fstat(self._descriptor).st_size != HEADER_BYTES + self.header.slots * self.header.slot_bytes:
                 raise RingError("file size contradicts its header", where=str(path), todo="remove it")
         except OSError as error:
             self.close()
@@ -198,7 +232,7 @@ class RingReader:
         """Every record written since the last call."""
         records: list[RingRecord] = []
         overwritten = damaged = 0
-        slots = self.header.slots
+        slots, slot_bytes = self.header.slots, self.header.slot_bytes
         size = self.GLANCE if self._reads % self.FULL_LOOK else self.CHUNK
         self._reads += 1
         # Bounded by two laps: a writer faster than the reader cannot keep it here for ever.
@@ -206,7 +240,7 @@ class RingReader:
             place = (self._expected - 1) % slots
             count = min(size, slots - place)
             size = self.CHUNK
-            chunk = os.pread(self._descriptor, count * SLOT_BYTES, HEADER_BYTES + place * SLOT_BYTES)
+            chunk = os.pread(self._descriptor, count * slot_bytes, HEADER_BYTES + place * slot_bytes)
             taken, bad, lapped = self._take(chunk, records)
             damaged += bad
             if lapped:
@@ -219,21 +253,22 @@ class RingReader:
 
     def _newest(self) -> int:
         """The highest sequence number in the file that stands in its own place."""
-        slots, newest = self.header.slots, self._expected
+        slots, slot_bytes, newest = self.header.slots, self.header.slot_bytes, self._expected
         for place in range(0, slots, self.CHUNK):
-            size = min(self.CHUNK, slots - place) * SLOT_BYTES
-            chunk = os.pread(self._descriptor, size, HEADER_BYTES + place * SLOT_BYTES)
-            for start in range(0, len(chunk) - SLOT_BYTES + 1, SLOT_BYTES):
-                parsed = parse_slot(chunk[start : start + SLOT_BYTES])
-                if parsed is not None and (parsed[0] - 1) % slots == place + start // SLOT_BYTES:
+            size = min(self.CHUNK, slots - place) * slot_bytes
+            chunk = os.pread(self._descriptor, size, HEADER_BYTES + place * slot_bytes)
+            for start in range(0, len(chunk) - slot_bytes + 1, slot_bytes):
+                parsed = parse_slot(chunk[start : start + slot_bytes])
+                if parsed is not None and (parsed[0] - 1) % slots == place + start // slot_bytes:
                     newest = max(newest, parsed[0])
         return newest
 
     def _take(self, chunk: bytes, records: list[RingRecord]) -> tuple[int, int, bool]:
         """Take what follows on; returns (slots passed, damaged among them, whether the writer has lapped us)."""
         passed = damaged = pending = 0
-        for start in range(0, len(chunk) - SLOT_BYTES + 1, SLOT_BYTES):
-            parsed = parse_slot(chunk[start : start + SLOT_BYTES])
+        slot_bytes = self.header.slot_bytes
+        for start in range(0, len(chunk) - slot_bytes + 1, slot_bytes):
+            parsed = parse_slot(chunk[start : start + slot_bytes])
             if parsed is None:
                 pending += 1
                 continue
@@ -254,15 +289,12 @@ class RingReader:
     def status(self) -> RankStatus | None:
         """What the rank is doing now, or None before its first boundary."""
         for _ in range(4):
-            raw = os.pread(self._descriptor, _CRC.size + _STATUS.size, STATUS_OFFSET)
-            if len(raw) < _CRC.size + _STATUS.size:
+            raw = os.pread(self._descriptor, _CRC.size + _STATUS_V1.size, STATUS_OFFSET)
+            if len(raw) < _CRC.size + _STATUS_V1.size:
                 return None
-            body = raw[_CRC.size :]
-            if zlib.crc32(body) == _CRC.unpack_from(raw)[0]:
-                updates, since_ns, step, phase, depth = _STATUS.unpack(body)
-                if updates and phase in Phase._value2member_map_:
-                    return RankStatus(updates, since_ns, step, Phase(phase), depth)
-                return None
+            status = _status_v1(raw) if self.header.version == 1 else _status(raw)
+            if status is not None:
+                return status if status.updates else None
         return None
 
     def close(self) -> None:
@@ -314,7 +346,7 @@ def parse_header(raw: bytes, where: str) -> RingHeader:
     attempt, rank, world_size, local_rank, _uid, boot, job, host, gpu, device_clock = rest
     sane = (
         header_size == HEADER_BYTES
-        and slot_size == SLOT_BYTES
+        and slot_size == _SLOT_BYTES_OF[version]
         and 1 <= slots <= MAX_SLOTS
         and 0 < pid < 2**31
         and 0 <= rank < world_size < 2**31
@@ -336,7 +368,26 @@ def parse_header(raw: bytes, where: str) -> RingHeader:
         gpu_uuid=text_field(gpu) or None,
         device_clock=text_field(device_clock),
     )
-    return RingHeader(identity, ClockAnchor(monotonic, wall), slots, version)
+    return RingHeader(identity, ClockAnchor(monotonic, wall), slots, version, slot_size)
+
+
+def _status(raw: bytes) -> RankStatus | None:
+    """The status in `raw`, or None where it was being written or says what no writer would."""
+    time_ns, doing, check = _STATUS.unpack_from(raw)
+    phase = doing & 0xFF
+    if time_ns ^ doing != check or phase not in Phase._value2member_map_:
+        return None
+    return RankStatus(time_ns, time_ns, doing >> 16, Phase(phase), doing >> _PHASE_BITS & 0xFF)
+
+
+def _status_v1(raw: bytes) -> RankStatus | None:
+    body = raw[_CRC.size :]
+    if zlib.crc32(body) != _CRC.unpack_from(raw)[0]:
+        return None
+    updates, since_ns, step, phase, depth = _STATUS_V1.unpack(body)
+    if phase not in Phase._value2member_map_:
+        return None
+    return RankStatus(updates, since_ns, step, Phase(phase), depth)
 
 
 def parse_slot(slot: bytes) -> tuple[int, RingRecord] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rankscope.clock import ClockAnchor
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event
+from rankscope.records import CollectiveRecord
 
 
 @dataclass(slots=True)
@@ -51,6 +52,10 @@ class RankWindow:
     groups: dict[str, Columns] = field(default_factory=dict)
     #: Fields of PhaseRecord but `name`, by the user's name.
     phases: dict[str, Columns] = field(default_factory=dict)
+    #: Global ranks of each process group, as ranges ("0-3,8").
+    members: dict[str, str] = field(default_factory=dict)
+    #: Operations that a source told one by one, by time.
+    collectives: Sequence[CollectiveRecord] = ()
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ def recording(tmp_path: Path) -> Path:
     made = Recording.create(path, job="job", host="node1")
     for rank in (0, 1):
         identity = RankIdentity("job", 0, rank, 2, rank, "node1", 4242 + rank, 77, "boot")
-        row, _ = made.add_rank(f"{rank}.ring", RingHeader(identity, ClockAnchor(5, 6), 1024, 1))
+        row, _ = made.add_rank(f"{rank}.ring", RingHeader(identity, ClockAnchor(5, 6), 1024, 2))
         steps = [
             StepRecord(
                 step, step * 10**8, (step + 1) * 10**8, 10**6, 4 * 10**7, 5 * 10**7, 9 * 10**6, 0, 0, 0, hook_ns=9_000

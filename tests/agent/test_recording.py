@@ -27,7 +27,7 @@ SECOND = 1_000_000_000
 def header(rank: int = 0, *, attempt: int = 0, anchor_ns: int = 5, pid: int = 4242, host: str = "node1") -> RingHeader:
     """A ring's header."""
     identity = RankIdentity("job", attempt, rank, 2, rank, host, pid, 77, "boot", f"GPU-{rank}", "host")
-    return RingHeader(identity, ClockAnchor(anchor_ns, 1_000 * SECOND + anchor_ns), 1024, 1)
+    return RingHeader(identity, ClockAnchor(anchor_ns, 1_000 * SECOND + anchor_ns), 1024, 2)
 
 
 def step(number: int, *, start_ns: int | None = None, length_ns: int = 100) -> StepRecord:

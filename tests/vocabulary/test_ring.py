@@ -19,6 +19,7 @@ from rankscope.clock import ClockAnchor
 from rankscope.errors import RingError
 from rankscope.identity import RankIdentity
 from rankscope.records import (
+    CollectiveRecord,
     DeviceRecord,
     GroupRecord,
     MarkRecord,
@@ -50,20 +51,22 @@ def is_whole(record: object) -> bool:
     return isinstance(record, PhaseRecord) and record == phase(record.step)
 
 
-@given(st.lists(integers, min_size=10, max_size=10), st.lists(optional, min_size=17, max_size=17))
+@given(st.lists(integers, min_size=10, max_size=10), st.lists(optional, min_size=28, max_size=28))
 def test_step_records_survive_the_trip(required: list[int], rest: list[int | None]) -> None:
     """Every field of a step comes back as it was, missing ones included."""
     record = StepRecord(*required, *rest)  # type: ignore[arg-type]
     assert decode(RecordKind.STEP, encode(record)) == record
 
 
-@given(integers, integers, st.lists(optional, min_size=10, max_size=10), st.text(max_size=300))
+@given(integers, integers, st.lists(optional, min_size=18, max_size=18), st.text(max_size=300))
 def test_other_records_survive_the_trip(a: int, b: int, rest: list[int | None], text: str) -> None:
     """Device, group and mark records come back; text is cut, never invented, and always printable."""
     device = DeviceRecord(a, b, *rest)
     assert decode(RecordKind.DEVICE, encode(device)) == device
-    group = GroupRecord(a, 4, 1, rest[0], rest[1], 1, "dp")
+    group = GroupRecord(a, 4, 1, rest[0], rest[1], 1, "dp", *rest[2:8], "0-3,8")
     assert decode(RecordKind.GROUP, encode(group)) == group
+    operation = CollectiveRecord(a, rest[0], b, *rest[1:6], 1, 2, "allreduce", "dp")
+    assert decode(RecordKind.COLLECTIVE, encode(operation)) == operation
     mark = decode(RecordKind.MARK, encode(MarkRecord(a, b, 1, text)))
     assert isinstance(mark, MarkRecord)
     assert mark.text.isprintable()
@@ -177,16 +180,50 @@ def test_golden_bytes(tmp_path: Path) -> None:
     writer.append_record(GroupRecord(7, 4, 1, 1000, None, 1, "dp"))
     writer.set_status(123, 7, Phase.BACKWARD, 1)
     raw = path.read_bytes()
-    assert raw[:24].hex() == "524b53434f504500" + "0100" + "0010" + "00010000" + "04000000" + "67120000"
-    slot = raw[ring.HEADER_BYTES : ring.HEADER_BYTES + 16 + 96]
-    assert slot[4:16].hex() == "0300" + "6000" + "0100000000000000"
+    assert raw[:24].hex() == "524b53434f504500" + "0200" + "0010" + "80010000" + "04000000" + "67120000"
+    slot = raw[ring.HEADER_BYTES : ring.HEADER_BYTES + 16 + 224]
+    assert slot[4:16].hex() == "0300" + "e000" + "0100000000000000"
     assert slot[16:64].hex() == "".join(
         value.to_bytes(8, "little", signed=True).hex() for value in (7, 4, 1, 1000, -(2**63), 1)
     )
     assert slot[64:112] == b"dp".ljust(48, b"\0")
     assert int.from_bytes(slot[:4], "little") == zlib.crc32(slot[4:])
-    status = raw[2048 : 2048 + 44]
-    assert status[4:].hex() == "".join(value.to_bytes(8, "little").hex() for value in (1, 123, 7, 3, 1))
+    doing = 7 << 16 | 1 << 8 | 3
+    status = raw[2048 : 2048 + 24]
+    assert status.hex() == "".join(value.to_bytes(8, "little").hex() for value in (123, doing, 123 ^ doing))
+
+
+def version_1_ring(path: Path, payloads: list[tuple[int, bytes]], status: tuple[int, ...]) -> None:
+    """A ring as the first release wrote it: slots of 256 bytes, a status of five numbers."""
+    raw = bytearray(ring.HEADER_BYTES + 4 * 256)
+    RingWriter(path, IDENTITY, ANCHOR, 4)
+    raw[: ring._HEADER.size] = path.read_bytes()[: ring._HEADER.size]
+    struct.pack_into("<HHI", raw, 8, 1, ring.HEADER_BYTES, 256)
+    struct.pack_into("<I", raw, ring._HEADER.size, zlib.crc32(bytes(raw[: ring._HEADER.size])))
+    body = struct.pack("<Qqqqq", *status)
+    raw[2048 : 2048 + 44] = struct.pack("<I", zlib.crc32(body)) + body
+    for place, (kind, payload) in enumerate(payloads):
+        body = struct.pack("<HHQ", kind, len(payload), place + 1) + payload
+        start = ring.HEADER_BYTES + 256 * place
+        raw[start : start + 4 + len(body)] = struct.pack("<I", zlib.crc32(body)) + body
+    path.write_bytes(raw)
+
+
+def test_rings_of_the_first_version_are_read(tmp_path: Path) -> None:
+    """A job that was started before an upgrade is read on: what it did not know is missing, phases still add up."""
+    step = struct.pack("<27q", 5, 100, 200, 10, 20, 40, 15, 5, 5, 5, 30, *range(7, 23))
+    device = struct.pack("<12q", 5, 100, *range(10))
+    group = struct.pack("<6q48s", 5, 4, 1, -(2**63), 9, 1, b"default")
+    path = tmp_path / "old.ring"
+    version_1_ring(path, [(1, step), (2, device), (3, group)], (17, 123, 7, 3, 1))
+    reader = RingReader(path)
+    records = reader.read().records
+    assert isinstance(records[0], StepRecord)
+    assert (records[0].step, records[0].backward_count, records[0].h2d_ns) == (5, 22, None)
+    assert sum(records[0].phases_ns().values()) == 100
+    assert records[1] == DeviceRecord(5, 100, *range(10))
+    assert records[2] == GroupRecord(5, 4, 1, None, 9, 1, "default")
+    assert reader.status() == ring.RankStatus(17, 123, 7, Phase.BACKWARD, 1)
 
 
 def test_status_says_what_the_rank_does(tmp_path: Path) -> None:
@@ -199,7 +236,7 @@ def test_status_says_what_the_rank_does(tmp_path: Path) -> None:
     writer.set_status(9, 2, Phase.COLLECTIVE_WAIT)
     status = reader.status()
     assert status is not None
-    assert (status.updates, status.since_ns, status.step, status.phase) == (2, 9, 2, Phase.COLLECTIVE_WAIT)
+    assert (status.updates, status.since_ns, status.step, status.phase) == (9, 9, 2, Phase.COLLECTIVE_WAIT)
 
 
 def test_file_truncated_under_the_reader(tmp_path: Path) -> None:
