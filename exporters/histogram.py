@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 MAX_SCALE = 5
 MAX_BUCKETS = 160
+#: Scales that the data model knows.
+SCALES = range(-10, 21)
 
 
 class ExponentialHistogram:
@@ -87,21 +89,55 @@ class ExponentialHistogram:
 
     def quantile(self, q: float) -> float | None:
         """Estimate of the value below which a share `q` lies; None while empty. Raises ValueError outside 0..1."""
+        bounds = self.quantile_bounds(q)
+        if bounds is None:
+            return None
+        low, high = bounds
+        # The point from which both bounds are equally far in relative terms.
+        return 2 * low * high / (low + high) if high else 0.0
+
+    def quantile_bounds(self, q: float) -> tuple[float, float] | None:
+        """(least, most) that the exact quantile can be: the edges of its bucket. None while empty.
+
+        Exact is the value of rank floor(q * (count - 1)) among the sorted ones, counted from 0. Raises ValueError
+        outside 0..1.
+        """
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile lies between 0 and 1, not at {q}")
         if not self.count:
             return None
-        rank = q * (self.count - 1)
+        rank = math.floor(q * (self.count - 1))
         seen = self.zero_count
         if rank < seen:
-            return 0.0
+            return 0.0, 0.0
         for index in sorted(self._counts):
             seen += self._counts[index]
             if rank < seen:
-                lower, base = math.exp2(math.ldexp(index, -self.scale)), self._base()
-                # The point from which both edges are equally far in relative terms.
-                return min(max(lower * 2 * base / (base + 1), self.minimum), self.maximum)
-        return self.maximum
+                low, high = (math.exp2(math.ldexp(edge, -self.scale)) for edge in (index, index + 1))
+                return max(low, self.minimum), min(high, self.maximum)
+        return self.maximum, self.maximum
+
+    @classmethod
+    def of_buckets(
+        cls, *, scale: int, zero_count: int, buckets: Mapping[int, int], total: float, minimum: float, maximum: float
+    ) -> ExponentialHistogram:
+        """A histogram made elsewhere: bucket index -> count; `minimum` and `maximum` bound the values it counted.
+
+        Raises ValueError where it contradicts itself.
+        """
+        if zero_count < 0 or any(count < 0 for count in buckets.values()):
+            raise ValueError("a bucket holds less than nothing")
+        if scale not in SCALES:
+            raise ValueError(f"scale {scale} is outside {SCALES.start} to {SCALES.stop - 1}")
+        histogram = cls(scale=scale, max_buckets=max(MAX_BUCKETS, len(buckets)))
+        histogram._counts = {index: count for index, count in buckets.items() if count}
+        histogram.zero_count = zero_count
+        histogram.count = zero_count + sum(buckets.values())
+        if histogram.count:
+            if not 0 <= minimum <= maximum < math.inf or not math.isfinite(total):
+                raise ValueError(f"values from {minimum} to {maximum} with the sum {total} cannot be")
+            histogram.sum, histogram.minimum, histogram.maximum = total, minimum, maximum
+        return histogram
 
     def buckets(self) -> tuple[int, list[int]]:
         """(index of the first bucket, counts from there on), as OTLP carries them."""

@@ -16,6 +16,16 @@ _DISTRIBUTIONS: dict[str, Callable[[random.Random], float]] = {
     "uniform": lambda chance: chance.uniform(0.001, 2),
     "two modes": lambda chance: chance.choice((0.005, 12.0)) * chance.uniform(0.9, 1.1),
     "nanoseconds to hours": lambda chance: 10 ** chance.uniform(-9, 4),
+    "exponential": lambda chance: chance.expovariate(20),
+    "gamma": lambda chance: chance.gammavariate(2, 0.01),
+    "weibull": lambda chance: chance.weibullvariate(0.1, 0.7),
+    "pareto": lambda chance: 0.01 * chance.paretovariate(1.1),
+    "beta": lambda chance: chance.betavariate(0.5, 0.5),
+    "triangular": lambda chance: chance.triangular(0.08, 0.3, 0.1),
+    "cauchy": lambda chance: 0.1 * math.tan(math.pi * (chance.random() - 0.5)),
+    "constant": lambda _chance: 0.1234,
+    "whole milliseconds": lambda chance: chance.randrange(0, 20) / 1000,
+    "one in a hundred stalls": lambda chance: 0.1 if chance.random() < 0.99 else chance.uniform(10, 60),
 }
 
 
@@ -38,6 +48,8 @@ def test_quantiles_keep_the_stated_error(name: str, size: int) -> None:
         assert estimate is not None
         exact = values[math.floor(q * (size - 1))]
         assert abs(estimate - exact) <= histogram.relative_error * exact * (1 + 1e-9)
+        low, high = histogram.quantile_bounds(q) or (math.nan, math.nan)
+        assert low * (1 - 1e-9) <= exact <= high * (1 + 1e-9)
     _, counts = histogram.buckets()
     assert len(counts) <= MAX_BUCKETS
     assert sum(counts) + histogram.zero_count == size == histogram.count
