@@ -30,7 +30,10 @@ _RECORDINGS = click.argument(
 
 
 #: Commands that stand in modules of their own, as `module:function`; imported when they are called or listed.
-_COMMANDS: dict[str, str] = {"quantiles": "rankscope.agent.quantiles:quantiles"}
+_COMMANDS: dict[str, str] = {
+    "hang": "rankscope.agent.hang_command:hang",
+    "quantiles": "rankscope.agent.quantiles:quantiles",
+}
 
 
 class _Commands(click.Group):
