@@ -33,6 +33,7 @@ _RECORDINGS = click.argument(
 _COMMANDS: dict[str, str] = {
     "hang": "rankscope.agent.hang_command:hang",
     "quantiles": "rankscope.agent.quantiles:quantiles",
+    "trace": "rankscope.agent.trace:trace",
 }
 
 

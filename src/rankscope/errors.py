@@ -34,6 +34,10 @@ class RecordingError(RankscopeError):
     """A recording that cannot be opened, read or written."""
 
 
+class TraceError(RankscopeError):
+    """A profiler trace that cannot be read or is none."""
+
+
 class ProbeError(RankscopeError):
     """A source that failed. `Unsupported` and `PermissionDenied` are the kinds that will not pass by themselves."""
 

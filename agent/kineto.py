@@ -1,0 +1,356 @@
+"""Read a Kineto trace (`torch.profiler`, plain or gzip) into columns: memory follows the events, not the text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from rankscope.agent.kineto_text import TraceText, event_spans, repaired
+from rankscope.rules.trace.events import (
+    NONE,
+    NS_PER_US,
+    DeviceTable,
+    HostTable,
+    IntArray,
+    Kind,
+    Message,
+    Trace,
+    step_number,
+)
+
+#: Categories of what a device does; old profilers wrote `Kernel`, `Memcpy`, `Memset`.
+_DEVICE = {
+    "kernel": Kind.KERNEL,
+    "mtia_ccp_events": Kind.KERNEL,
+    "gpu_memcpy": Kind.COPY,
+    "memcpy": Kind.COPY,
+    "gpu_memset": Kind.SET,
+    "memset": Kind.SET,
+    "cuda_sync": Kind.SYNC,
+    "xpu_sync": Kind.SYNC,
+}
+_CALLS = frozenset(
+    {"cuda_runtime", "cuda_driver", "runtime", "driver", "hip_runtime", "hip_driver", "xpu_runtime", "xpu_driver"}
+    | {"mtia_runtime", "privateuse1_runtime", "privateuse1_driver"}
+)
+_OPERATORS = frozenset({"cpu_op", "operator", "user_annotation", "cpu_instant_event"})
+_FRAMES = frozenset({"python_function"})
+_DEVICE_STEPS = frozenset({"gpu_user_annotation"})
+#: Kernels of templates have names of kilobytes, and a trace names some hundred of them; beyond this names share one.
+_NAMES_LIMIT_BYTES = 64 * 1024 * 1024
+_OTHER_NAMES = "(other names)"
+#: ns of a step of events that are told in milliseconds or less would overflow the columns beyond this.
+_LATEST_US = 2.0**62 / NS_PER_US
+_RANK_IN_NAME = re.compile(r"rank[-_ ]?(\d{1,6})", re.IGNORECASE)
+
+Number = int | float | str | None
+
+
+class _Args(msgspec.Struct, gc=False):
+    stream: Number = None
+    device: Number = None
+    correlation: Number = None
+    external: Number = msgspec.field(name="External id", default=None)
+    external_old: Number = msgspec.field(name="external id", default=None)
+    bytes: Number = None
+    collective: str | None = msgspec.field(name="Collective name", default=None)
+    group: str | None = msgspec.field(name="Process Group Name", default=None)
+    description: str | None = msgspec.field(name="Process Group Description", default=None)
+    ranks: str | None = msgspec.field(name="Process Group Ranks", default=None)
+    size: Number = msgspec.field(name="Group size", default=None)
+    dtype: str | None = None
+    elements_in: Number = msgspec.field(name="In msg nelems", default=None)
+    elements_out: Number = msgspec.field(name="Out msg nelems", default=None)
+    sequence: Number = msgspec.field(name="Seq", default=None)
+
+
+class _Event(msgspec.Struct, gc=False):
+    ph: str = ""
+    cat: str = ""
+    name: str = ""
+    tid: int | float | str = 0
+    pid: int | float | str = 0
+    ts: float = math.nan
+    dur: float = math.nan
+    args: _Args | None = None
+
+
+_NO_ARGS = _Args()
+_ALL = msgspec.json.Decoder(list[_Event])
+_ONE = msgspec.json.Decoder(_Event)
+
+
+@dataclass
+class ReadTrace:
+    """A trace and how its reading went."""
+
+    path: Path
+    trace: Trace
+    #: "metadata", "file name", or "" where neither tells the rank.
+    rank_from: str
+    metadata: dict[str, Any]
+    events: int
+    #: Events that could not be understood.
+    skipped: int
+    text_bytes: int
+    notes: list[str] = field(default_factory=list)
+
+
+def read_trace(path: Path) -> ReadTrace:
+    """Read one file. Raises TraceError where it cannot be read or is no trace; what is odd in it is noted."""
+    text = TraceText(path)
+    columns = _Columns()
+    for piece, events in text.pieces(_decode):
+        columns.add(events if events is not None else _one_by_one(piece, columns))
+    rank, rank_from = _rank(text.metadata, path)
+    trace = columns.trace(rank, _whole(_distributed(text.metadata).get("world_size")), _base_ns(text.metadata))
+    notes = list(text.notes)
+    if columns.skipped:
+        notes.append(f"{columns.skipped} events could not be understood and were left out")
+    if columns.named_other:
+        notes.append("it holds more names than are kept apart")
+    return ReadTrace(path, trace, rank_from, text.metadata, columns.seen, columns.skipped, text.text_bytes, notes)
+
+
+def _decode(piece: bytes) -> list[_Event] | None:
+    try:
+        return _ALL.decode(piece)
+    except msgspec.DecodeError:
+        return None
+
+
+def _one_by_one(piece: bytes, columns: _Columns) -> Iterable[_Event]:
+    """The events of a piece that does not decode as a whole: each by itself, mended where that helps, else left out."""
+    body = piece[1:]
+    ends, starts, _ = event_spans(body)
+    for start, end in zip(starts, ends, strict=True):
+        text = body[start:end]
+        try:
+            yield _ONE.decode(text)
+            continue
+        except msgspec.DecodeError:
+            pass
+        try:
+            yield msgspec.convert(_plain(msgspec.json.decode(repaired(text))), _Event, strict=False)
+        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
+            columns.skipped += 1
+
+
+def _plain(event: Any) -> Any:
+    """An event without the fields and arguments that are null: a default says the same."""
+    if not isinstance(event, dict):
+        return event
+    kept = {key: value for key, value in event.items() if value is not None}
+    args = kept.get("args")
+    if isinstance(args, dict):
+        kept["args"] = {
+            key: value if isinstance(value, int | float | str) else str(value)
+            for key, value in args.items()
+            if value is not None
+        }
+    else:
+        kept.pop("args", None)
+    return kept
+
+
+class _Columns:
+    """Collects events piece by piece; what is kept of one is a few integers."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.skipped = 0
+        self.named_other = False
+        self._names: dict[str, int] = {}
+        self._names_bytes = 0
+        self._threads: dict[object, int] = {}
+        self._messages: dict[Message, int] = {}
+        self._device: list[IntArray] = []
+        self._host: dict[str, list[IntArray]] = {"calls": [], "operators": [], "frames": []}
+        self._device_steps: dict[int, int] = {}
+        self._zero_us: float | None = None
+
+    def add(self, events: Iterable[_Event]) -> None:
+        """Take the complete events of a piece; others (flows, counters, metadata) say nothing that is used here."""
+        device, rows = [], {"calls": [], "operators": [], "frames": []}  # type: ignore[var-annotated]
+        seen = 0
+        for event in events:
+            seen += 1
+            if event.ph != "X":
+                continue
+            place = _PLACES.get(event.cat)
+            if place is None:
+                place = _PLACES.get(event.cat.lower(), "")
+            if place == "":
+                continue
+            # Not a number compares as neither.
+            if not (abs(event.ts) < _LATEST_US and -1 <= event.dur < _LATEST_US):
+                self.skipped += 1
+            elif place == "device":
+                device.append(event)
+            elif place == "device_steps":
+                self._device_step(event)
+            else:
+                rows[place].append(event)
+        self.seen += seen
+        if device:
+            self._device.append(self._device_rows(device))
+        for place, found in rows.items():
+            if found:
+                self._host[place].append(self._host_rows(found))
+
+    def _device_rows(self, events: list[_Event]) -> IntArray:
+        args = [event.args or _NO_ARGS for event in events]
+        table = np.empty((10, len(events)), np.int64)
+        table[0], table[1] = self._times(events)
+        table[2] = [self._name(event.name) for event in events]
+        table[3] = [
+            _integer(each.device if each.device is not None else event.pid)
+            for each, event in zip(args, events, strict=True)
+        ]
+        table[4] = [
+            _integer(each.stream if each.stream is not None else event.tid)
+            for each, event in zip(args, events, strict=True)
+        ]
+        table[5] = [_DEVICE[event.cat.lower()] for event in events]
+        table[6] = [_integer(each.correlation) for each in args]
+        table[7] = [_integer(each.external if each.external is not None else each.external_old) for each in args]
+        table[8] = [_integer(each.bytes) for each in args]
+        table[9] = [self._message(each) for each in args]
+        return table
+
+    def _host_rows(self, events: list[_Event]) -> IntArray:
+        args = [event.args or _NO_ARGS for event in events]
+        table = np.empty((6, len(events)), np.int64)
+        table[0], table[1] = self._times(events)
+        table[2] = [self._name(event.name) for event in events]
+        table[3] = [self._thread(event.pid, event.tid) for event in events]
+        calls = events[0].cat.lower() in _CALLS
+        if calls:
+            table[4] = [_integer(each.correlation) for each in args]
+        else:
+            table[4] = [_integer(each.external if each.external is not None else each.external_old) for each in args]
+        table[5] = [self._message(each) for each in args]
+        return table
+
+    def _times(self, events: list[_Event]) -> tuple[IntArray, IntArray]:
+        ts = np.array([event.ts for event in events])
+        if self._zero_us is None:
+            # Whole numbers, so that fractions stay as exact as the file has them.
+            self._zero_us = math.floor(float(ts.min()))
+        start = np.round((ts - self._zero_us) * NS_PER_US).astype(np.int64)
+        took = np.round(np.array([event.dur for event in events]) * NS_PER_US).astype(np.int64)
+        return start, start + np.maximum(took, 0)
+
+    def _name(self, name: str) -> int:
+        found = self._names.get(name)
+        if found is None:
+            if self._names_bytes > _NAMES_LIMIT_BYTES:
+                self.named_other = True
+                name = _OTHER_NAMES
+            self._names_bytes += len(name)
+            found = self._names.setdefault(name, len(self._names))
+        return found
+
+    def _thread(self, process: object, thread: object) -> int:
+        key = (process, thread)
+        found = self._threads.get(key)
+        return self._threads.setdefault(key, len(self._threads)) if found is None else found
+
+    def _message(self, args: _Args) -> int:
+        if args.collective is None and args.group is None:
+            return NONE
+        message = Message(
+            collective=args.collective,
+            group=args.group,
+            description=args.description,
+            ranks=args.ranks,
+            size=_whole(args.size),
+            dtype=args.dtype,
+            elements_in=_whole(args.elements_in),
+            elements_out=_whole(args.elements_out),
+            sequence=_whole(args.sequence),
+        )
+        return self._messages.setdefault(message, len(self._messages))
+
+    def _device_step(self, event: _Event) -> None:
+        number = step_number(event.name)
+        if number is not None and self._zero_us is not None:
+            start = round((event.ts - self._zero_us) * NS_PER_US)
+            self._device_steps[number] = max(start, self._device_steps.get(number, start))
+
+    def trace(self, rank: int, world_size: int | None, base_ns: int | None) -> Trace:
+        """Everything that was taken."""
+        zero = int(self._zero_us or 0)
+        device = _joined(self._device, 10)
+        tables = {place: HostTable(*_joined(pieces, 6)) for place, pieces in self._host.items()}
+        return Trace(
+            names=tuple(self._names),
+            device=DeviceTable(*device),
+            calls=tables["calls"],
+            operators=tables["operators"],
+            frames=tables["frames"],
+            messages=tuple(self._messages),
+            device_steps=self._device_steps,
+            rank=rank,
+            world_size=world_size,
+            zero_us=zero,
+            base_ns=None if base_ns is None else base_ns + zero * NS_PER_US,
+        )
+
+
+_PLACES = {
+    **dict.fromkeys(_DEVICE, "device"),
+    **dict.fromkeys(_CALLS, "calls"),
+    **dict.fromkeys(_OPERATORS, "operators"),
+    **dict.fromkeys(_FRAMES, "frames"),
+    **dict.fromkeys(_DEVICE_STEPS, "device_steps"),
+}
+
+
+def _joined(pieces: list[IntArray], width: int) -> list[IntArray]:
+    """The columns of all pieces; the pieces are let go as they are joined, column by column."""
+    if not pieces:
+        return [np.zeros(0, np.int64) for _ in range(width)]
+    columns = [np.concatenate([piece[index] for piece in pieces]) for index in range(width)]
+    pieces.clear()
+    return columns
+
+
+def _integer(value: Number) -> int:
+    """An integer of the file, or NONE for whatever is none."""
+    if type(value) is int:
+        return value if -(2**62) < value < 2**62 else NONE
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**62 else NONE
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value.strip()):
+        return int(value)
+    return NONE
+
+
+def _whole(value: Any) -> int | None:
+    found = _integer(value)
+    return None if found == NONE else found
+
+
+def _distributed(metadata: dict[str, Any]) -> dict[str, Any]:
+    found = metadata.get("distributedInfo")
+    return found if isinstance(found, dict) else {}
+
+
+def _rank(metadata: dict[str, Any], path: Path) -> tuple[int, str]:
+    rank = _whole(_distributed(metadata).get("rank"))
+    if rank is not None and rank >= 0:
+        return rank, "metadata"
+    found = _RANK_IN_NAME.search(path.name)
+    return (int(found[1]), "file name") if found else (0, "")
+
+
+def _base_ns(metadata: dict[str, Any]) -> int | None:
+    return _whole(metadata.get("baseTimeNanoseconds"))

@@ -1,0 +1,68 @@
+"""`rankscope trace`: kernel stalls of profiler traces, one rank or many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rankscope.agent.kineto import ReadTrace, read_trace
+from rankscope.agent.trace_document import SCHEMA, rank_document
+from rankscope.agent.trace_text import trace_text
+from rankscope.errors import TraceError
+from rankscope.rules.trace.analysis import analyse
+from rankscope.rules.trace.events import NS_PER_US
+
+_SUFFIXES = (".json", ".json.gz")
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+@click.option("--all-steps", is_flag=True, help="Count the last profiled step too, whose kernels may be cut off.")
+@click.option(
+    "--kernel-wait-us",
+    type=click.FloatRange(0, 1e6),
+    default=30.0,
+    show_default=True,
+    help="Gaps below this are the launch's own.",
+)
+@click.option("--top", type=click.IntRange(1, 1000), default=10, show_default=True, help="Lines of each list.")
+def trace(files: Sequence[Path], as_json: bool, all_steps: bool, kernel_wait_us: float, top: int) -> None:
+    """Kernel stalls of profiler traces (Kineto JSON, plain or gzip); directories stand for the traces in them."""
+    document = trace_document(files, all_steps=all_steps, threshold_ns=round(kernel_wait_us * NS_PER_US), top=top)
+    click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else trace_text(document))
+
+
+def trace_document(
+    files: Sequence[Path], *, all_steps: bool = False, threshold_ns: int = 30 * NS_PER_US, top: int = 10
+) -> dict[str, Any]:
+    """Read and analyse one trace after the other, so that only one is held at a time. Raises TraceError."""
+    ranks = []
+    for path in trace_files(files):
+        read: ReadTrace = read_trace(path)
+        ranks.append(rank_document(read, analyse(read.trace, threshold_ns=threshold_ns, all_steps=all_steps), top))
+    ranks.sort(key=lambda rank: (rank["rank"], rank["file"]))
+    return {"schema": SCHEMA, "ranks": ranks}
+
+
+def trace_files(given: Sequence[Path]) -> list[Path]:
+    """The traces meant by files and directories. Raises TraceError where there is none."""
+    return list(dict.fromkeys(_found(given)))
+
+
+def _found(given: Sequence[Path]) -> Iterator[Path]:
+    for path in given:
+        if not path.is_dir():
+            yield path
+            continue
+        try:
+            inside = sorted(each for each in path.iterdir() if each.name.endswith(_SUFFIXES) and each.is_file())
+        except OSError as error:
+            raise TraceError(error.strerror or "cannot be read", where=str(path)) from None
+        if not inside:
+            raise TraceError(f"holds no trace ({' or '.join(_SUFFIXES)})", where=str(path))
+        yield from inside

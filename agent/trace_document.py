@@ -1,0 +1,166 @@
+"""The analysis of traces as JSON (docs/schemas/trace.schema.json). Times are microseconds; missing is null."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankscope.agent.kineto import ReadTrace
+from rankscope.rules.trace.analysis import Analysis
+from rankscope.rules.trace.bound import bound_of, sentence
+from rankscope.rules.trace.breakdown import Breakdown
+from rankscope.rules.trace.events import NS_PER_US
+from rankscope.rules.trace.idle import Cause, Idle
+from rankscope.rules.trace.names import Type
+
+SCHEMA = "rankscope.trace/1"
+
+
+def rank_document(read: ReadTrace, analysis: Analysis, top: int) -> dict[str, Any]:
+    """Everything about one rank; lists of names hold the `top` largest."""
+    trace, whole, cores, launched = analysis.trace, analysis.breakdown, analysis.tensor_cores, analysis.launches
+    kernel_ns = sum(each.total_ns for each in analysis.kernels)
+    return {
+        "file": str(read.path),
+        "rank": trace.rank,
+        "rank_from": read.rank_from or None,
+        "world_size": trace.world_size,
+        "events": read.events,
+        "skipped_events": read.skipped,
+        "text_bytes": read.text_bytes,
+        "notes": read.notes,
+        "bound": str(bound_of(analysis)),
+        "summary": sentence(analysis),
+        "scope": {
+            "device_events": len(analysis.scope.rows),
+            "left_out": len(trace.device) - len(analysis.scope.rows),
+            "rule": analysis.scope.rule or None,
+        },
+        "steps": [{"number": number, "us": _us(end - start)} for number, start, end in trace.steps],
+        "step_us": _us(analysis.step_ns),
+        "temporal": _breakdown(whole),
+        "idle": {
+            "kernel_wait_threshold_us": _us(analysis.threshold_ns),
+            "streams": [_idle(each) for each in analysis.streams],
+            "devices": [_idle(each) for each in analysis.devices],
+        },
+        "kernel_types": [
+            {
+                "type": kind.name.lower(),
+                "us": _us(total),
+                "fraction": _ratio(total, kernel_ns),
+                "count": sum(each.count for each in analysis.kernels if each.type == kind),
+            }
+            for kind in (Type.COMPUTATION, Type.COMMUNICATION, Type.MEMORY)
+            for total in [sum(each.total_ns for each in analysis.kernels if each.type == kind)]
+        ],
+        "kernels": [
+            {
+                "name": each.name,
+                "type": each.type.name.lower(),
+                "count": each.count,
+                "us": _us(each.total_ns),
+                "fraction": _ratio(each.total_ns, kernel_ns),
+                "longest_us": _us(each.longest_ns),
+                "tensor_cores": each.tensor_cores,
+            }
+            for each in analysis.kernels[:top]
+        ],
+        "tensor_cores": {
+            "told_by": "kernel names",
+            "us": _us(cores.tensor_ns),
+            "fraction_of_matrix_kernels": _ratio(cores.tensor_ns, cores.matrix_ns),
+            "fraction_of_computation": _ratio(cores.tensor_ns, cores.compute_ns),
+        },
+        "copies": [
+            {
+                "name": each.name,
+                "source": each.source,
+                "target": each.target,
+                "pageable": each.pageable,
+                "count": each.count,
+                "us": _us(each.total_ns),
+                "bytes": each.bytes,
+            }
+            for each in analysis.copies[:top]
+        ],
+        "launches": {
+            "count": launched.count,
+            "calls": [{"name": name, "count": count, "us": _us(took)} for name, count, took in launched.calls[:top]],
+            "without_call": launched.without_call,
+            "before_call": launched.before_call,
+            "delay_median_us": _us(launched.delay_median_ns),
+            "delay_p95_us": _us(launched.delay_p95_ns),
+            "delay_max_us": _us(launched.delay_max_ns),
+            "fraction_under_10_us": _rounded(launched.short),
+            "queues": [
+                {
+                    "device": each.device,
+                    "stream": each.stream,
+                    "mean": round(each.mean, 3),
+                    "most": each.most,
+                    "fraction_empty": round(each.empty, 6),
+                    "fraction_full": round(each.full, 6),
+                }
+                for each in launched.queues
+            ],
+        },
+        "stalls": [
+            {
+                "kernel": each.kernel,
+                "cause": each.cause.name.lower(),
+                "us": _us(each.total_ns),
+                "count": each.count,
+                "longest_us": _us(each.longest_ns),
+                "fraction_of_time": _ratio(each.total_ns, whole.span_ns),
+                "operator": each.operator,
+                "outer_operator": each.outer,
+                "source": each.source,
+                "host_doing": each.host_doing,
+            }
+            for each in analysis.stalls[:top]
+        ],
+        "as_hta": {
+            "temporal": _breakdown(analysis.hta_breakdown),
+            "streams": [_idle(each) for each in analysis.hta_streams],
+        },
+    }
+
+
+def _breakdown(whole: Breakdown) -> dict[str, Any]:
+    return {
+        "span_us": _us(whole.span_ns),
+        "idle_us": _us(whole.idle_ns),
+        "compute_us": _us(whole.compute_ns),
+        "non_compute_us": _us(whole.non_compute_ns),
+        "communication_us": _us(whole.communication_ns),
+        "memory_us": _us(whole.memory_ns),
+        "overlapped_us": _us(whole.overlapped_ns),
+        "idle_fraction": _ratio(whole.idle_ns, whole.span_ns),
+        "compute_fraction": _ratio(whole.compute_ns, whole.span_ns),
+        "non_compute_fraction": _ratio(whole.non_compute_ns, whole.span_ns),
+        "overlap_fraction": _rounded(whole.overlap),
+    }
+
+
+def _idle(idle: Idle) -> dict[str, Any]:
+    return {
+        "device": idle.device,
+        "stream": idle.stream,
+        "host_wait_us": _us(idle.by_cause_ns[Cause.HOST_WAIT]),
+        "kernel_wait_us": _us(idle.by_cause_ns[Cause.KERNEL_WAIT]),
+        "other_us": _us(idle.by_cause_ns[Cause.OTHER]),
+        "total_us": _us(idle.total_ns),
+        "gaps": idle.gaps,
+    }
+
+
+def _us(value: float | None) -> float | None:
+    return None if value is None else round(value / NS_PER_US, 3)
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return round(part / whole, 6) if whole else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
