@@ -34,6 +34,7 @@ _COMMANDS: dict[str, str] = {
     "hang": "rankscope.agent.hang_command:hang",
     "quantiles": "rankscope.agent.quantiles:quantiles",
     "trace": "rankscope.agent.trace:trace",
+    "whatif": "rankscope.agent.whatif:whatif",
 }
 
 

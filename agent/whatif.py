@@ -1,0 +1,168 @@
+"""`rankscope whatif`: what slows a job, or a service, by replay of operations or spans that were recorded elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rankscope.agent.whatif_files import read_recorded
+from rankscope.rules.whatif import WhatIf
+from rankscope.rules.whatif import whatif as replay_operations
+from rankscope.rules.whatif_operations import OperationsError, operations
+from rankscope.rules.whatif_spans import SpanWhatIf, whatif_spans
+from rankscope.rules.whatif_verdict import Reading, read
+
+SCHEMA = "rankscope.whatif/1"
+#: Lines of a table on the terminal; --json has them all.
+_SHOWN = 10
+
+
+@click.command()
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    metavar="FILE...",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON (docs/schemas/whatif.schema.json).")
+def whatif(files: Sequence[Path], as_json: bool) -> None:
+    """What slows a job: its operations replayed without one worker's, stage's or kind's slowness.
+
+    FILE holds operations of pipeline-parallel training (Parquet, CSV or JSON lines, with the columns dp_rank, stage,
+    step, optype, start_ts, duration), or spans of distributed traces (OTLP as JSON lines or protobuf). Several files
+    are one job.
+    """
+    recorded = read_recorded(files)
+    if recorded.spans:
+        spans = whatif_spans(recorded.spans)
+        text, document = spans_text(spans), spans_document(spans)
+    else:
+        try:
+            found = replay_operations(operations(recorded.columns))
+        except OperationsError as error:
+            names = ", ".join(map(str, files))
+            where = f"{names}: {error.where}" if error.where else names
+            raise OperationsError(error.what, where=where, todo=error.todo) from None
+        reading = read(found)
+        text, document = operations_text(found, reading), operations_document(found, reading)
+    click.echo(json.dumps(document, indent=2) if as_json else text)
+
+
+def operations_document(found: WhatIf, reading: Reading) -> dict[str, Any]:
+    """The JSON of an analysis of operations."""
+    body = asdict(found)
+    for name in ("by_stage", "step_slowdown"):
+        body[name] = {str(key): value for key, value in body[name].items()}
+    return {
+        "schema": SCHEMA,
+        "kind": "operations",
+        "cause": reading.cause,
+        "looks_like": reading.looks_like,
+        "summary": list(reading.sentences),
+        "also": list(reading.also),
+        **body,
+    }
+
+
+def spans_document(found: SpanWhatIf) -> dict[str, Any]:
+    """The JSON of an analysis of spans."""
+    return {"schema": SCHEMA, "kind": "spans", "summary": _span_sentences(found), **asdict(found)}
+
+
+def operations_text(found: WhatIf, reading: Reading) -> str:
+    """An analysis of operations for a person."""
+    share = {"M_W": found.m_w, "M_S": found.m_s}
+    figures = ", ".join(f"{name} {value:.2f}" for name, value in share.items() if value is not None)
+    looks_like = "" if reading.looks_like == "unknown" else f" (looks like {reading.looks_like})"
+    size = f"{found.steps} steps, {found.dp_ranks} data-parallel ranks x {found.stages} stages"
+    lines = [
+        f"{reading.cause}{looks_like}",
+        *(f"  {sentence}" for sentence in reading.sentences),
+        *(f"  also {line}" for line in reading.also),
+        "",
+        f"S {found.slowdown:.3f}: {found.actual_ms:,.1f} ms a step against {found.ideal_ms:,.1f} ms ideal"
+        + (f"; {figures}" if figures else ""),
+        f"{size}; recorded {found.recorded_ms:,.1f} ms a step, the replay gives {found.replayed_ms:,.1f} ms",
+        "",
+    ]
+    rows = [
+        (
+            str(worker.dp_rank),
+            str(worker.stage),
+            "" if worker.rank is None else str(worker.rank),
+            f"{worker.slowdown:.3f}",
+            "" if worker.ms_per_step is None else f"{worker.ms_per_step:,.1f}",
+            "  ".join(f"{name} {ratio:.2f}x" for name, ratio in worker.against_peers.items()),
+        )
+        for worker in found.slowest[:_SHOWN]
+    ]
+    lines += _table(("dp", "stage", "rank", "slowdown", "ms a step back", "against its stage's peers"), rows)
+    if len(found.slowest) > _SHOWN:
+        lines.append(f"... {len(found.slowest) - _SHOWN} more workers")
+    causes = [(cause.kind, f"{cause.share:.0%}", f"{cause.ms_per_step:,.1f}") for cause in found.causes]
+    lines += ["", *_table(("without", "of the lost time", "ms a step back"), causes)]
+    kinds = [(name, f"{value:.3f}") for name, value in found.by_optype.items() if value > 1.001]
+    if kinds:
+        lines += ["", *_table(("operation", "slowdown by it alone"), kinds)]
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def spans_text(found: SpanWhatIf) -> str:
+    """An analysis of spans for a person."""
+    rows = [
+        (
+            price.service,
+            price.operation,
+            str(price.spans),
+            f"{price.median_self_ms:,.3f}",
+            f"{price.critical_ms:,.3f}",
+            f"{price.on_critical_path} of {found.traces}",
+            "" if price.returns_ms is None else f"{price.returns_ms:,.3f}",
+        )
+        for price in found.operations[:_SHOWN]
+    ]
+    head = ("service", "operation", "spans", "median own ms", "critical ms", "on the path", "ms a trace back")
+    rest = len(found.operations) - _SHOWN
+    return "\n".join(
+        [
+            *_span_sentences(found),
+            "",
+            *_table(head, rows),
+            *([f"... {rest} more operations"] if rest > 0 else []),
+            *(f"note: {note}" for note in found.notes),
+        ]
+    )
+
+
+def _span_sentences(found: SpanWhatIf) -> list[str]:
+    ideal = f"{found.ideal_ms:,.3f} ms with every operation at its median"
+    lines = [f"S {found.slowdown:.3f}: {found.traces} traces of {found.mean_ms:,.3f} ms, {ideal}"]
+    lines += [
+        f"speeding {price.service} {price.operation} to its median returns {price.returns_ms:,.3f} ms a trace; on the "
+        f"critical path in {price.on_critical_path} of {found.traces} traces"
+        for price in found.operations[:3]
+        if price.returns_ms is not None and price.returns_ms > 0.01 * found.mean_ms
+    ]
+    if len(lines) == 1:
+        lines.append("no operation gives back more than 1 % of a trace")
+    return lines
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as they need to be: words to the left, numbers to the right."""
+    widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
+    numeric = [
+        all(row[place][:1].isdigit() or row[place][:1] in ("", "-") for row in rows) for place in range(len(head))
+    ]
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(row, widths, numeric, strict=True)
+        return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells).rstrip()
+
+    return [line(head), *(line(row) for row in rows)]
