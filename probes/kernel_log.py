@@ -1,6 +1,7 @@
-"""The kernel log: Xids, GPUs that fall off the bus, processes killed for memory, tasks that hang.
+"""The kernel log: Xids, GPUs that fall off the bus, errors of the host's hardware, processes killed for memory.
 
-Reads /dev/kmsg, or a regular file of the same form. What was logged before the probe opened it is history, not news.
+Reads /dev/kmsg, or a regular file of the same form, or, where neither may be read, journald's copy. What was logged
+before the probe opened it is history, not news.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rankscope.probes.kernel_log_lines import KernelRecord, Notice, notice, parse, uuid_announced
+from rankscope.errors import PermissionDenied, ProbeError, Unsupported
+from rankscope.probes.kernel_log_events import EventMaker, Folded
+from rankscope.probes.kernel_log_journal import Journal
+from rankscope.probes.kernel_log_record import KernelRecord, parse
 from rankscope.reading import Event, Group, Outcome, ProbeResult, Severity
 
 #: Records taken in one read: a storm of messages is spread over several reads.
@@ -24,7 +28,7 @@ class KernelLogProbe:
     """Probe of one kernel log."""
 
     name = "kernel-log"
-    groups: Sequence[Group] = (Group("events", 500_000_000, 200_000_000, "one system call when nothing was logged"),)
+    groups: Sequence[Group] = (Group("events", 250_000_000, 100_000_000, "one system call when nothing was logged"),)
 
     def __init__(
         self,
@@ -33,21 +37,24 @@ class KernelLogProbe:
         uuid_of: Callable[[str], str | None] = lambda _pci: None,
         listener: Callable[[Event], None] = lambda _event: None,
         history: bool = False,
+        journal: Callable[[bool], Journal] | None = None,
     ) -> None:
         """`uuid_of` maps a PCI address "dddd:bb:dd" to a GPU UUID; `listener` hears each new event at once.
 
-        With `history`, what was logged before is told too, as events with the attribute history=1.
+        With `history`, what was logged before is told too, as events with the attribute history=1. `journal` opens
+        journald's copy, from its start or from now on, where the path may not be read or does not exist.
         """
         self._path = path
-        self._uuid_of = uuid_of
         self._listener = listener
         self._in_history = history
+        self._maker = EventMaker(uuid_of)
+        self._open_journal = journal
+        self._journal: Journal | None = None
         self._descriptor = -1
         self._is_device = False
         self._partial = b""
         self._expected: int | None = None
         self._end_reached_ns: int | None = None
-        self._announced: dict[str, str] = {}
         self._failure: tuple[Outcome, str] | None = None
         self._said: set[str] = set()
         self._open(from_start=history)
@@ -61,37 +68,62 @@ class KernelLogProbe:
             self._failure = None
         except PermissionError:
             todo = "run the agent with CAP_SYSLOG, or as a user who may read it"
-            self._failure = (Outcome.NO_PERMISSION, f"{self._path}: permission denied; {todo}")
+            self._fail(Outcome.NO_PERMISSION, "permission denied", todo, from_start=from_start)
         except FileNotFoundError:
-            self._failure = (Outcome.UNSUPPORTED, f"{self._path}: does not exist")
+            todo = "mount the host's device there" if self._open_journal is not None else ""
+            self._fail(Outcome.UNSUPPORTED, "does not exist", todo, from_start=from_start)
         except OSError as error:
             self._failure = (Outcome.FAILED, f"{self._path}: {error.strerror}")
 
+    def _fail(self, outcome: Outcome, what: str, todo: str, *, from_start: bool) -> None:
+        """Try the journal; where that cannot be read either, keep both reasons."""
+        if self._open_journal is None:
+            self._failure = (outcome, f"{self._path}: {what}; {todo}" if todo else f"{self._path}: {what}")
+            return
+        try:
+            self._journal = self._open_journal(from_start)
+            self._failure = None
+        except Unsupported as error:
+            self._failure = (outcome, f"{self._path}: {what}, and {error.where} {error.what}; {todo}")
+        except PermissionDenied as error:
+            reason = f"{self._path}: {what}, and {error.where}: {error.what}; {todo}, or {error.todo}"
+            self._failure = (Outcome.NO_PERMISSION, reason)
+        except ProbeError as error:
+            self._failure = (Outcome.FAILED, f"{self._path}: {what}, and {error}")
+
     def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group
-        """Every event logged since the last call."""
-        if self._descriptor < 0:
+        """Every event logged since the last call. Raises ProbeError where the journal fails."""
+        if self._descriptor < 0 and self._journal is None:
             # A file that appears later holds only what came after the start.
-            self._open(from_start=True)
+            self._open(from_start=self._open_journal is None)
         if self._failure is not None:
             outcome, reason = self._failure
             if reason in self._said:
                 return ProbeResult()
             self._said.add(reason)
             return ProbeResult(outcomes=[("", outcome, reason)])
-        events: list[Event] = []
-        at_end = self._read_device(events, now_ns) if self._is_device else self._read_file(events, now_ns)
+        folded = Folded()
+        if self._journal is not None:
+            at_end = self._read_journal(self._journal, folded, now_ns)
+        elif self._is_device:
+            at_end = self._read_device(folded, now_ns)
+        else:
+            at_end = self._read_file(folded, now_ns)
         if at_end:
             self._end_reached_ns = now_ns
             self._in_history = False
-        return ProbeResult(events=events)
+        return ProbeResult(events=folded.events)
 
     def close(self) -> None:
         """Close the log."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
 
-    def _read_device(self, events: list[Event], now_ns: int) -> bool:
+    def _read_device(self, folded: Folded, now_ns: int) -> bool:
         """One record a system call; returns whether the end was reached."""
         for _ in range(MAX_RECORDS):
             try:
@@ -105,34 +137,43 @@ class KernelLogProbe:
                 # Overwritten before it was read: the next read goes on with the oldest that is left,
                 # and the gap in the sequence says how many are gone.
                 continue
-            self._take(events, data, now_ns)
+            self._take_line(folded, data, now_ns)
         return False
 
-    def _read_file(self, events: list[Event], now_ns: int) -> bool:
+    def _read_file(self, folded: Folded, now_ns: int) -> bool:
         data = os.read(self._descriptor, MAX_RECORDS * 256)
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
-            self._take(events, line, now_ns)
+            self._take_line(folded, line, now_ns)
         return len(data) < MAX_RECORDS * 256
 
-    def _take(self, events: list[Event], line: bytes, now_ns: int) -> None:
+    def _read_journal(self, journal: Journal, folded: Folded, now_ns: int) -> bool:
+        records, lost = journal.read(MAX_RECORDS)
+        if lost:
+            self._add_loss(folded, lost, now_ns)
+        for record in records:
+            self._take(folded, record, now_ns)
+        return len(records) < MAX_RECORDS
+
+    def _take_line(self, folded: Folded, line: bytes, now_ns: int) -> None:
         record = parse(line)
         if record is None:
             return
-        time_ns = self._time_ns(record, now_ns)
         if self._expected is not None and record.sequence > self._expected:
-            count = record.sequence - self._expected
-            text = f"{count} kernel log records were overwritten before they were read"
-            events.append(Event("kernel-log-lost", time_ns, text, Severity.WARNING, attributes={"count": count}))
+            self._add_loss(folded, record.sequence - self._expected, self._time_ns(record, now_ns))
         self._expected = record.sequence + 1
-        if (announced := uuid_announced(record.text)) is not None:
-            self._announced[announced[0]] = announced[1]
-        found = notice(record.text)
-        if found is not None:
-            event = self._event(found, record, time_ns)
-            events.append(event)
+        self._take(folded, record, now_ns)
+
+    def _take(self, folded: Folded, record: KernelRecord, now_ns: int) -> None:
+        event = self._maker.event(record, self._time_ns(record, now_ns), history=self._in_history)
+        if event is not None:
+            folded.add(event)
             if not self._in_history:
                 self._listener(event)
+
+    def _add_loss(self, folded: Folded, count: int, time_ns: int) -> None:
+        text = f"{count} kernel log records were overwritten before they were read"
+        folded.add(Event("kernel-log-lost", time_ns, text, Severity.WARNING, attributes={"count": count}))
 
     def _time_ns(self, record: KernelRecord, now_ns: int) -> int:
         """The record's time on CLOCK_MONOTONIC.
@@ -142,20 +183,5 @@ class KernelLogProbe:
         time is held between the two; older records keep the error.
         """
         time_ns = min(record.time_us * 1000, now_ns)
-        if self._is_device and self._end_reached_ns is not None:
-            return max(time_ns, self._end_reached_ns)
-        return time_ns
-
-    def _event(self, found: Notice, record: KernelRecord, time_ns: int) -> Event:
-        attributes = dict(found.attributes)
-        device = ""
-        if found.kind == "sxid":
-            attributes["pci"] = found.pci
-            device = str(attributes["switch"])
-        elif found.kind in ("xid", "gpu-fallen-off"):
-            attributes |= {"pci": found.pci, "source": "kernel-log"}
-            if found.pci is not None:
-                device = self._uuid_of(found.pci) or self._announced.get(found.pci, "")
-        if self._in_history:
-            attributes["history"] = 1
-        return Event(found.kind, time_ns, record.text, found.severity, device, attributes=attributes)
+        live = self._is_device or self._journal is not None
+        return max(time_ns, self._end_reached_ns) if live and self._end_reached_ns is not None else time_ns

@@ -10,6 +10,7 @@ from rankscope.errors import ConfigurationError
 from rankscope.probes.cpu import CpuProbe
 from rankscope.probes.disk import DiskProbe
 from rankscope.probes.kernel_log import KernelLogProbe
+from rankscope.probes.kernel_log_journal import Journal
 from rankscope.probes.memory import MemoryProbe
 from rankscope.probes.network import NetworkProbe
 from rankscope.probes.nvml import NvmlProbe
@@ -17,13 +18,15 @@ from rankscope.probes.pressure import PressureProbe
 from rankscope.probes.process import ProcessProbe
 from rankscope.reading import Probe
 
+_KERNEL_LOG = Path("/dev/kmsg")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSettings:
     """Where the built-in probes look, and how patient they are."""
 
     proc: Path = Path("/proc")
-    kernel_log: Path = Path("/dev/kmsg")
+    kernel_log: Path = _KERNEL_LOG
     #: Tell what the kernel logged before the start too, marked as history.
     kernel_log_history: bool = False
     #: Path of an NVML library to use instead of the one the linker finds.
@@ -56,6 +59,19 @@ _MAKERS: tuple[Callable[[ProbeSettings], Probe], ...] = (
 )
 
 
+def _journal(settings: ProbeSettings) -> Callable[[bool], Journal]:
+    """Opens journald's copy of the kernel log: of this boot, which a container shares with its host."""
+
+    def opened(from_start: bool) -> Journal:
+        try:
+            boot = (settings.proc / "sys/kernel/random/boot_id").read_text()
+        except OSError:
+            boot = None
+        return Journal(from_start=from_start, boot_id=boot)
+
+    return opened
+
+
 def built_in(settings: ProbeSettings | None = None) -> list[Probe]:
     """Every built-in probe. The kernel log names GPUs by NVML's addresses and opens its breaker."""
     chosen = settings or ProbeSettings()
@@ -65,6 +81,7 @@ def built_in(settings: ProbeSettings | None = None) -> list[Probe]:
         uuid_of=nvml.uuid_of_pci,
         listener=nvml.heed,
         history=chosen.kernel_log_history,
+        journal=_journal(chosen) if chosen.kernel_log == _KERNEL_LOG else None,
     )
     return distinct([kernel_log, nvml, *(make(chosen) for make in _MAKERS)])
 

@@ -53,17 +53,20 @@ class Event:
     attributes: dict[str, str | int | float | None] = field(default_factory=dict)
 
 
-#: Every kind of event, with what it means and its attributes.
+#: Every kind of event, with what it means and its attributes. An attribute that is not known is absent or None. Events
+#: of the kernel log may have `repeated`: so many more alike came at once.
 EVENT_KINDS = {
     "xid": "the NVIDIA driver reported an error of a GPU: number, message, source (nvml or kernel-log), pci, pid, "
     "process; where the message says so previous (the Xid that caused it), gpu_instance, compute_instance, channel, "
-    "link, unit, severity (fatal, nonfatal), subcode, action_before and action (of Xid 154), reset (0, 1)",
+    "unit (of the GPU or link), address, link, severity (fatal, nonfatal, link-fatal), registers or intr_info and "
+    "error_status, injected, action_before, action (numbers of NVML's recovery action), action_text, reset (0, 1)",
     "sxid": "the NVIDIA driver reported an error of an NVSwitch: number, message, switch, fatal (0, 1), link, pci",
     "gpu-lost": "NVML says the GPU is lost or it vanished from the bus: source",
     "gpu-event": "a structured GPU event of the driver: source_module, event_code, severity, xid, group, primary",
     "gpu-described": "a GPU as its driver tells it, once and after a change: name, driver, firmware, NUMA node, peers",
     "gpu-counters-reset": "a GPU's counters began anew (reset or driver reload): uptime_seconds",
     "gpu-fallen-off": "the kernel log says a GPU has fallen off the bus: pci",
+    "gpu-init-failed": "the kernel log says a GPU could not be initialised: pci, code",
     "probe-stalled": "a call did not return by its deadline: probe, waited_ns",
     "probe-recovered": "a stalled source answers again: probe, waited_ns",
     "probe-failed": "a source failed: probe, outcome",
@@ -73,8 +76,8 @@ EVENT_KINDS = {
     "hung-task": "the kernel reports a task blocked for long: pid, process, seconds",
     "cpu-lockup": "the kernel reports a core that is stuck: lockup (soft, hard, rcu), cpu, seconds, pid, process",
     "process-fault": "a process died of its own code: pid, process, fault (segfault, general protection, ...), where",
-    "pcie-error": "a PCIe device reported an error: pci, severity (correctable, nonfatal, fatal), layer, agent, errors",
-    "pcie-link": "a PCIe link changed: pci, state (down, up, degraded), slot",
+    "pcie-error": "a PCIe device reported an error: pci, severity (correctable, nonfatal, fatal), layer, agent",
+    "pcie-link": "a PCIe slot's link changed: pci (of the port above), state (down, up), slot",
     "memory-error": "host memory reported an error: severity (corrected, uncorrected), controller, count, dimm",
     "machine-check": "a processor reported an error: severity (corrected, uncorrected, fatal), cpu, bank, status",
     "cpu-throttled": "a processor was too hot and slowed down: cpu, scope (core, package), count",

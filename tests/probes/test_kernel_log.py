@@ -78,6 +78,7 @@ def test_every_event_of_the_simulated_log_has_a_known_kind(log: KernelLog) -> No
         *["xid"] * 4,
         "oom-kill",
         "hung-task",
+        "pcie-error",
     ]
     assert {e.kind for e in events} <= set(EVENT_KINDS)
     assert [e.attributes["pci"] for e in events if e.kind == "gpu-fallen-off"] == ["0000:1b:00", "0000:43:00"]

@@ -94,7 +94,75 @@ def test_an_xid_names_its_cause_and_its_instance() -> None:
     assert found is not None
     assert found.pci == "0000:1b:00"
     assert found.attributes["previous"] == 94
-    assert found.attributes["gpu_instance"] == 2
+    assert (found.attributes["gpu_instance"], found.attributes["compute_instance"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "NVRM: Xid (PCI:0018:01:00): 145, RLW_SRC_TRACK Nonfatal XC0 i0 Link 16 (0x00000a62 0x4 0x3 0x4 0x5 0x6)",
+            {"unit": "RLW_SRC_TRACK", "severity": "nonfatal", "link": 16, "injected": 0,
+             "intr_info": "0x00000a62", "error_status": "0x4"},
+        ),
+        (
+            "NVRM: Xid (PCI:0018:01:00): 149, NETIR_LINK_EVT Fatal XC0 i0 Link -1 (0x008b8446 0x0 0x0 0x0 0x0 0x0 0x0)",
+            {"unit": "NETIR_LINK_EVT", "severity": "fatal", "link": -1, "injected": 0,
+             "intr_info": "0x008b8446", "error_status": "0x0"},
+        ),
+        (
+            ("NVRM: Xid (PCI:0000:c1:00): 74, pid='<unknown>', name=<unknown>, NVLink: fatal error detected on link 6"
+            "(0x10000, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0)"),
+            {"severity": "fatal", "link": 6, "registers": "0x10000, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0"},
+        ),
+        (
+            ("NVRM: Xid (PCI:0000:9d:00): 154, pid=3, name=a, GPU recovery action changed from 0x0 (None) to 0x2 "
+            "(Node Reboot Required)"),
+            {"action_before": 0, "action": 2, "action_text": "Node Reboot Required"},
+        ),
+        (
+            "NVRM: Xid (PCI:0000:9d:00): 94, pid=7, name=b, Contained: CE User Channel (0x9). RST: Yes, D-RST: No",
+            {"reset": 1},
+        ),
+        (
+            ("NVRM: Xid (PCI:0000:9d:00): 13, pid=7, name=b, Graphics SM Warp Exception on (GPC 2, TPC 1, SM 0): "
+            "Out Of Range Address"),
+            {"unit": "GPC 2, TPC 1, SM 0"},
+        ),
+        (
+            ("NVRM: Xid (PCI:0000:9d:00): 31, pid=7, name=b, Ch 0000001a, intr 00000000. MMU Fault: ENGINE GRAPHICS "
+            "GPC5 GPCCLIENT_T1_6 faulted @ 0x7f2a_d8a80000. Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_READ"),
+            {"channel": 26, "address": "0x7f2a_d8a80000"},
+        ),
+        ("NVRM: Xid (0000:03:00): 14, Channel 00000001", {"channel": 1}),
+    ],
+)  # fmt: skip
+def test_what_an_xids_message_says_is_taken_apart(text: str, said: dict[str, object]) -> None:
+    """Links, units, registers, faults and recovery actions become attributes of their own."""
+    found = notice(text)
+    assert found is not None
+    base = {"number", "message", "pid", "process"}
+    assert {name: value for name, value in found.attributes.items() if name not in base} == said
+
+
+def test_long_messages_are_bounded() -> None:
+    """A line is the driver's to choose; what is recorded of it is not."""
+    found = notice("NVRM: Xid (PCI:0000:1b:00): 13, pid=1, name=" + "n" * 5000 + ", " + "m" * 5000)
+    assert found is not None
+    assert all(len(str(value)) <= 400 for value in found.attributes.values())
+
+
+def test_other_trouble_of_gpus_is_told() -> None:
+    """A GPU that cannot be initialised, and what the driver says of links."""
+    failed = notice("NVRM: GPU 0000:1b:00.0: RmInitAdapter failed! (0x26:0x56:1474)")
+    assert failed is not None
+    assert (failed.kind, failed.pci, failed.attributes) == (
+        "gpu-init-failed", "0000:1b:00", {"code": "0x26:0x56:1474"},
+    )  # fmt: skip
+    link = notice("NVRM: GPU 0000:1b:00.0: knvlinkTrainLink: training of link 7 failed")
+    assert link is not None
+    assert (link.kind, link.pci, link.attributes["link"]) == ("nvlink-error", "0000:1b:00", 7)
+    assert notice("nvidia-nvlink: Nvlink Core is being initialized, major device number 510") is None
 
 
 def test_switch_errors_are_told_as_the_switchs() -> None:
@@ -110,7 +178,7 @@ def test_switch_errors_are_told_as_the_switchs() -> None:
     }
     assert found.pci == "0000:c1:00"
     assert notice("nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 28006, Data {0x00140004, 0x00100000}") is None
-    assert notice("nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 28006, Severity 0 Engine instance 46") is not None
+    assert notice("nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 28006, Severity 0 Engine instance 46") is None
 
 
 @pytest.mark.parametrize(
