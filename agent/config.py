@@ -69,7 +69,7 @@ class ProbeSettings(Struct, forbid_unknown_fields=True, frozen=True):
     ] = ()
     deadline_seconds: Annotated[
         Positive, _say("A read that takes longer counts as stalled; the other probes go on without it.")
-    ] = 5.0
+    ] = 2.0
     burst_seconds: Annotated[Positive, _say("How long a trigger (Xid, throttling, slow step) raises the rates.")] = 30.0
 
 
@@ -104,13 +104,18 @@ class ExportSettings(Struct, forbid_unknown_fields=True, frozen=True):
 class BudgetSettings(Struct, forbid_unknown_fields=True, frozen=True):
     """What watching may cost. The governor lowers rates to hold it."""
 
-    cpu_ratio: Annotated[Positive, _say("Share of one core for the agent and its children.")] = 0.01
+    cpu_ratio: Annotated[Positive, _say("Share of one core for the agent and its children, over a minute.")] = 0.01
+    burst_cpu_ratio: Annotated[Positive, _say("The same while a trigger raises the rates.")] = 0.05
     pss_bytes: Annotated[int, Meta(ge=10_000_000), _say("Proportional memory of the agent and its children.")] = (
         100_000_000
     )
     hook_ratio: Annotated[
         Positive, _say("Share of a step that the hooks in a rank may take; beyond it the rank stops watching itself.")
     ] = 0.05
+
+    def ratio(self, *, bursting: bool) -> float:
+        """Share of a core that watching may take now."""
+        return max(self.cpu_ratio, self.burst_cpu_ratio) if bursting else self.cpu_ratio
 
 
 class RuleSettings(Struct, forbid_unknown_fields=True, frozen=True):

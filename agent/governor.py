@@ -1,132 +1,248 @@
-"""What watching costs, measured, and rates lowered where it costs more than it may."""
+"""What watching costs, measured, and rates lowered where it costs more than it may: the least valuable first.
+
+The budget is held over a minute: what a moment cost too much, the next save. So that one number moves at a time, the
+share to be saved is taken from groups in the order of their priority, dearest first, and each only as far as it takes.
+Vital groups are never stretched.
+"""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable
+import ctypes
+import gc
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rankscope.agent.config import BudgetSettings
-from rankscope.agent.processes import PROC, process_stat
-from rankscope.agent.scheduler import Task
+from rankscope.agent.cost import OwnCost
+from rankscope.agent.lane import Watched
+from rankscope.agent.scheduler import GROUP_SHARE, LONGEST_PERIOD_NS, TURNS
 from rankscope.clock import Clock
-from rankscope.reading import Event, Reading
+from rankscope.reading import Event, Priority, Reading, Severity
 
-_TICKS_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_SECOND_NS = 1_000_000_000
 #: smaps_rollup walks every page: milliseconds a process.
-_PSS_PERIOD_NS = 60_000_000_000
+_PSS_PERIOD_NS = 60 * _SECOND_NS
 #: Starting costs more than running does; rates are judged after that.
-_GRACE_NS = 30_000_000_000
-_LONGEST_STRETCH = 16
-#: Kept at their rate to the last: what they miss is gone for good, or is what the others are judged by.
-_KEPT = frozenset({"kernel-log", "nvml"})
+_GRACE_NS = 30 * _SECOND_NS
+#: The budget is held over this long.
+_HORIZON_NS = 60 * _SECOND_NS
+#: What the agent costs beside its probes is measured anew for so long after a change.
+_SETTLED_NS = 15 * _SECOND_NS
+#: How far a minute may be over the budget before the next has to make up for it.
+_TOLERANCE = 1.05
+#: Rates are raised again where that leaves the budget this share, and this long after the last change.
+_ROOM = 0.9
+_CALM_NS = 30 * _SECOND_NS
+#: Periods are stretched by steps, so that a change is worth an event; at most so far at a time.
+_STEP = 1.25
+_LARGEST_CHANGE = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """CPU time so far and memory of the agent and its children."""
+@dataclass(slots=True)
+class _Spent:
+    """What a group had cost when it was last looked at, and lately a second, ns."""
 
-    cpu_ns: int
-    pss_bytes: int | None
+    cpu_ns: int = 0
+    reads: int = 0
+    #: CPU time of one read, smoothed.
+    a_read_ns: float = 0.0
 
 
 class Governor:
     """Call `tick` every few seconds; it measures, and stretches or relaxes the periods of the probes' groups."""
 
-    def __init__(
-        self,
-        budget: BudgetSettings,
-        *,
-        clock: Clock,
-        proc: Path = PROC,
-        own_cpu_ns: Callable[[], int] = time.process_time_ns,
-    ) -> None:
+    def __init__(self, budget: BudgetSettings, *, clock: Clock, cost: OwnCost | None = None) -> None:
         self._budget = budget
         self._clock = clock
-        self._proc = proc
-        self._own_cpu_ns = own_cpu_ns
-        self._began_ns = self._last_ns = clock.monotonic_ns()
+        self._cost = cost or OwnCost()
+        self._began_ns = clock.monotonic_ns()
         # Starting is over by now, and came before the job began.
-        self._first_cpu_ns = self._last_cpu_ns = self._cpu_ns()
+        self._first_cpu_ns = self._cost.cpu_ns()
+        #: (time, CPU time so far, that of the probes' groups, CPU time allowed so far) of the last minute.
+        self._past: deque[tuple[int, int, int, float]] = deque([(self._began_ns, self._first_cpu_ns, 0, 0.0)])
+        self._changed_ns = self._began_ns
+        #: Share of a core that the agent takes beside its probes.
+        self._rest_ratio = 0.0
         self._pss_due_ns = self._began_ns
+        self._spent: dict[str, _Spent] = {}
+        self._over_memory = False
+        self._bursting = False
+        self._limit = budget.cpu_ratio
         #: CPU share of one core since the begin, and the latest memory: what the verdict says watching cost.
         self.cpu_ratio = 0.0
         self.pss_bytes: int | None = None
 
-    def tick(self, tasks: list[Task], *, final: bool = False) -> tuple[list[Reading], list[Event]]:
+    def tick(
+        self, watched: Sequence[Watched], *, bursting: bool = False, final: bool = False
+    ) -> tuple[list[Reading], list[Event]]:
         """Measure since the last tick and act on it; `final` measures memory whether it is time or not."""
-        now = self._clock.monotonic_ns()
-        cpu = self._cpu_ns()
-        ratio = (cpu - self._last_cpu_ns) / max(1, now - self._last_ns)
-        self._last_ns, self._last_cpu_ns = now, cpu
+        now, cpu = self._clock.monotonic_ns(), self._cost.cpu_ns()
+        last_ns, last_cpu, _, allowed = self._past[-1]
+        passed = max(1, now - last_ns)
+        self._bursting = bursting
+        self._limit = limit = self._budget.ratio(bursting=bursting)
+        self._past.append((now, cpu, sum(group.cpu_ns for group in watched), allowed + limit * passed))
+        while self._past[1][0] <= now - _HORIZON_NS:
+            self._past.popleft()
         self.cpu_ratio = (cpu - self._first_cpu_ns) / max(1, now - self._began_ns)
-        readings = [Reading("agent.cpu_ratio", ratio, now)]
+        readings = [Reading("agent.cpu_ratio", (cpu - last_cpu) / passed, now)]
+        readings += self._of_groups(watched, passed, now)
+        events: list[Event] = []
         if now >= self._pss_due_ns or final:
             self._pss_due_ns = now + _PSS_PERIOD_NS
-            self.pss_bytes = self._pss_bytes()
+            events += self._memory(now)
             if self.pss_bytes is not None:
                 readings.append(Reading("agent.pss_bytes", float(self.pss_bytes), now))
-        if now - self._began_ns < _GRACE_NS:
-            return readings, []
-        return readings, self._act(ratio, tasks, now)
+        if now - self._began_ns >= _GRACE_NS and not final:
+            events += self._act(watched, now)
+        return readings, events
 
-    def _act(self, ratio: float, tasks: list[Task], now: int) -> list[Event]:
-        if ratio > self._budget.cpu_ratio:
-            able = [task for task in tasks if task.stretch < _LONGEST_STRETCH and task.reads]
-            spare = [task for task in able if task.probe.name not in _KEPT] or able
-            if not spare:
-                return []
-            # The one that costs most a second at its present rate.
-            task = max(spare, key=lambda task: task.cpu_ns / task.reads / (task.group.steady_ns * task.stretch))
-            task.stretch *= 2
-            why = f"the agent takes {ratio:.2%} of a core, it may take {self._budget.cpu_ratio:.2%}"
-            return [_changed(task, now, why)]
-        if ratio < self._budget.cpu_ratio / 2:
-            stretched = [task for task in tasks if task.stretch > 1]
-            if stretched:
-                task = min(stretched, key=lambda task: task.cpu_ns / max(1, task.reads))
-                task.stretch //= 2
-                return [_changed(task, now, "there is room in the budget again")]
+    def _of_groups(self, watched: Sequence[Watched], passed: int, now: int) -> list[Reading]:
+        readings: list[Reading] = []
+        for group in watched:
+            spent = self._spent.setdefault(group.name, _Spent())
+            reads, cpu = group.reads - spent.reads, group.cpu_ns - spent.cpu_ns
+            if not reads:
+                continue
+            spent.reads, spent.cpu_ns = group.reads, group.cpu_ns
+            # Dearer is believed at once, cheaper by and by.
+            spent.a_read_ns = max(cpu / reads, (spent.a_read_ns + cpu / reads) / 2)
+            readings.append(Reading("agent.probe_ns", float(group.longest_ns), now, group.name))
+            readings.append(Reading("agent.probe_cpu_ratio", cpu / passed, now, group.name))
+            if group.driver_ns:
+                readings.append(Reading("agent.probe_driver_ns", float(group.driver_ns), now, group.name))
+            group.longest_ns = 0
+        return readings
+
+    def _act(self, watched: Sequence[Watched], now: int) -> list[Event]:
+        (first_ns, first_cpu, _, first_allowed), (_, cpu, _, allowed) = self._past[0], self._past[-1]
+        self._measure_rest(now)
+        limit = self._limit
+        # What the last minute cost too much is saved in the next, as far as half the budget goes.
+        excess = max(0.0, (cpu - first_cpu) - _TOLERANCE * (allowed - first_allowed)) / _HORIZON_NS
+        target = max(limit / 2, limit - excess)
+        events = self._hold_each(watched, now)
+        expected = self._rest_ratio + sum(map(self._ratio, watched))
+        if expected > target:
+            events += self._stretch(watched, expected - target, now)
+        if events:
+            self._changed_ns = now
+            return events
+        calm = not self._bursting and now - max(self._changed_ns, first_ns) >= _CALM_NS
+        return self._relax(watched, _ROOM * target - expected, now) if calm and expected < _ROOM * target else []
+
+    def _measure_rest(self, now: int) -> None:
+        """What is spent beside the probes, since the last change: what a change saved there too is not saved twice."""
+        since = self._changed_ns
+        if now - since < _SETTLED_NS:
+            return
+        for time_ns, cpu, of_groups, _ in self._past:
+            if since <= time_ns < now:
+                _, cpu_now, of_groups_now, _ = self._past[-1]
+                self._rest_ratio = max(0, (cpu_now - cpu) - (of_groups_now - of_groups)) / (now - time_ns)
+                return
+
+    def _hold_each(self, watched: Sequence[Watched], now: int) -> list[Event]:
+        """Declare as its period what the scheduler's pauses make of a group that would take too much by itself."""
+        events = []
+        for group in watched:
+            share = GROUP_SHARE * self._limit
+            if group.group.priority is Priority.VITAL or self._declared(group) / group.stretch <= share:
+                continue
+            group.stretch = self._stretched(group, self._declared(group) / share)
+            cost_ms = self._spent[group.name].a_read_ns / 1e6
+            why = f"one read costs {cost_ms:.3g} ms, and one group may take {share:.2%} of a core"
+            events.append(_changed(group, now, why))
+        return events
+
+    def _stretched(self, group: Watched, wanted: float) -> float:
+        """The next step that is at least what is wanted, as far as a period may be stretched."""
+        return min(_next_step(wanted), max(1.0, LONGEST_PERIOD_NS / group.group.steady_ns))
+
+    def _stretch(self, watched: Sequence[Watched], save: float, now: int) -> list[Event]:
+        """Save this share of a core, from the least valuable on."""
+        limit = self._limit
+        why = f"the agent would take {limit + save:.2%} of a core, it may take {limit:.2%}"
+        events = []
+        able = [group for group in watched if group.group.priority is not Priority.VITAL and self._ratio(group)]
+        for group in sorted(able, key=lambda group: (group.group.priority, -self._ratio(group))):
+            if save < limit / 1000:
+                break
+            before = self._ratio(group)
+            wanted = self._declared(group) / max(before - save, before / _LARGEST_CHANGE)
+            stretch = self._stretched(group, wanted)
+            if stretch > group.stretch:
+                group.stretch = stretch
+                save -= before - self._ratio(group)
+                events.append(_changed(group, now, why))
+        return events
+
+    def _relax(self, watched: Sequence[Watched], room: float, now: int) -> list[Event]:
+        """Give one group, the most valuable that is stretched, as much of its rate back as there is room for."""
+        stretched = [group for group in watched if group.stretch > 1]
+        for group in sorted(stretched, key=lambda group: (-group.group.priority, self._ratio(group))):
+            ratio = self._ratio(group)
+            # What is too dear for the room stays as it is.
+            allowed = min(ratio + room, _ROOM * GROUP_SHARE * self._limit)
+            fits = _next_step(max(1.0, self._declared(group) / allowed))
+            if fits < group.stretch:
+                group.stretch = fits
+                self._changed_ns = now
+                return [_changed(group, now, "there is room in the budget again")]
         return []
 
-    def _children(self) -> list[int]:
-        """Living children, by the kernel's own list of each thread's."""
-        found: list[int] = []
-        for path in (self._proc / "self/task").glob("*/children"):
-            try:
-                found += [int(word) for word in path.read_text().split()]
-            except OSError:
-                continue
-        return found
+    def _ratio(self, group: Watched) -> float:
+        """Share of a core that a group takes at its present periods, held back as the scheduler does."""
+        declared = self._declared(group)
+        if group.group.priority is Priority.VITAL:
+            return declared
+        return min(declared / group.stretch, GROUP_SHARE * self._limit)
 
-    def _cpu_ns(self) -> int:
-        ended = os.times()
-        total = self._own_cpu_ns() + int((ended.children_user + ended.children_system) * 1e9)
-        for pid in self._children():
-            stat = process_stat(pid, self._proc)
-            if stat is not None:
-                total += stat.cpu_ticks * _TICKS_NS
-        return total
+    def _declared(self, group: Watched) -> float:
+        """Share of a core that a group would take at the periods that it declares."""
+        spent = self._spent.get(group.name)
+        if spent is None:
+            return 0.0
+        a_second = (TURNS if group.by_device else 1) / group.group.steady_ns
+        if self._bursting:
+            a_second += 1 / group.group.burst_ns
+        return spent.a_read_ns * a_second
 
-    def _pss_bytes(self) -> int | None:
-        sizes = [_pss(self._proc / str(pid)) for pid in ("self", *self._children())]
-        return sum(size for size in sizes if size is not None) if sizes[0] is not None else None
+    def _memory(self, now: int) -> list[Event]:
+        limit = self._budget.pss_bytes
+        self.pss_bytes = self._cost.pss_bytes()
+        if self.pss_bytes is not None and self.pss_bytes > limit:
+            give_back_memory()
+            self.pss_bytes = self._cost.pss_bytes()
+        over = self.pss_bytes is not None and self.pss_bytes > limit
+        if over == self._over_memory:
+            return []
+        self._over_memory = over
+        size = (self.pss_bytes or 0) / 1e6
+        text = f"the agent and its children hold {size:.0f} MB of memory, they may hold {limit / 1e6:.0f} MB"
+        severity = Severity.WARNING if over else Severity.INFO
+        return [Event("governor", now, text, severity, attributes={"probe": "memory", "pss_bytes": self.pss_bytes})]
 
 
-def _pss(process: Path) -> int | None:
+def give_back_memory() -> None:
+    """Free what is only kept for later: Python's cycles, then the allocator's free pages (glibc's malloc_trim)."""
+    gc.collect()
     try:
-        for line in (process / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
-def _changed(task: Task, now: int, why: str) -> Event:
-    period = task.group.steady_ns * task.stretch
-    name = f"{task.probe.name}/{task.group.name}"
-    text = f"{name} is read every {period / 1e9:g} s: {why}"
-    return Event("governor", now, text, attributes={"probe": name, "period_ns": period})
+def _next_step(stretch: float) -> float:
+    """The next larger stretch that is a power of _STEP."""
+    step = 1.0
+    while step < stretch * (1 - 1e-9):
+        step *= _STEP
+    return step
+
+
+def _changed(group: Watched, now: int, why: str) -> Event:
+    period = int(group.group.steady_ns * group.stretch)
+    text = f"{group.name} is read every {period / 1e9:.3g} s: {why}"
+    return Event("governor", now, text, attributes={"probe": group.name, "period_ns": period})

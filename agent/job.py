@@ -23,6 +23,7 @@ from rankscope.records import RingRecord, StepRecord
 _SECOND_NS = 1_000_000_000
 #: A step this many times the rank's usual (p99) asks the probes for more detail.
 _SLOW_STEP = 2
+_USUAL_EVERY_STEPS = 8
 
 
 class WatchedJob:
@@ -72,8 +73,10 @@ class WatchedJob:
         self._rules_trouble = ""
         self._gpus: list[str] = []
         self._commit_due_ns = self._scan_due_ns = self._hang_due_ns = 0
-        #: A step was far slower than usual since the last look.
-        self.slow_step = False
+        #: Ranks that took a step far slower than usual since the last look.
+        self._slow: dict[int, RankIdentity] = {}
+        #: Rank -> (step, usual duration of its steps then).
+        self._usual: dict[int, tuple[int, int | None]] = {}
         pid = os.getpid()
         text = f"agent {pid} records" + (f" (restart {restart})" if restart else "")
         self._add_events(
@@ -84,11 +87,24 @@ class WatchedJob:
         if self._export is not None:
             self._export.add_records(identity, records)
         for record in records:
-            if isinstance(record, StepRecord) and record.step % 8 == 0:
-                rank = next(rank for rank in self.watcher.ranks if rank.identity is identity)
-                usual = rank.usual_step_ns()
+            if isinstance(record, StepRecord):
+                usual = self._usual_step_ns(identity, record.step)
                 if usual and record.end_ns - record.start_ns > _SLOW_STEP * usual:
-                    self.slow_step = True
+                    self._slow[identity.rank] = identity
+
+    def _usual_step_ns(self, identity: RankIdentity, step: int) -> int | None:
+        """What is usual for a rank, looked at anew every few steps."""
+        at, usual = self._usual.get(identity.pid, (-_USUAL_EVERY_STEPS, None))
+        if step - at >= _USUAL_EVERY_STEPS or step < at:
+            rank = next(rank for rank in self.watcher.ranks if rank.identity is identity)
+            usual = rank.usual_step_ns()
+            self._usual[identity.pid] = step, usual
+        return usual
+
+    def slow_ranks(self) -> list[RankIdentity]:
+        """Ranks that took a step far slower than usual since the last call."""
+        slow, self._slow = list(self._slow.values()), {}
+        return slow
 
     def add(self, tick: Tick, now_ns: int) -> None:
         """Record what the probes said."""

@@ -12,37 +12,58 @@ from rankscope.agent.job import WatchedJob
 from rankscope.agent.ranks import Rank
 from rankscope.agent.scheduler import Scheduler, Tick
 from rankscope.agent.sources import Sources
+from rankscope.agent.triggers import Trigger, triggers_of
 from rankscope.clock import Clock
-from rankscope.reading import Reading
+from rankscope.identity import host_name
+from rankscope.reading import Event
 
 _SECOND_NS = 1_000_000_000
 _GOVERN_NS = 5 * _SECOND_NS
 _THIN_NS = 30 * _SECOND_NS
-#: One reason for a burst is heard this often at most, so that a job that stays slow is not watched dearly for ever.
+#: One reason for a burst of one device is heard this often at most, so that a job that stays slow is not watched dearly
+#: for ever.
 _TRIGGER_PAUSE_NS = 300 * _SECOND_NS
-#: Clock event reasons that ask for detail: hardware slowdown, software and hardware thermal slowdown, power brake
-#: (nvml.h, nvmlClocksEventReason*).
-_THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
-_HARDWARE_EVENTS = frozenset({"xid", "sxid", "gpu-lost", "gpu-fallen-off"})
+#: What led to a trigger is kept in full too.
+_BEFORE_TRIGGER_NS = 60 * _SECOND_NS
+
+
+def wait_for(epoll: select.epoll, wait_ns: int) -> list[tuple[int, int]]:
+    """Wait for descriptors, or until the time is over; (descriptor, what happened) of those that are ready."""
+    return epoll.poll(wait_ns / _SECOND_NS)
 
 
 class Agent:
     """Watches jobs until `stop` is called, a descriptor it waits on ends, or `done` says so."""
 
-    def __init__(self, jobs: Sequence[WatchedJob], settings: Settings, sources: Sources, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[WatchedJob],
+        settings: Settings,
+        sources: Sources,
+        *,
+        clock: Clock,
+        wait: Callable[[select.epoll, int], list[tuple[int, int]]] = wait_for,
+    ) -> None:
+        """`wait` is how time passes: with a simulated clock, another than the kernel's."""
         self.jobs = list(jobs)
         self._clock = clock
         self._sources = sources
+        self._pass_time = wait
         self._poll_ns = int(settings.rings.poll_seconds * _SECOND_NS)
         self._scheduler = Scheduler(
             sources.probes,
             clock=clock,
             deadline_ns=int(settings.probes.deadline_seconds * _SECOND_NS),
             burst_ns=int(settings.probes.burst_seconds * _SECOND_NS),
+            host=host_name(),
+            isolated=sources.isolated,
+            budget_ratio=settings.budget.cpu_ratio,
+            burst_budget_ratio=settings.budget.ratio(bursting=True),
         )
         self._governor = Governor(settings.budget, clock=clock)
         self._govern_due_ns = self._thin_due_ns = clock.monotonic_ns() + _GOVERN_NS
-        self._triggers: dict[str, int] = {}
+        #: (reason, device) -> when it was last heard.
+        self._heard: dict[tuple[str, str], int] = {}
         self._epoll = select.epoll()
         self._watched: dict[int, tuple[WatchedJob, Rank]] = {}
         self._wakers: dict[int, Callable[[], None]] = {}
@@ -78,7 +99,7 @@ class Agent:
     def _wait(self, wait_ns: int) -> None:
         ended: dict[int, list[Rank]] = {}
         # Ready descriptors come in the order in which they became ready: the order of death.
-        for descriptor, _ in self._epoll.poll(wait_ns / _SECOND_NS):
+        for descriptor, _ in self._pass_time(self._epoll, wait_ns):
             if descriptor in self._watched:
                 job, rank = self._watched.pop(descriptor)
                 self._epoll.unregister(descriptor)
@@ -104,21 +125,36 @@ class Agent:
         now = self._clock.monotonic_ns()
         for job in self.jobs:
             job.add(tick, now)
-        if any(event.kind in _HARDWARE_EVENTS for event in tick.events):
-            self._trigger("hardware-event", "", now)
-        if any(_throttled(reading) for reading in tick.readings):
-            self._trigger("throttled", "nvml", now)
+        for trigger in triggers_of(tick.readings, tick.events, self._sources.gpus()):
+            self._trigger(trigger, now)
 
-    def _trigger(self, reason: str, probe: str, now: int) -> None:
-        if now - self._triggers.get(reason, -_TRIGGER_PAUSE_NS) >= _TRIGGER_PAUSE_NS:
-            self._triggers[reason] = now
-            self._scheduler.burst(probe)
+    def _trigger(self, trigger: Trigger, now: int) -> None:
+        fresh = [
+            device
+            for device in trigger.devices
+            if now - self._heard.get((trigger.reason, device), -_TRIGGER_PAUSE_NS) >= _TRIGGER_PAUSE_NS
+        ]
+        if not fresh:
+            return
+        self._heard |= {(trigger.reason, device): now for device in fresh}
+        begin_ns, end_ns = self._scheduler.burst(fresh)
+        begin_ns -= _BEFORE_TRIGGER_NS
+        named = ", ".join(sorted(device or "the host" for device in fresh))
+        event = Event(
+            "burst",
+            now,
+            f"{named}: read at burst rates for {(end_ns - now) / 1e9:g} s ({trigger.reason})",
+            device=fresh[0] if len(fresh) == 1 else "",
+            attributes={"reason": trigger.reason, "begin_ns": begin_ns, "end_ns": end_ns, "devices": named},
+        )
+        for job in self.jobs:
+            job.add_events([event])
 
     def _housekeeping(self, now: int) -> None:
         for job in self.jobs:
-            if job.slow_step:
-                job.slow_step = False
-                self._trigger("slow-step", "", now)
+            for rank in job.slow_ranks():
+                # The host too: what slows a rank down is as often beside the GPU as in it.
+                self._trigger(Trigger("slow-step", frozenset({rank.gpu_uuid or "", f"rank:{rank.rank}", ""})), now)
             job.set_gpus(self._sources.gpus())
         if now >= self._govern_due_ns:
             self._govern_due_ns = now + _GOVERN_NS
@@ -129,11 +165,15 @@ class Agent:
                 job.thin()
 
     def _govern(self, *, final: bool = False) -> None:
-        readings, events = self._governor.tick(self._scheduler.tasks, final=final)
+        readings, events = self._governor.tick(self._scheduler.watched, bursting=self._scheduler.bursting, final=final)
         for job in self.jobs:
             job.add_readings(readings)
             job.add_events(events)
             job.set_cost(self._governor.cpu_ratio, self._governor.pss_bytes)
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until every read that was asked for has come back; False where one has not by then."""
+        return self._scheduler.settle(seconds)
 
     def finish(self) -> None:
         """Take the last readings and close everything."""
@@ -143,10 +183,6 @@ class Agent:
         for job in self.jobs:
             job.close(self._stopping or "done")
         self._epoll.close()
-
-
-def _throttled(reading: Reading) -> bool:
-    return reading.metric == "gpu.clock_event_reasons" and bool(int(reading.value) & _THROTTLED)
 
 
 def waker() -> tuple[int, int]:

@@ -44,6 +44,8 @@ from rankscope.ring import RingHeader
 DEFAULT_MAX_BYTES = 2_000_000_000
 #: Rows kept in memory while the file cannot be written (some 10 MB); older ones are then lost and counted.
 PENDING_ROWS = 50_000
+#: Triggers whose surroundings are spared when old rows are thinned.
+MAX_KEPT_WINDOWS = 64
 #: Tables whose rows may be given up; the others are few and name what the rows belong to.
 _BULK = ("readings", "collectives", "groups", "phases", "device_steps", "steps")
 
@@ -285,28 +287,69 @@ class Recording:
     def thin(self, max_bytes: int) -> int:
         """Where the file is nearly full, drop every second row of the older half of the least needed bulk table.
 
-        Returns how many rows went. Called again and again, the old thins out by age and steps stay longest.
+        Returns how many rows went. Called again and again, the old thins out by age and steps stay longest. What lies
+        around a trigger ("burst" events) is spared while anything else can go.
         """
         if self.used_bytes() < 0.9 * max_bytes:
             return 0
+        windows = self._kept_windows()
+        gone, table = self._thin_one(windows)
+        if not gone and windows:
+            gone, table = self._thin_one([])
+        if gone:
+            text = f"dropped {gone} older rows of {table} to stay below {max_bytes} bytes"
+            event = Event("readings-thinned", self._clock.monotonic_ns(), text, attributes={"count": gone})
+            self.add_events([event])
+        return gone
+
+    def _thin_one(self, windows: list[tuple[int, int]]) -> tuple[int, str]:
+        """(rows dropped, table) of the first table that has any to drop outside the windows (ns)."""
         for table, key, order in THINNED:
             low, high, count = self._execute(f"SELECT min({order}), max({order}), count(*) FROM {table}").fetchone()
             if count < 2_000:
                 continue
             gone = 0
             for (owner,) in self._execute(f"SELECT DISTINCT {key} FROM {table}").fetchall():
+                old = f"{key} = ?1 AND {order} < ?2"
+                for begin, end in self._in_order_of(order, owner, windows):
+                    old += f" AND {order} NOT BETWEEN {int(begin)} AND {int(end)}"
                 gone += self._execute(
                     f"DELETE FROM {table} WHERE {key} = ?1 AND {order} IN (SELECT {order} FROM (SELECT {order}, "
-                    f"row_number() OVER (ORDER BY {order}) AS n FROM {table} WHERE {key} = ?1 AND {order} < ?2) "
-                    "WHERE n % 2 = 0)",
+                    f"row_number() OVER (ORDER BY {order}) AS n FROM {table} WHERE {old}) WHERE n % 2 = 0)",
                     (owner, low + (high - low) // 2),
                 ).rowcount
             if gone:
-                text = f"dropped {gone} older rows of {table} to stay below {max_bytes} bytes"
-                event = Event("readings-thinned", self._clock.monotonic_ns(), text, attributes={"count": gone})
-                self.add_events([event])
-                return gone
-        return 0
+                return gone, table
+        return 0, ""
+
+    def _kept_windows(self) -> list[tuple[int, int]]:
+        """Stretches of time around triggers, the newest MAX_KEPT_WINDOWS, merged where they overlap, ns."""
+        found = self._execute(
+            "SELECT json_extract(attributes, '$.begin_ns'), json_extract(attributes, '$.end_ns') FROM events "
+            "WHERE kind = 'burst' ORDER BY id DESC LIMIT ?",
+            (MAX_KEPT_WINDOWS,),
+        ).fetchall()
+        merged: list[tuple[int, int]] = []
+        for begin, end in sorted((int(begin), int(end)) for begin, end in found):
+            if merged and begin <= merged[-1][1]:
+                merged[-1] = merged[-1][0], max(end, merged[-1][1])
+            else:
+                merged.append((begin, end))
+        return merged
+
+    def _in_order_of(self, order: str, owner: int, windows: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The windows as ranges of the column that a table lies in the order of: times, or the steps they held."""
+        if order != "step":
+            return windows
+        ranges = []
+        for begin, end in windows:
+            first, last = self._execute(
+                "SELECT min(step), max(step) FROM steps WHERE rank_id = ? AND end_ns >= ? AND start_ns <= ?",
+                (owner, begin, end),
+            ).fetchone()
+            if first is not None:
+                ranges.append((first, last))
+        return ranges
 
     def used_bytes(self) -> int:
         """Bytes of the file that hold something."""

@@ -1,51 +1,53 @@
-"""When each group of each probe is read: steady or burst period, a jittered phase, one reader thread, a deadline.
+"""When each group of each probe is read: steady or burst period, a phase of its own, a deadline.
 
 A probe that does not come back by its deadline costs only itself: its thread is left to it, a new one goes on with the
 others, and the probe rests until its call returns. An exception a probe may not raise is counted, said, and followed
 by a longer and longer rest.
+
+Devices of a probe that can read them apart are read in turns, a part of them at a time, so that the GPUs of a node are
+not all asked at one moment; a burst reads only the devices it concerns.
 """
 
 from __future__ import annotations
 
+import hashlib
 import queue
-import random
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
+from rankscope.agent.lane import Answer, Lane, Read, Watched
 from rankscope.clock import Clock
 from rankscope.errors import PermissionDenied, ProbeError, Unsupported
-from rankscope.reading import Event, Group, Outcome, Probe, ProbeResult, Reading, Severity
+from rankscope.reading import DeviceProbe, Event, Outcome, Priority, Probe, Reading, Severity
 
-_LONGEST_REST_NS = 300_000_000_000
+_SECOND_NS = 1_000_000_000
+_LONGEST_REST_NS = 300 * _SECOND_NS
 #: A source that this machine will never offer is asked again this rarely, in case something was replaced.
-_UNSUPPORTED_REST_NS = 600_000_000_000
+_UNSUPPORTED_REST_NS = 600 * _SECOND_NS
+#: However far a group is stretched, it is read this often.
+LONGEST_PERIOD_NS = 600 * _SECOND_NS
+_SHORTEST_PERIOD_NS = 10_000_000
+#: Devices that can be read apart are read in so many turns a period. More would make them still more apart, at one
+#: wake-up of the agent each.
+TURNS = 2
+#: A group that is not vital may keep its lane busy for one part in so many of the time: what it holds up is others.
+_LANE_SHARE = 20
+#: And take this share of the budget, whatever the others leave of it.
+GROUP_SHARE = 0.5
+_NEVER = 2**62
 
 
 @dataclass(slots=True)
-class Task:
-    """One group of one probe."""
+class _Task:
+    """One reason to read a group: its steady period (of a turn of its devices), or a burst."""
 
-    probe: Probe
-    group: Group
+    watched: Watched
     due_ns: int
-    #: Factor on the period that the governor sets.
-    stretch: int = 1
-    #: CPU time and number of reads, for the governor.
-    cpu_ns: int = 0
-    reads: int = 0
-    rest_until_ns: int = 0
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class _Answer:
-    task: Task
-    result: ProbeResult
-    took_ns: int
-    cpu_ns: int
-    raised: Exception | None
+    turn: int = 0
+    turns: int = 1
+    burst: bool = False
 
 
 @dataclass(slots=True)
@@ -58,6 +60,12 @@ class Tick:
     outcomes: list[tuple[str, str, str, Outcome, str]] = field(default_factory=list)
 
 
+def phase(period_ns: int, *names: str) -> int:
+    """Where in a period its reads lie, ns: the same for the same names, spread evenly over different ones."""
+    digest = hashlib.sha256("\0".join(names).encode()).digest()
+    return int.from_bytes(digest[:8], "little") % period_ns
+
+
 class Scheduler:
     """Reads probes on time. `tick` never blocks."""
 
@@ -68,53 +76,75 @@ class Scheduler:
         clock: Clock,
         deadline_ns: int,
         burst_ns: int,
-        random_source: random.Random | None = None,
+        host: str = "",
+        isolated: Collection[str] = (),
+        budget_ratio: float = 1.0,
+        burst_budget_ratio: float = 1.0,
     ) -> None:
-        draw = random_source or random.Random()
+        """`host` sets the phases. Probes named in `isolated` get a thread of their own each, and are not believed
+        unchecked. After a read a group that is not vital rests until the budget, as a share of a core, has made up
+        for what the read cost.
+        """
         now = clock.monotonic_ns()
-        #: Hosts of a fleet, and groups of a probe, are not to read all at the same moment.
-        self.tasks = [
-            Task(probe, group, now + int(draw.random() * min(group.steady_ns, 1_000_000_000)))
-            for probe in probes
-            for group in probe.groups
-        ]
+        self.watched = [Watched(probe, group) for probe in probes for group in probe.groups]
+        self._tasks = [task for watched in self.watched for task in _tasks_of(watched, host, now)]
         self._probes = tuple(probes)
         self._clock = clock
         self._deadline_ns = deadline_ns
         self._burst_length_ns = burst_ns
-        self._burst_until: dict[str, int] = {}
+        self._budget_ratio = budget_ratio
+        self._burst_budget_ratio = burst_budget_ratio
+        #: (probe, device) -> end of its burst; device "" where the whole probe bursts.
+        self._bursts: dict[tuple[str, str], int] = {}
         self._known: dict[tuple[str, str, str], set[tuple[Outcome, str]]] = {}
-        self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
-        self._lane = _Lane(self._answers)
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._isolated = frozenset(isolated)
+        #: By the name of an isolated probe; "" for all others.
+        self._lanes: dict[str, Lane] = {}
         self._stalled: dict[str, int] = {}
 
-    def burst(self, probe: str = "") -> None:
-        """Read a probe (all: "") at its burst periods for a while from now on."""
-        until = self._clock.monotonic_ns() + self._burst_length_ns
-        for known in self._probes:
-            if probe in ("", known.name):
-                self._burst_until[known.name] = until
-        for task in self.tasks:
-            if self._burst_until.get(task.probe.name) == until:
-                task.due_ns = min(task.due_ns, self._clock.monotonic_ns() + task.group.burst_ns)
+    def burst(self, devices: Collection[str]) -> tuple[int, int]:
+        """Read these devices ("" for the host itself) at their burst periods from now on; returns (begin, end)."""
+        now = self._clock.monotonic_ns()
+        until = now + self._burst_length_ns
+        for probe in self._probes:
+            own = set(probe.devices) if isinstance(probe, DeviceProbe) else {""}
+            chosen = own & set(devices)
+            for device in chosen:
+                self._bursts[probe.name, device] = until
+        for task in self._tasks:
+            if task.burst and set(self._bursting(task.watched.probe.name, now)):
+                task.due_ns = min(task.due_ns, now)
+        return now, until
+
+    @property
+    def bursting(self) -> bool:
+        """Whether a burst goes on."""
+        now = self._clock.monotonic_ns()
+        return any(until > now for until in self._bursts.values())
+
+    def settle(self, seconds: float) -> bool:
+        """Wait, in real time, until every read that was asked for has come back; False where one has not by then."""
+        give_up = time.monotonic() + seconds
+        while not all(lane.idle for lane in self._lanes.values()):
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.0001)
+        return True
 
     def next_due_ns(self) -> int:
         """When the next group is to be read."""
-        return min((task.due_ns for task in self.tasks), default=2**62)
+        return min((task.due_ns for task in self._tasks), default=_NEVER)
 
     def tick(self) -> Tick:
         """Start what is due, and take what has come."""
         tick = Tick()
         now = self._clock.monotonic_ns()
-        for task in self.tasks:
-            if task.due_ns > now:
-                continue
-            # Before the work, from the plan and not from now: periods do not drift, and what was missed is not made up.
-            period = self._period(task, now)
-            task.due_ns += period * max(1, -(-(now - task.due_ns) // period))
-            if task.probe.name not in self._stalled and task.rest_until_ns <= now:
-                self._lane.put(task, now)
-        self._watch(now, tick)
+        for task in self._tasks:
+            if task.due_ns <= now:
+                self._start(task, now)
+        for name in list(self._lanes):
+            self._watch(name, now, tick)
         while True:
             try:
                 answer = self._answers.get_nowait()
@@ -122,68 +152,99 @@ class Scheduler:
                 return tick
             self._take(answer, tick)
 
-    def _period(self, task: Task, now: int) -> int:
-        bursting = self._burst_until.get(task.probe.name, 0) > now
-        return max(10_000_000, (task.group.burst_ns if bursting else task.group.steady_ns) * task.stretch)
+    def _start(self, task: _Task, now: int) -> None:
+        watched = task.watched
+        bursting = set(self._bursting(watched.probe.name, now))
+        if task.burst and not bursting:
+            task.due_ns = _NEVER
+            return
+        # Before the work, from the plan and not from now: periods do not drift, and what was missed is not made up.
+        period = self._period(task)
+        task.due_ns += period * max(1, -(-(now - task.due_ns) // period))
+        if watched.probe.name in self._stalled or watched.rest_until_ns > now:
+            return
+        devices = _devices(task, bursting)
+        if devices is None or devices:
+            name = watched.probe.name if watched.probe.name in self._isolated else ""
+            if name not in self._lanes:
+                self._lanes[name] = Lane(self._answers, self._clock, checking=bool(name))
+            self._lanes[name].put(Read(watched, devices))
 
-    def _watch(self, now: int, tick: Tick) -> None:
-        running = self._lane.running
+    def _bursting(self, probe: str, now: int) -> Iterator[str]:
+        return (device for (name, device), until in self._bursts.items() if name == probe and until > now)
+
+    def _period(self, task: _Task) -> int:
+        group = task.watched.group
+        period = (group.burst_ns if task.burst else group.steady_ns) * task.watched.stretch
+        return max(_SHORTEST_PERIOD_NS, int(min(period, max(LONGEST_PERIOD_NS, group.steady_ns))))
+
+    def _watch(self, name: str, now: int, tick: Tick) -> None:
+        running = self._lanes[name].running
         if running is None or now - running[1] < self._deadline_ns:
             return
-        task, since = running
-        self._stalled[task.probe.name] = since
-        self._lane = self._lane.replace()
+        watched, since = running[0].watched, running[1]
+        self._stalled[watched.probe.name] = since
+        self._lanes[name] = self._lanes[name].replace()
         waited = now - since
         tick.events.append(
-            _probe_event("probe-stalled", task, now, waited, f"has not answered for {waited / 1e9:.1f} s")
+            _probe_event("probe-stalled", watched, now, waited, f"has not answered for {waited / 1e9:.1f} s")
         )
-        self._say(tick, task, "", Outcome.FAILED, f"no answer within {self._deadline_ns / 1e9:g} s")
+        self._say(tick, watched, "", Outcome.FAILED, f"no answer within {self._deadline_ns / 1e9:g} s")
 
-    def _take(self, answer: _Answer, tick: Tick) -> None:
-        task, now = answer.task, self._clock.monotonic_ns()
-        name = task.probe.name
-        task.cpu_ns += answer.cpu_ns
-        task.reads += 1
+    def _take(self, answer: Answer, tick: Tick) -> None:
+        watched, now = answer.watched, self._clock.monotonic_ns()
+        name = watched.probe.name
+        watched.cpu_ns += answer.cpu_ns
+        watched.wall_ns += answer.took_ns
+        watched.driver_ns += answer.result.driver_ns
+        watched.longest_ns = max(watched.longest_ns, answer.took_ns)
+        watched.reads += 1
         since = self._stalled.get(name)
         if since is not None and answer.took_ns >= self._deadline_ns:
             del self._stalled[name]
             text = f"answers again after {(now - since) / 1e9:.1f} s"
-            tick.events.append(_probe_event("probe-recovered", task, now, now - since, text))
-        tick.readings.append(Reading("agent.probe_ns", float(answer.took_ns), now, name))
+            tick.events.append(_probe_event("probe-recovered", watched, now, now - since, text))
         if answer.raised is not None:
-            self._failed(task, answer.raised, now, tick)
+            self._failed(watched, answer.raised, now, tick)
             return
-        task.failures = 0
+        watched.failures = 0
+        if watched.group.priority is not Priority.VITAL:
+            # Sooner than the governor can: what one read cost is made up for before the next.
+            budget = self._burst_budget_ratio if self.bursting else self._budget_ratio
+            # What went past its deadline held up nobody, and says nothing of the next.
+            held_ns = answer.took_ns if answer.took_ns < self._deadline_ns else 0
+            pause = max(int(answer.cpu_ns / (budget * GROUP_SHARE)), held_ns * _LANE_SHARE)
+            watched.rest_until_ns = now + min(pause, LONGEST_PERIOD_NS)
         tick.readings += answer.result.readings
         tick.events += answer.result.events
         # A probe says what is wrong once, and then is silent; a group is well when it brings readings, or when it
         # was read and nothing was ever wrong.
         silent = not any(device == "" for device, _, _ in answer.result.outcomes)
-        if silent and (answer.result.readings or (name, task.group.name, "") not in self._known):
-            self._say(tick, task, "", Outcome.OK, "")
+        if silent and (answer.result.readings or (name, watched.group.name, "") not in self._known):
+            self._say(tick, watched, "", Outcome.OK, "")
         for device, outcome, reason in answer.result.outcomes:
-            self._say(tick, task, device, outcome, reason)
+            self._say(tick, watched, device, outcome, reason)
 
-    def _failed(self, task: Task, error: Exception, now: int, tick: Tick) -> None:
+    def _failed(self, watched: Watched, error: Exception, now: int, tick: Tick) -> None:
         if isinstance(error, Unsupported):
-            task.rest_until_ns = now + _UNSUPPORTED_REST_NS
-            self._say(tick, task, "", Outcome.UNSUPPORTED, str(error))
+            watched.rest_until_ns = now + _UNSUPPORTED_REST_NS
+            self._say(tick, watched, "", Outcome.UNSUPPORTED, str(error))
             return
-        task.failures += 1
-        period = task.group.steady_ns * task.stretch
-        task.rest_until_ns = now + min(_LONGEST_REST_NS, period * 2 ** min(task.failures, 16))
+        watched.failures += 1
+        period = int(watched.group.steady_ns * watched.stretch)
+        watched.rest_until_ns = now + min(_LONGEST_REST_NS, period * 2 ** min(watched.failures, 16))
         if isinstance(error, PermissionDenied):
-            self._say(tick, task, "", Outcome.NO_PERMISSION, str(error))
+            self._say(tick, watched, "", Outcome.NO_PERMISSION, str(error))
             return
         # An error of the probe's own making names its kind too.
         reason = str(error) if isinstance(error, ProbeError) else f"{type(error).__name__}: {error}"
-        if self._say(tick, task, "", Outcome.FAILED, reason):
-            attributes: dict[str, str | int | float | None] = {"probe": task.probe.name, "outcome": Outcome.FAILED}
-            text = f"{task.probe.name}: {reason}"
+        if self._say(tick, watched, "", Outcome.FAILED, reason):
+            attributes: dict[str, str | int | float | None] = {"probe": watched.probe.name, "outcome": Outcome.FAILED}
+            text = f"{watched.probe.name}: {reason}"
             tick.events.append(Event("probe-failed", now, text, Severity.WARNING, attributes=attributes))
 
-    def _say(self, tick: Tick, task: Task, device: str, outcome: Outcome, reason: str) -> bool:
-        key = (task.probe.name, task.group.name, device)
+    def _say(self, tick: Tick, watched: Watched, device: str, outcome: Outcome, reason: str) -> bool:
+        key = (watched.probe.name, watched.group.name, device)
         known = self._known.setdefault(key, set())
         if (outcome, reason) in known:
             return False
@@ -194,75 +255,46 @@ class Scheduler:
         return True
 
     def close(self) -> Tick:
-        """Let the read that runs end by its deadline, then close the probes; returns the last readings."""
-        self._lane.stop(self._deadline_ns / 1e9)
+        """Let the reads that run end by their deadline, then close the probes; returns the last readings."""
+        stuck = set(self._stalled)
+        for lane in self._lanes.values():
+            lane.stop(self._deadline_ns / 1e9)
+            if lane.running is not None:
+                stuck.add(lane.running[0].watched.probe.name)
         tick = Tick()
         while not self._answers.empty():
             self._take(self._answers.get_nowait(), tick)
-        running = self._lane.running
-        stuck = set(self._stalled) | ({running[0].probe.name} if running else set())
         for probe in self._probes:
             if probe.name not in stuck:
                 probe.close()
         return tick
 
 
-def _probe_event(kind: str, task: Task, now: int, waited_ns: int, text: str) -> Event:
-    attributes: dict[str, str | int | float | None] = {"probe": task.probe.name, "waited_ns": waited_ns}
-    return Event(kind, now, f"{task.probe.name} {text}", Severity.WARNING, attributes=attributes)
+def _tasks_of(watched: Watched, host: str, now: int) -> Iterator[_Task]:
+    group = watched.group
+    first = now + phase(min(group.steady_ns, _SECOND_NS), host, watched.probe.name, group.name)
+    turns = TURNS if watched.by_device else 1
+    for turn in range(turns):
+        yield _Task(watched, first + turn * group.steady_ns // turns, turn, turns)
+    yield _Task(watched, _NEVER, burst=True)
 
 
-class _Lane:
-    """The thread that reads. Replaced when a read does not come back; the old one ends with it."""
+def _devices(task: _Task, bursting: set[str]) -> frozenset[str] | None:
+    """Which devices a task reads now; None for all, or where the probe knows no devices apart."""
+    if not task.watched.by_device:
+        return None
+    if task.burst:
+        return frozenset(bursting)
+    group = task.watched.group
+    known = cast(DeviceProbe, task.watched.probe).devices
+    if not known:
+        # It has not looked yet: the first turn makes it look.
+        return None if task.turn == 0 else frozenset()
+    # What a burst reads more often anyway is left to it.
+    left_to_burst = bursting if group.burst_ns < group.steady_ns else set()
+    return frozenset(known[task.turn :: task.turns]) - left_to_burst
 
-    def __init__(self, answers: queue.SimpleQueue[_Answer]) -> None:
-        self._answers = answers
-        self._tasks: queue.SimpleQueue[tuple[Task, int] | None] = queue.SimpleQueue()
-        self._queued: set[int] = set()
-        self._abandoned = False
-        #: The task being read and since when.
-        self.running: tuple[Task, int] | None = None
-        self._thread = threading.Thread(target=self._work, name="rankscope-probes", daemon=True)
-        self._thread.start()
 
-    def put(self, task: Task, now_ns: int) -> None:
-        """Have a task read, unless it waits already."""
-        if id(task) not in self._queued:
-            self._queued.add(id(task))
-            self._tasks.put((task, now_ns))
-
-    def replace(self) -> _Lane:
-        """A new lane that takes over everything but the read that hangs."""
-        self._abandoned = True
-        fresh = _Lane(self._answers)
-        stuck = self.running[0].probe if self.running is not None else None
-        while not self._tasks.empty():
-            item = self._tasks.get_nowait()
-            if item is not None and item[0].probe is not stuck:
-                fresh.put(*item)
-        self._tasks.put(None)
-        return fresh
-
-    def stop(self, seconds: float) -> None:
-        """End after the read that runs."""
-        while not self._tasks.empty():
-            self._tasks.get_nowait()
-        self._tasks.put(None)
-        self._thread.join(seconds)
-
-    def _work(self, cpu_ns: Callable[[], int] = time.thread_time_ns) -> None:
-        while not self._abandoned:
-            item = self._tasks.get()
-            if item is None:
-                return
-            task = item[0]
-            self._queued.discard(id(task))
-            began, cpu = time.monotonic_ns(), cpu_ns()
-            self.running = (task, began)
-            result, raised = ProbeResult(), None
-            try:
-                result = task.probe.read(task.group.name, began)
-            except Exception as error:
-                raised = error
-            self.running = None
-            self._answers.put(_Answer(task, result, time.monotonic_ns() - began, cpu_ns() - cpu, raised))
+def _probe_event(kind: str, watched: Watched, now: int, waited_ns: int, text: str) -> Event:
+    attributes: dict[str, str | int | float | None] = {"probe": watched.probe.name, "waited_ns": waited_ns}
+    return Event(kind, now, f"{watched.probe.name} {text}", Severity.WARNING, attributes=attributes)

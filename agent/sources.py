@@ -20,6 +20,8 @@ class Sources:
 
     probes: Sequence[Probe]
     gpus: Callable[[], Sequence[str]]
+    #: Names of probes that did not come with the agent.
+    isolated: frozenset[str] = frozenset()
 
 
 class _FollowingRanks:

@@ -124,8 +124,20 @@ class NvmlProbe:
             pause = f"NVML is left alone for {BREAKER_NS // SECOND} s"
             self._breaker_reason = f"{pause} after Xid {event.attributes['number']} in the kernel log"
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """UUID of every GPU seen since the start, by index."""
+        return tuple(gpu.uuid for gpu in self.gpus)
+
     def read(self, group: str, now_ns: int) -> ProbeResult:
         """Ask every GPU for one group and return all that has arrived, of whichever request."""
+        return self._read(group, now_ns, None)
+
+    def read_devices(self, group: str, now_ns: int, devices: frozenset[str]) -> ProbeResult:
+        """The same, asking these GPUs only."""
+        return self._read(group, now_ns, devices)
+
+    def _read(self, group: str, now_ns: int, devices: frozenset[str] | None) -> ProbeResult:
         if self._unsupported:
             return ProbeResult()
         gathered = _Gathered()
@@ -135,7 +147,7 @@ class NvmlProbe:
         if helper is not None:
             self._take(helper, gathered, now_ns, 0)
             if self._greeted and not self._ending and now_ns >= self._breaker_until_ns:
-                self._ask(helper, group, now_ns)
+                self._ask(helper, group, now_ns, devices)
                 self._await(helper, gathered, group, now_ns)
             self._watch(helper, gathered, now_ns)
         return ProbeResult(gathered.readings, gathered.events, gathered.outcomes)
@@ -186,8 +198,12 @@ class NvmlProbe:
 
     # Asking and taking
 
-    def _ask(self, helper: HelperProcess, group: str, now_ns: int) -> None:
-        free = [i for i, gpu in self._by_index.items() if not gpu.lost and group not in gpu.awaited]
+    def _ask(self, helper: HelperProcess, group: str, now_ns: int, devices: frozenset[str] | None) -> None:
+        free = [
+            index
+            for index, gpu in self._by_index.items()
+            if not gpu.lost and group not in gpu.awaited and (devices is None or gpu.identity.uuid in devices)
+        ]
         if free and helper.send({"group": group, "gpus": free}):
             for index in free:
                 self._by_index[index].awaited[group] = now_ns

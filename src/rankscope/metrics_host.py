@@ -331,5 +331,12 @@ PROCESS_METRICS = (
 AGENT_METRICS = (
     gauge("agent.cpu_ratio", "1", "rankscope.agent.cpu", "Share of one core used by the agent and its children"),
     gauge("agent.pss_bytes", "By", "rankscope.agent.memory", "Proportional memory of the agent and its children"),
-    gauge("agent.probe_ns", "ns", "rankscope.agent.probe.duration", "How long the last read of a probe took"),
+    gauge("agent.probe_ns", "ns", "rankscope.agent.probe.duration", "Longest read of a group of a probe lately"),
+    gauge("agent.probe_cpu_ratio", "1", "rankscope.agent.probe.cpu", "Share of one core used by a group of a probe"),
+    counter(
+        "agent.probe_driver_ns",
+        "ns",
+        "rankscope.agent.probe.driver",
+        "Time that a group's calls into a driver took by its own account (NVML: latencyUsec)",
+    ),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Protocol
+from enum import IntEnum, StrEnum
+from typing import Protocol, runtime_checkable
 
 
 class Outcome(StrEnum):
@@ -70,7 +70,8 @@ EVENT_KINDS = {
     "probe-stalled": "a call did not return by its deadline: probe, waited_ns",
     "probe-recovered": "a stalled source answers again: probe, waited_ns",
     "probe-failed": "a source failed: probe, outcome",
-    "governor": "what watching costs was lowered to hold its budget: probe, period_ns; or rank, told to stop watching",
+    "governor": "what watching costs was changed to hold its budget: probe, period_ns; or rank, told to stop watching",
+    "burst": "a trigger raised the rates of its devices for a while: reason, begin_ns, end_ns (kept in full), devices",
     "oom-kill": "the kernel killed a process for memory: pid, process, scope (host, cgroup, cpuset, policy), cgroup "
     "(whose limit it was), task_cgroup, resident_bytes",
     "hung-task": "the kernel reports a task blocked for long: pid, process, seconds",
@@ -104,6 +105,18 @@ EVENT_KINDS = {
 }
 
 
+class Priority(IntEnum):
+    """What a group is worth when watching has to cost less: the lowest is stretched first."""
+
+    #: Context that changes or explains seldom.
+    LOW = 0
+    NORMAL = 1
+    #: What findings rest on.
+    HIGH = 2
+    #: Never stretched: what it misses is gone for good (events), or it costs next to nothing.
+    VITAL = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Metrics that are read together, at a steady period and, after a trigger, at a burst period (ns), and why."""
@@ -112,6 +125,7 @@ class Group:
     steady_ns: int
     burst_ns: int
     why: str
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +135,10 @@ class ProbeResult:
     readings: Sequence[Reading] = ()
     events: Sequence[Event] = ()
     outcomes: Sequence[tuple[str, Outcome, str]] = ()
+    #: CPU time that helper processes spent on it, ns; the reading thread's own is measured by the agent.
+    helper_cpu_ns: int = 0
+    #: Time that calls into a driver took by its own account (NVML: latencyUsec), ns.
+    driver_ns: int = 0
 
 
 class Probe(Protocol):
@@ -142,4 +160,21 @@ class Probe(Protocol):
 
     def close(self) -> None:
         """Give back what was opened."""
+        ...
+
+
+@runtime_checkable
+class DeviceProbe(Protocol):
+    """A probe that can also read some of its devices only: they are read in turns, and a burst reads those concerned.
+
+    It has all that a `Probe` has besides.
+    """
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """Every device found so far, in a lasting order; empty before the first read. Called from any thread."""
+        ...
+
+    def read_devices(self, group: str, now_ns: int, devices: frozenset[str]) -> ProbeResult:
+        """Read one group of these devices now; names that are not among `devices` are passed over."""
         ...

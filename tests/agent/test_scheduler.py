@@ -1,204 +1,234 @@
-"""Probes read on time; one that hangs, raises or lies costs only itself."""
+"""Probes read on time, on simulated time; one that hangs, raises or lies costs only itself."""
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 
-from rankscope.agent.config import BudgetSettings
-from rankscope.agent.governor import Governor
-from rankscope.agent.scheduler import Scheduler, Task, Tick
-from rankscope.clock import SystemClock
+from rankscope.agent.scheduler import Scheduler, phase
 from rankscope.errors import PermissionDenied, Unsupported
-from rankscope.reading import Group, Outcome, ProbeResult, Reading
+from rankscope.reading import Event, Group, Outcome, Priority, ProbeResult, Reading
+from rankscope.testing import FakeClock, FakeProbe, run_probes
 
-MS = 1_000_000
-Wait = Callable[..., None]
+SECOND = 1_000_000_000
+GPUS = tuple(f"GPU-{number}" for number in range(8))
 
 
-class ScriptedProbe:
-    """Does at each read what the test says."""
+class FakeGpus:
+    """A probe of eight devices that can be read apart; `asked` is who was read when, by group."""
 
-    def __init__(self, name: str, act: Callable[[], ProbeResult | None], steady_ns: int = 20 * MS) -> None:
-        self.name = name
-        self.groups: Sequence[Group] = (Group("all", steady_ns, 2 * MS, "for the test"),)
-        self.reads = 0
-        self.closed = False
-        self._act = act
+    def __init__(self, *groups: Group) -> None:
+        self.name = "gpus"
+        self.groups: Sequence[Group] = groups or (Group("fast", SECOND, SECOND // 5, ""),)
+        self.devices: tuple[str, ...] = ()
+        self.asked: list[tuple[int, str, str]] = []
 
     def read(self, group: str, now_ns: int) -> ProbeResult:
-        """One read."""
-        self.reads += 1
-        return self._act() or ProbeResult([Reading("host.cpu_count", 1, now_ns)])
+        """The first read finds the devices."""
+        self.devices = GPUS
+        return ProbeResult()
+
+    def read_devices(self, group: str, now_ns: int, devices: frozenset[str]) -> ProbeResult:
+        """Remember who was asked."""
+        self.asked += [(now_ns, group, device) for device in devices]
+        return ProbeResult([Reading("gpu.power_watts", 1.0, now_ns, device) for device in devices])
 
     def close(self) -> None:
-        """Remember that it was closed."""
-        self.closed = True
+        """Nothing is open."""
+
+    def times(self, device: str, group: str = "fast") -> list[int]:
+        """When a device was read."""
+        return [time for time, of, name in self.asked if (of, name) == (group, device)]
 
 
-class Rounds:
-    """A scheduler over probes, and everything it said."""
+def bursting(*devices: str, after: int = 20) -> Callable[[Scheduler], None]:
+    """Starts one burst after so many rounds."""
+    rounds = iter(range(10**9))
 
-    def __init__(self, *probes: ScriptedProbe, deadline_ns: int = 100 * MS) -> None:
-        self.scheduler = Scheduler(
-            probes, clock=SystemClock(), deadline_ns=deadline_ns, burst_ns=400 * MS, random_source=random.Random(1)
-        )
-        self.said = Tick()
+    def act(scheduler: Scheduler) -> None:
+        if next(rounds) == after:
+            scheduler.burst(devices)
 
-    def go(self) -> Rounds:
-        """One tick."""
-        tick = self.scheduler.tick()
-        self.said.readings += tick.readings
-        self.said.events += tick.events
-        self.said.outcomes += tick.outcomes
-        return self
-
-    def kinds(self) -> list[str]:
-        """Kinds of the events so far."""
-        return [event.kind for event in self.said.events]
+    return act
 
 
-def test_a_probe_that_hangs_costs_only_itself(wait_until: Wait) -> None:
-    """Past its deadline it is told as stalled and the other goes on; when it comes back, that is told too."""
+def gaps(times: list[int]) -> list[float]:
+    """Seconds between one and the next."""
+    return [(after - before) / SECOND for before, after in pairwise(times)]
+
+
+def test_each_group_keeps_its_period() -> None:
+    """An hour of a one-second probe is 3600 reads at one distance; nothing drifts."""
+    probe = FakeProbe()
+    run_probes([probe], seconds=3600)
+    assert probe.reads in (3600, 3601)
+    assert set(gaps(probe.times_ns)) == {1.0}
+
+
+def test_a_probe_that_hangs_costs_only_itself() -> None:
+    """Past its deadline it is told as stalled and the other keeps its rate; when it comes back, that is told too."""
     release = threading.Event()
-    stuck = ScriptedProbe("stuck", lambda: release.wait(60) and None)
-    well = ScriptedProbe("well", lambda: None)
-    rounds = Rounds(stuck, well)
-    wait_until(lambda: "probe-stalled" in rounds.go().kinds())
-    before = well.reads
-    wait_until(lambda: rounds.go() and well.reads > before + 5)
-    assert stuck.reads == 1
-    assert ("stuck", "all", "", Outcome.FAILED, "no answer within 0.1 s") in rounds.said.outcomes
-    release.set()
-    wait_until(lambda: "probe-recovered" in rounds.go().kinds())
-    wait_until(lambda: rounds.go() and stuck.reads > 1)
-    assert rounds.kinds() == ["probe-stalled", "probe-recovered"]
-    rounds.scheduler.close()
+    clock = FakeClock()
+    began = clock.monotonic_ns()
+    stuck = FakeProbe("stuck", lambda: release.wait(60) and None)
+    well = FakeProbe("well")
+
+    def end_after_45_s(scheduler: Scheduler) -> None:
+        if clock.monotonic_ns() - began > 46 * SECOND:
+            release.set()
+
+    said = run_probes([stuck, well], seconds=60, clock=clock, each_round=end_after_45_s)
+    assert max(gaps(well.times_ns)) <= 2.0
+    assert said.kinds() == ["probe-stalled", "probe-recovered"]
+    stalled = said.events[0]
+    assert stalled.time_ns - stuck.times_ns[0] <= 3 * SECOND
+    assert ("stuck", "all", "", Outcome.FAILED, "no answer within 2 s") in said.outcomes
+    assert stuck.reads > 5
     assert stuck.closed
     assert well.closed
 
 
-def test_a_probe_that_raises_is_told_once_and_rests(wait_until: Wait) -> None:
+def test_a_probe_that_never_comes_back_leaves_one_thread() -> None:
+    """Over an hour a read that hangs is asked for once: one thread waits for it, not one an attempt."""
+    release = threading.Event()
+    before = threading.active_count()
+    stuck = FakeProbe("stuck", lambda: release.wait(60) and None)
+    said = run_probes([stuck, FakeProbe("well")], seconds=3600)
+    assert said.kinds() == ["probe-stalled"]
+    assert stuck.reads == 1
+    assert not stuck.closed
+    assert threading.active_count() <= before + 1
+    release.set()
+
+
+def test_a_probe_that_raises_is_told_once_and_rests() -> None:
     """An exception no probe may raise never reaches the agent: one event, one outcome, and longer and longer rests."""
 
     def fail() -> None:
         raise ZeroDivisionError("oh")
 
-    bad, well = ScriptedProbe("bad", fail), ScriptedProbe("well", lambda: None)
-    rounds = Rounds(bad, well)
-    wait_until(lambda: rounds.go() and well.reads >= 30)
-    assert 1 < bad.reads < well.reads / 2
-    assert rounds.kinds() == ["probe-failed"]
-    assert [outcome[3:] for outcome in rounds.said.outcomes if outcome[0] == "bad"] == [
+    bad = FakeProbe("bad", fail)
+    said = run_probes([bad, FakeProbe("well")], seconds=3600)
+    assert 10 < bad.reads < 30
+    assert said.kinds() == ["probe-failed"]
+    assert [outcome[3:] for outcome in said.outcomes if outcome[0] == "bad"] == [
         (Outcome.FAILED, "ZeroDivisionError: oh")
     ]
-    rounds.scheduler.close()
 
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [(Unsupported("none here"), Outcome.UNSUPPORTED), (PermissionDenied("no"), Outcome.NO_PERMISSION)],
 )
-def test_a_typed_error_is_an_outcome_and_no_event(wait_until: Wait, error: Exception, outcome: Outcome) -> None:
+def test_a_typed_error_is_an_outcome_and_no_event(error: Exception, outcome: Outcome) -> None:
     """What a machine does not offer or a user may not read is a state, told once."""
 
     def fail() -> None:
         raise error
 
-    bad, well = ScriptedProbe("bad", fail), ScriptedProbe("well", lambda: None)
-    rounds = Rounds(bad, well)
-    wait_until(lambda: rounds.go() and well.reads >= 10)
-    assert rounds.kinds() == []
-    assert [said[3] for said in rounds.said.outcomes if said[0] == "bad"] == [outcome]
-    rounds.scheduler.close()
+    said = run_probes([FakeProbe("bad", fail), FakeProbe("well")], seconds=60)
+    assert said.kinds() == []
+    assert [told[3] for told in said.outcomes if told[0] == "bad"] == [outcome]
 
 
-def test_a_state_told_once_stands_until_there_are_readings_again(wait_until: Wait) -> None:
+@pytest.mark.parametrize(
+    "junk",
+    [
+        None.__class__,
+        [Reading("host.cpu_count", 1, 1)],
+        ProbeResult([Reading("host.cpu_count", float("nan"), 1)]),
+        ProbeResult([Reading("host.cpu_count", 10**400, 1)]),
+        ProbeResult([Reading("host.cpu_count", 1.0, -1)]),
+        ProbeResult([Reading("\ud800", 1.0, 1)]),
+        ProbeResult([("host.cpu_count", 1.0)]),  # type: ignore[list-item]
+        ProbeResult(None),  # type: ignore[arg-type]
+        ProbeResult("abc"),  # type: ignore[arg-type]
+        ProbeResult(events=[Event("no-such-kind", 1, "x")]),
+        ProbeResult(events=[Event("xid", 1, "x", attributes={"a": object()})]),  # type: ignore[dict-item]
+        ProbeResult(outcomes=[("", "ok", "")]),  # type: ignore[list-item]
+        ProbeResult([Reading("host.cpu_count", 1, 1)] * 20_000),
+        ProbeResult(helper_cpu_ns="x"),  # type: ignore[arg-type]
+    ],
+)
+def test_junk_is_refused_whole(junk: ProbeResult) -> None:
+    """A result that no probe may return is a failure of that probe, in one line, and none of it gets through."""
+    said = run_probes([FakeProbe("bad", lambda: junk), FakeProbe("well")], seconds=30)
+    assert said.kinds() == ["probe-failed"]
+    assert "returned" in said.events[0].text
+    assert "\n" not in said.events[0].text
+    assert len(said.values("host.cpu_count")) == said.reads["well/all"]
+
+
+def test_a_state_told_once_stands_until_there_are_readings_again() -> None:
     """A probe says what is wrong once and is then silent: that silence is not "ok", readings are."""
     script = iter([ProbeResult(outcomes=[("", Outcome.NO_PERMISSION, "no")]), ProbeResult(), ProbeResult()])
-    probe = ScriptedProbe("shy", lambda: next(script, None))
-    rounds = Rounds(probe)
-    wait_until(lambda: rounds.go() and probe.reads >= 6)
-    rounds.go()
-    assert [outcome[3] for outcome in rounds.said.outcomes] == [Outcome.NO_PERMISSION, Outcome.OK]
-    rounds.scheduler.close()
+    said = run_probes([FakeProbe("shy", lambda: next(script, None))], seconds=10)
+    assert [outcome[3] for outcome in said.outcomes] == [Outcome.NO_PERMISSION, Outcome.OK]
 
 
-def test_a_burst_raises_the_rate_and_ends(wait_until: Wait) -> None:
-    """After a trigger the probe is read at its burst period for a while, then at its steady one again."""
-    probe = ScriptedProbe("nvml", lambda: None, steady_ns=10_000 * MS)
-    rounds = Rounds(probe)
-    wait_until(lambda: rounds.go() and probe.reads >= 1)
-    assert probe.reads == 1
-    rounds.scheduler.burst("nvml")
-    wait_until(lambda: rounds.go() and probe.reads >= 5)
-    wait_until(lambda: rounds.go() and rounds.scheduler.next_due_ns() - time.monotonic_ns() > 1000 * MS)
-    rounds.scheduler.close()
+def test_a_burst_reads_the_devices_concerned_and_ends() -> None:
+    """After a trigger one GPU is read five times a second for 30 s; the others and the host keep their rates."""
+    probe, host = FakeGpus(), FakeProbe("host")
+    run_probes([probe, host], seconds=120, each_round=bursting("GPU-3"))
+    fast = [gap for gap in gaps(probe.times("GPU-3")) if gap < 0.5]
+    assert 145 <= len(fast) <= 155
+    assert set(gaps(probe.times("GPU-2"))) == {1.0}
+    assert set(gaps(host.times_ns)) == {1.0}
+    assert gaps(probe.times("GPU-3"))[-10:] == [1.0] * 10
 
 
-def test_every_read_says_how_long_it_took(wait_until: Wait) -> None:
-    """The executor times each read as agent.probe_ns of that probe."""
-    rounds = Rounds(ScriptedProbe("slow", lambda: time.sleep(0.02)))
-    wait_until(lambda: any(reading.metric == "agent.probe_ns" for reading in rounds.go().said.readings))
-    timed = next(reading for reading in rounds.said.readings if reading.metric == "agent.probe_ns")
-    assert timed.device == "slow"
-    assert timed.value >= 20 * MS
-    rounds.scheduler.close()
+def test_a_burst_of_the_host_leaves_the_gpus_alone() -> None:
+    """The empty device is the host itself: probes without devices burst."""
+    probe, host = FakeGpus(), FakeProbe("host")
+    run_probes([probe, host], seconds=60, each_round=bursting(""))
+    assert host.reads > 150
+    assert len(probe.times("GPU-0")) <= 60
 
 
-class _Clock:
-    """A clock that the test moves."""
+def test_sticky_groups_are_read_at_once_in_a_burst() -> None:
+    """What is read twice a minute is read when the burst begins, not half a minute later."""
+    probe = FakeGpus(Group("fast", SECOND, SECOND // 5, ""), Group("health", 30 * SECOND, SECOND, ""))
+    began: list[int] = []
 
-    def __init__(self) -> None:
-        self.now_ns = 10**12
+    def act(scheduler: Scheduler) -> None:
+        if len(probe.asked) > 200 and not began:
+            began.append(scheduler.burst(["GPU-1"])[0])
 
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-    def wall_ns(self) -> int:
-        return self.now_ns
-
-
-def test_the_governor_holds_the_budget_and_lets_go() -> None:
-    """Over budget the dearest group is stretched, the kept ones last; with room again it is relaxed; both are told."""
-    clock, spent = _Clock(), [0]
-    governor = Governor(BudgetSettings(cpu_ratio=0.01), clock=clock, own_cpu_ns=lambda: spent[0])
-    second = 1_000_000_000
-    dear, cheap, kept = (
-        Task(ScriptedProbe(name, lambda: None), Group("all", second, second, ""), 0, cpu_ns=cost, reads=1)
-        for name, cost in (("dear", 40 * MS), ("cheap", 1 * MS), ("nvml", 90 * MS))
-    )
-    tasks = [cheap, dear, kept]
-
-    def rounds(count: int, cost_ns: int) -> list[str]:
-        told = []
-        for _ in range(count):
-            clock.now_ns += 5 * second
-            spent[0] += cost_ns
-            told += [str(event.attributes["probe"]) for event in governor.tick(tasks)[1]]
-        return told
-
-    # Starting is not judged.
-    assert rounds(5, 200 * MS) == []
-    assert rounds(2, 200 * MS)[0] == "dear/all"
-    assert dear.stretch >= 2
-    assert kept.stretch == 1
-    told = rounds(40, 200 * MS)
-    assert told[-1] == "nvml/all"
-    assert {task.stretch for task in tasks} == {16}
-    rounds(40, 1 * MS)
-    assert {task.stretch for task in tasks} == {1}
+    run_probes([probe], seconds=60, each_round=act)
+    first = min(time for time in probe.times("GPU-1", "health") if time >= began[0])
+    assert first - began[0] < SECOND // 5
 
 
-def test_the_governor_measures_this_process() -> None:
-    """CPU time and proportional memory of a real process are there and plausible."""
-    governor = Governor(BudgetSettings(), clock=SystemClock())
-    sum(range(300_000))
-    readings, _ = governor.tick([])
-    found = {reading.metric: reading.value for reading in readings}
-    assert found["agent.cpu_ratio"] > 0
-    assert 5e6 < found["agent.pss_bytes"] < 5e9
+def test_gpus_are_read_in_turns_and_hosts_at_phases_of_their_own() -> None:
+    """Not all GPUs of a node are asked at one moment, nor the same group on all nodes; a restart keeps the phase."""
+    probe = FakeGpus()
+    run_probes([probe], seconds=10)
+    moments = {device: {time % SECOND for time in probe.times(device)} for device in GPUS}
+    assert all(len(of_device) == 1 for of_device in moments.values())
+    assert moments["GPU-0"] == moments["GPU-2"]
+    assert moments["GPU-0"] != moments["GPU-1"]
+    phases = [phase(1000, f"node{number}", "nvml", "fast") for number in range(400)]
+    assert phase(1000, "node7", "nvml", "fast") == phases[7]
+    # Even to within what 400 draws into ten parts give.
+    parts = [sum(low <= value < low + 100 for value in phases) for low in range(0, 1000, 100)]
+    assert min(parts) > 15
+    assert max(parts) < 70
+
+
+def test_a_dear_read_is_made_up_for_before_the_next() -> None:
+    """Sooner than any governor: a group that takes more than half the budget is held back, a vital one never."""
+    dear = FakeProbe("dear", lambda: ProbeResult(helper_cpu_ns=50_000_000))
+    vital = FakeProbe("vital", lambda: ProbeResult(helper_cpu_ns=50_000_000), priority=Priority.VITAL)
+    clock = FakeClock()
+    scheduler = Scheduler([dear, vital], clock=clock, deadline_ns=2 * SECOND, burst_ns=30 * SECOND, budget_ratio=0.01)
+    for _ in range(600):
+        clock.advance(SECOND // 10)
+        scheduler.tick()
+        scheduler.settle(10)
+    scheduler.close()
+    # 50 ms at half of 1 % of a core: one read in 10 s.
+    assert 5 <= dear.reads <= 7
+    assert vital.reads >= 59

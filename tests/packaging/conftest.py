@@ -50,6 +50,8 @@ def to_ship(tree: Path) -> set[str]:
     """Every file that an installed rankscope has to hold, by its path in site-packages."""
     wanted = {"rankscope_attach.pth", "rankscope_attach.py", "rankscope_attach.start"}
     wanted |= {f"rankscope/{path.name}" for path in (tree / "src/rankscope").iterdir() if path.is_file()}
+    testing = tree / "src/rankscope/testing"
+    wanted |= {f"rankscope/testing/{path.name}" for path in testing.iterdir() if path.is_file()}
     for room in ROOMS:
         for path in (tree / room).rglob("*"):
             if path.is_file() and path.suffix != ".md":
