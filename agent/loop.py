@@ -12,7 +12,7 @@ from rankscope.agent.job import WatchedJob
 from rankscope.agent.ranks import Rank
 from rankscope.agent.scheduler import Scheduler, Tick
 from rankscope.agent.sources import Sources
-from rankscope.agent.triggers import Trigger, triggers_of
+from rankscope.agent.triggers import Trigger, Triggers
 from rankscope.clock import Clock
 from rankscope.identity import host_name
 from rankscope.reading import Event
@@ -62,6 +62,7 @@ class Agent:
         )
         self._governor = Governor(settings.budget, clock=clock)
         self._govern_due_ns = self._thin_due_ns = clock.monotonic_ns() + _GOVERN_NS
+        self._triggers = Triggers()
         #: (reason, device) -> when it was last heard.
         self._heard: dict[tuple[str, str], int] = {}
         self._epoll = select.epoll()
@@ -125,7 +126,7 @@ class Agent:
         now = self._clock.monotonic_ns()
         for job in self.jobs:
             job.add(tick, now)
-        for trigger in triggers_of(tick.readings, tick.events, self._sources.gpus()):
+        for trigger in self._triggers.of(tick.readings, tick.events, self._sources.gpus()):
             self._trigger(trigger, now)
 
     def _trigger(self, trigger: Trigger, now: int) -> None:

@@ -239,6 +239,30 @@ def test_old_readings_go_first_and_steps_last(path: Path) -> None:
     assert [event.attributes["count"] for event in window.events if event.kind == "readings-thinned"] == [gone]
 
 
+def test_what_lies_around_a_trigger_is_thinned_last(path: Path) -> None:
+    """Readings and steps within a burst's window stay whole while there is anything else; then they thin out too."""
+    recording = begin(path)
+    row, _ = recording.add_rank("a.ring", header())
+    recording.add_records(row, [step(number) for number in range(3000)], 3000)
+    recording.add_readings(Reading("gpu.power_watts", float(time), time, "GPU-0") for time in range(20_000))
+    window = {"reason": "xid", "begin_ns": 2_000, "end_ns": 4_000, "devices": "GPU-0"}
+    recording.add_events([Event("burst", 3_000, "", attributes=window)])
+    recording.commit()
+    for _ in range(12):
+        recording.thin(recording.used_bytes())
+        recording.commit()
+    execute = recording.connection.execute
+    kept = [time for (time,) in execute("SELECT time_ns FROM readings WHERE time_ns BETWEEN 2000 AND 4000")]
+    assert kept == list(range(2_000, 4_001))
+    assert execute("SELECT count(*) FROM readings WHERE time_ns < 2000").fetchone()[0] < 100
+    # Nothing but windows left: the limit of the file still holds.
+    everything = {"reason": "xid", "begin_ns": 0, "end_ns": 10**18, "devices": "GPU-0"}
+    recording.add_events([Event("burst", 3_000, "", attributes=everything)])
+    recording.commit()
+    assert recording.thin(recording.used_bytes()) > 0
+    recording.close()
+
+
 def test_runs_of_one_name_do_not_mix(tmp_path: Path) -> None:
     """A second run of a job gets a file of its own; names that are no file names are made so."""
     first = new_recording_path(tmp_path, "../my job", "node1")
