@@ -16,7 +16,7 @@ from rankscope.errors import PermissionDenied, ProbeError, Unsupported
 from rankscope.probes.kernel_log_events import EventMaker, Folded
 from rankscope.probes.kernel_log_journal import Journal
 from rankscope.probes.kernel_log_record import KernelRecord, parse
-from rankscope.reading import Event, Group, Outcome, ProbeResult, Severity
+from rankscope.reading import Event, Group, Outcome, Priority, ProbeResult, Severity
 
 #: Records taken in one read: a storm of messages is spread over several reads.
 MAX_RECORDS = 2000
@@ -28,7 +28,9 @@ class KernelLogProbe:
     """Probe of one kernel log."""
 
     name = "kernel-log"
-    groups: Sequence[Group] = (Group("events", 250_000_000, 100_000_000, "one system call when nothing was logged"),)
+    groups: Sequence[Group] = (
+        Group("events", 250_000_000, 100_000_000, "one system call when nothing was logged", Priority.VITAL),
+    )
 
     def __init__(
         self,
