@@ -7,6 +7,7 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,11 +18,13 @@ from rankscope.clock import ClockAnchor
 from rankscope.errors import RecordingError
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event, Outcome, Severity
-from rankscope.records import CollectiveRecord
+from rankscope.records import CollectiveRecord, MemoryRecord, SignalRecord, field_names
 from rankscope.window import Columns, RankWindow, Series, SeriesKey, Window
 
 #: Latest steps of each rank that a window holds unless told otherwise (some 10 MB a rank).
 DEFAULT_MAX_STEPS = 50_000
+_SIGNALS = f"SELECT {', '.join(field_names(SignalRecord))} FROM signals"
+_MEMORY = f"SELECT {', '.join(field_names(MemoryRecord))} FROM memory"
 _NAN = float("nan")
 #: Operations of one rank that a window takes in: the latest steps' worth, some 40 MB at 64 ranks.
 MAX_COLLECTIVES = 4_000
@@ -206,7 +209,23 @@ class _Reader:
             {name: _columns(PHASE_FIELDS, rows, self._shift) for name, rows in _by_first(phases).items()},
             dict(self._rows("SELECT name, max(members) FROM groups WHERE rank_id = ? GROUP BY name", (number,))),
             self._collectives(number, begin),
+            [
+                replace(record, time_ns=record.time_ns + self._shift)
+                for record in starmap(
+                    SignalRecord,
+                    self._rows(f"{_SIGNALS} WHERE rank_id = ? AND step >= ? ORDER BY step", (number, begin)),
+                )
+            ],
+            self._memory(number, begin),
         )
+
+    def _memory(self, number: int, begin: int) -> list[MemoryRecord]:
+        query = f"{_MEMORY} WHERE rank_id = ? AND step >= ? ORDER BY time_ns"
+        found = []
+        for step, time_ns, *values, blocks, free_blocks in self._rows(query, (number, begin)):
+            sizes = (tuple(json.loads(blocks)), tuple(json.loads(free_blocks)))
+            found.append(MemoryRecord(*[step, time_ns + self._shift, *values, *sizes]))
+        return found
 
     def _collectives(self, number: int, begin: int) -> list[CollectiveRecord]:
         query = (

@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ from rankscope.records import (
     DeviceRecord,
     GroupRecord,
     MarkRecord,
+    MemoryRecord,
     PhaseRecord,
     RingRecord,
+    SignalRecord,
     StepRecord,
 )
 from rankscope.ring import RingHeader
@@ -47,7 +49,7 @@ PENDING_ROWS = 50_000
 #: Triggers whose surroundings are spared when old rows are thinned.
 MAX_KEPT_WINDOWS = 64
 #: Tables whose rows may be given up; the others are few and name what the rows belong to.
-_BULK = ("readings", "collectives", "groups", "phases", "device_steps", "steps")
+_BULK = ("readings", "collectives", "memory", "signals", "groups", "phases", "device_steps", "steps")
 
 
 def state_directory(environ: os._Environ[str] | dict[str, str] | None = None) -> Path:
@@ -188,6 +190,11 @@ class Recording:
                 self._add("collectives", (rank_id, record.group, record.operation, *values))
             elif isinstance(record, PhaseRecord):
                 self._add("phases", (rank_id, record.name, record.step, record.start_ns, record.end_ns))
+            elif isinstance(record, SignalRecord):
+                self._add("signals", (rank_id, *astuple(record)))
+            elif isinstance(record, MemoryRecord):
+                *values, blocks, free_blocks = astuple(record)
+                self._add("memory", (rank_id, *values, json.dumps(blocks), json.dumps(free_blocks)))
             elif isinstance(record, MarkRecord):
                 self._add("marks", (rank_id, record.time_ns, record.step, record.mark, record.text))
         self._positions[rank_id] = position

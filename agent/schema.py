@@ -41,6 +41,13 @@ CREATE TABLE collectives (
     PRIMARY KEY (rank_id, enqueued_ns, operation, name)) WITHOUT ROWID;
 CREATE TABLE phases (
     rank_id INTEGER, name TEXT, {_columns(PHASE_FIELDS)}, PRIMARY KEY (rank_id, name, start_ns)) WITHOUT ROWID;
+CREATE TABLE signals (
+    rank_id INTEGER, step INTEGER, time_ns INTEGER, loss REAL, gradient_norm REAL, nonfinite INTEGER, samples INTEGER,
+    tokens INTEGER, flops INTEGER, peak_flops INTEGER, PRIMARY KEY (rank_id, step, time_ns)) WITHOUT ROWID;
+CREATE TABLE memory (
+    rank_id INTEGER, step INTEGER, time_ns INTEGER, allocated_bytes INTEGER, reserved_bytes INTEGER,
+    split_bytes INTEGER, largest_free_bytes INTEGER, ooms INTEGER, retries INTEGER, blocks TEXT, free_blocks TEXT,
+    PRIMARY KEY (rank_id, time_ns)) WITHOUT ROWID;
 CREATE TABLE marks (rank_id INTEGER, time_ns INTEGER, step INTEGER, mark INTEGER, text TEXT);
 CREATE TABLE series (id INTEGER PRIMARY KEY, metric TEXT, device TEXT);
 CREATE TABLE readings (
@@ -60,6 +67,8 @@ THINNED = (
     ("readings", "series_id", "time_ns"),
     ("collectives", "rank_id", "enqueued_ns"),
     ("phases", "rank_id", "start_ns"),
+    ("memory", "rank_id", "time_ns"),
+    ("signals", "rank_id", "step"),
     ("groups", "rank_id", "step"),
     ("device_steps", "rank_id", "step"),
     ("steps", "rank_id", "step"),
@@ -74,6 +83,8 @@ INSERTS = {
     "groups": f"INSERT OR IGNORE INTO groups VALUES ({', '.join('?' * (len(GROUP_FIELDS) + 3))})",
     "collectives": f"INSERT OR IGNORE INTO collectives VALUES ({', '.join('?' * (len(COLLECTIVE_FIELDS) + 3))})",
     "phases": f"INSERT OR IGNORE INTO phases VALUES ({', '.join('?' * (len(PHASE_FIELDS) + 2))})",
+    "signals": f"INSERT OR IGNORE INTO signals VALUES ({', '.join('?' * 10)})",
+    "memory": f"INSERT OR IGNORE INTO memory VALUES ({', '.join('?' * 11)})",
     "marks": "INSERT INTO marks VALUES (?, ?, ?, ?, ?)",
     "readings": "INSERT OR IGNORE INTO readings VALUES (?, ?, ?)",
     "events": "INSERT INTO events VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",

@@ -6,6 +6,7 @@ CLOCK_MONOTONIC or durations in nanoseconds unless the name says otherwise. docs
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -69,6 +70,8 @@ class RecordKind(IntEnum):
     PHASE = 4
     MARK = 5
     COLLECTIVE = 6
+    SIGNAL = 7
+    MEMORY = 8
 
 
 class MarkKind(IntEnum):
@@ -83,6 +86,8 @@ class MarkKind(IntEnum):
     STEP_RULE = 7
     RECOMPILE = 8
     LOADER = 9
+    NONFINITE = 10
+    SNAPSHOT = 11
 
 
 def _absent(values: Iterable[int]) -> list[Any]:
@@ -333,7 +338,76 @@ class CollectiveRecord:
         return cls(*[*_absent(values), text_field(operation), text_field(group)])
 
 
-RingRecord = StepRecord | DeviceRecord | GroupRecord | PhaseRecord | MarkRecord | CollectiveRecord
+class NonFinite(IntFlag):
+    """Which training signal was NaN or infinite. The values are part of the ring format."""
+
+    LOSS = 1
+    GRADIENT_NORM = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SignalRecord:
+    """What the training loop says of its own progress in one step, on this rank alone."""
+
+    kind: ClassVar[RecordKind] = RecordKind.SIGNAL
+    layout: ClassVar[struct.Struct] = struct.Struct("<2q2d5q")
+    step: int
+    time_ns: int
+    #: None where it was not said, or is not finite (`nonfinite` tells which).
+    loss: float | None = None
+    gradient_norm: float | None = None
+    #: Bits of NonFinite.
+    nonfinite: int = 0
+    samples: int | None = None
+    tokens: int | None = None
+    #: Floating-point operations of the model in this step, forward and backward.
+    flops: int | None = None
+    #: Fastest dense rate of this rank's device, operations a second, where the user named it.
+    peak_flops: int | None = None
+
+    @classmethod
+    def decode(cls, payload: bytes) -> SignalRecord:
+        step, time_ns, loss, norm, nonfinite, *counts = cls.layout.unpack(payload)
+        return cls(step, time_ns, _finite(loss), _finite(norm), nonfinite, *_absent(counts))
+
+
+#: Classes of block sizes in a MemoryRecord: class i holds sizes up to 512 << i bytes, the last one all above.
+SIZE_CLASSES = 28
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRecord:
+    """A look into the caching allocator: taken now and then, since it walks every block."""
+
+    kind: ClassVar[RecordKind] = RecordKind.MEMORY
+    layout: ClassVar[struct.Struct] = struct.Struct(f"<8q{2 * SIZE_CLASSES}I")
+    step: int
+    time_ns: int
+    allocated_bytes: int
+    reserved_bytes: int
+    #: Free, but in segments that other blocks hold: what fragmentation costs.
+    split_bytes: int
+    largest_free_bytes: int
+    #: Out-of-memory errors, and allocations that only succeeded after the cache was flushed, since the process began.
+    ooms: int
+    retries: int
+    #: Number of blocks in use, and of free ones, by class of size.
+    blocks: tuple[int, ...]
+    free_blocks: tuple[int, ...]
+
+    @classmethod
+    def decode(cls, payload: bytes) -> MemoryRecord:
+        values = cls.layout.unpack(payload)
+        return cls(*[*values[:8], values[8 : 8 + SIZE_CLASSES], values[8 + SIZE_CLASSES :]])
+
+
+RingRecord = (
+    StepRecord | DeviceRecord | GroupRecord | PhaseRecord | MarkRecord | CollectiveRecord | SignalRecord | MemoryRecord
+)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def text_field(raw: bytes) -> str:
@@ -362,6 +436,14 @@ def encode(record: RingRecord) -> bytes:
         return record.layout.pack(*_present(values), text_bytes(operation, 24), text_bytes(group, 48))
     if isinstance(record, PhaseRecord):
         return record.layout.pack(record.step, record.start_ns, record.end_ns, text_bytes(record.name, 64))
+    if isinstance(record, SignalRecord):
+        # A finite number needs all 64 bits of its field: what is missing travels as NaN, and `nonfinite` says the rest.
+        loss, norm = (math.nan if value is None else value for value in (record.loss, record.gradient_norm))
+        counts = _present((record.samples, record.tokens, record.flops, record.peak_flops))
+        return record.layout.pack(record.step, record.time_ns, loss, norm, record.nonfinite, *counts)
+    if isinstance(record, MemoryRecord):
+        *values, blocks, free_blocks = (getattr(record, field.name) for field in fields(record))
+        return record.layout.pack(*values, *blocks, *free_blocks)
     return record.layout.pack(record.time_ns, record.step, record.mark, text_bytes(record.text, 192))
 
 
@@ -378,9 +460,7 @@ def decode(kind: int, payload: bytes) -> RingRecord | None:
     return decoded
 
 
-def field_names(
-    record: type[StepRecord] | type[DeviceRecord] | type[GroupRecord] | type[CollectiveRecord],
-) -> tuple[str, ...]:
+def field_names(record: type[RingRecord]) -> tuple[str, ...]:
     """Fields in the order they travel."""
     return tuple(field.name for field in fields(record))
 
@@ -389,7 +469,17 @@ StepRecord.layout = struct.Struct(f"<{len(field_names(StepRecord))}q")
 DeviceRecord.layout = struct.Struct(f"<{len(field_names(DeviceRecord))}q")
 
 _KINDS: dict[int, Any] = {
-    record.kind: record for record in (StepRecord, DeviceRecord, GroupRecord, PhaseRecord, MarkRecord, CollectiveRecord)
+    record.kind: record
+    for record in (
+        StepRecord,
+        DeviceRecord,
+        GroupRecord,
+        PhaseRecord,
+        MarkRecord,
+        CollectiveRecord,
+        SignalRecord,
+        MemoryRecord,
+    )
 }
 _GROUP_V1 = struct.Struct("<6q48s")
 #: Payload lengths of rings of version 1, where another: jobs started before an upgrade go on writing them.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rankscope.clock import ClockAnchor
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event
-from rankscope.records import CollectiveRecord
+from rankscope.records import CollectiveRecord, MemoryRecord, SignalRecord
 
 
 @dataclass(slots=True)
@@ -56,6 +56,10 @@ class RankWindow:
     members: dict[str, str] = field(default_factory=dict)
     #: Operations that a source told one by one, by time.
     collectives: Sequence[CollectiveRecord] = ()
+    #: What the training loop said of its progress, by step.
+    signals: Sequence[SignalRecord] = ()
+    #: Looks into the allocator, by time.
+    memory: Sequence[MemoryRecord] = ()
 
 
 @dataclass(slots=True)
