@@ -19,13 +19,17 @@ from typing import Any, TypeVar
 
 from rankscope.clock import ClockAnchor, SystemClock, boot_id
 from rankscope.control import Command, ControlReader
+from rankscope.device import DeviceClock
 from rankscope.errors import RankscopeError
 from rankscope.identity import rank_identity
 from rankscope.records import MarkKind, Phase
 from rankscope.ring import RingWriter, ring_path
 from rankscope.torch_hooks.clocks import choose_clock, device_undecided
 from rankscope.torch_hooks.loop import TrainingLoop
+from rankscope.torch_hooks.nonfinite import NonFiniteWatch
 from rankscope.torch_hooks.patches import Patches
+from rankscope.torch_hooks.peak import device_peak_flops
+from rankscope.torch_hooks.signals import Signals
 from rankscope.torch_hooks.stacks import StackDumper
 from rankscope.torch_hooks.step_clock import StepClock
 from rankscope.torch_hooks.usage import GcWatch, ThreadUsage
@@ -78,6 +82,9 @@ class Scope:
         self._patches = Patches(self)
         self._loop: TrainingLoop | None = None
         self._clock: StepClock | None = None
+        self._device: DeviceClock | None = None
+        self._signals: Signals | None = None
+        self._peak_flops: int | None = None
         self._thread = 0
         self._stop_watching: list[Callable[[], None]] = []
         self._ended = False
@@ -149,6 +156,10 @@ class Scope:
         clock.mark(MarkKind.ATTACHED, f"stacks={dumper.install()} torch={version} python={sys.executable}")
         for line in self._patches.unavailable:
             clock.mark(MarkKind.DEGRADED, line)
+        self._device, self._signals = device, Signals(ring, device)
+        if device.name == "cuda":
+            self._peak_flops = device_peak_flops(sys.modules["torch"].cuda)
+        self._stop_watching.append(self._signals.flush)
         self._thread = get_ident()
         self._clock, self._loop = clock, TrainingLoop(clock)
         return self._loop
@@ -184,6 +195,44 @@ class Scope:
                 self._phase_end(before)
             else:
                 self._phase_named(began, name)
+
+    def signal(
+        self,
+        *,
+        loss: Any = None,
+        gradient_norm: Any = None,
+        samples: int | None = None,
+        tokens: int | None = None,
+        flops: int | None = None,
+        peak_flops: int | None = None,
+    ) -> None:
+        """Say what this step came to, on this rank alone: call it in the step, once.
+
+        `loss` and `gradient_norm` may be tensors on the device: they are read when they are done, never waited for.
+        `flops` are the model's operations in this step, forward and backward; `peak_flops` this device's dense rate in
+        the precision used, operations a second (known for common GPUs in bfloat16).
+        """
+        clock, signals = self._clock, self._signals
+        if clock is not None and signals is not None and get_ident() == self._thread:
+            peak = peak_flops or self._peak_flops
+            counts = {"samples": samples, "tokens": tokens, "flops": flops, "peak_flops": peak}
+            self._quietly(signals.note, clock.step, loss, gradient_norm, counts)
+
+    def watch_nonfinite(self, model: Any) -> None:
+        """Name the first of the model's modules whose output is NaN or infinite, for the price of a reduction each."""
+        self._quietly(self._watch_nonfinite, model)
+
+    def _watch_nonfinite(self, model: Any) -> None:
+        device = self._device or choose_clock(self._environ)
+
+        def step() -> int:
+            return 0 if self._clock is None else self._clock.step
+
+        def report(step: int, name: str) -> None:
+            if self._clock is not None:
+                self._quietly(self._clock.mark, MarkKind.NONFINITE, f"step {step}: the output of {name} is not finite")
+
+        self._stop_watching.append(NonFiniteWatch(model, device, step=step, report=report).close)
 
     # What the choke points call.
     data_begin = _guarded(TrainingLoop.data_begin)
