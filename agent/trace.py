@@ -9,12 +9,14 @@ from typing import Any
 
 import click
 
-from rankscope.agent.kineto import ReadTrace, read_trace
-from rankscope.agent.trace_document import SCHEMA, rank_document
+from rankscope.agent.kineto import read_trace
+from rankscope.agent.trace_document import SCHEMA, comparison_document, rank_document
 from rankscope.agent.trace_text import trace_text
 from rankscope.errors import TraceError
 from rankscope.rules.trace.analysis import analyse
+from rankscope.rules.trace.compare import compare, verdict
 from rankscope.rules.trace.events import NS_PER_US
+from rankscope.rules.trace.exchange import exchange_of
 
 _SUFFIXES = (".json", ".json.gz")
 
@@ -41,12 +43,16 @@ def trace_document(
     files: Sequence[Path], *, all_steps: bool = False, threshold_ns: int = 30 * NS_PER_US, top: int = 10
 ) -> dict[str, Any]:
     """Read and analyse one trace after the other, so that only one is held at a time. Raises TraceError."""
-    ranks = []
+    ranks, exchanges = [], []
     for path in trace_files(files):
-        read: ReadTrace = read_trace(path)
-        ranks.append(rank_document(read, analyse(read.trace, threshold_ns=threshold_ns, all_steps=all_steps), top))
+        read = read_trace(path)
+        analysis = analyse(read.trace, threshold_ns=threshold_ns, all_steps=all_steps)
+        ranks.append(rank_document(read, analysis, top))
+        exchanges.append(exchange_of(analysis))
     ranks.sort(key=lambda rank: (rank["rank"], rank["file"]))
-    return {"schema": SCHEMA, "ranks": ranks}
+    compared = compare(exchanges)
+    summary = verdict(compared) or (ranks[0]["summary"] if len(ranks) == 1 else "")
+    return {"schema": SCHEMA, "summary": summary, "comparison": comparison_document(compared), "ranks": ranks}
 
 
 def trace_files(given: Sequence[Path]) -> list[Path]:

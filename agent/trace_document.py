@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from rankscope.agent.kineto import ReadTrace
 from rankscope.rules.trace.analysis import Analysis
 from rankscope.rules.trace.bound import bound_of, sentence
 from rankscope.rules.trace.breakdown import Breakdown
+from rankscope.rules.trace.compare import Comparison
 from rankscope.rules.trace.events import NS_PER_US
 from rankscope.rules.trace.idle import Cause, Idle
 from rankscope.rules.trace.names import Type
+from rankscope.rules.trace.seen import FloatArray, Group, Seen
 
 SCHEMA = "rankscope.trace/1"
+#: Stays in a collective that differ by less than this share are of members that came together.
+_TOGETHER = 0.05
 
 
 def rank_document(read: ReadTrace, analysis: Analysis, top: int) -> dict[str, Any]:
@@ -124,6 +130,72 @@ def rank_document(read: ReadTrace, analysis: Analysis, top: int) -> dict[str, An
             "streams": [_idle(each) for each in analysis.hta_streams],
         },
     }
+
+
+def comparison_document(compared: Comparison) -> dict[str, Any]:
+    """Ranks side by side: own time and waits a step, and each group's collectives."""
+    seen, found = compared.seen, compared.blame
+    if seen is None or found is None:
+        return {
+            "late_rank": None,
+            "reason": None,
+            "notes": list(compared.notes),
+            "steps": [],
+            "ranks": [],
+            "groups": [],
+        }
+    return {
+        "late_rank": found.rank,
+        "reason": None if found.reason is None else str(found.reason),
+        "us_per_step": _us(found.ns_per_step),
+        "fraction_of_step": _rounded(found.fraction),
+        "slow_groups": list(found.slow_groups),
+        "basis": "device-collective",
+        "notes": list(compared.notes),
+        "steps": list(seen.steps),
+        "ranks": [_compared(seen, row) for row in range(len(seen.ranks))],
+        "groups": [_group(seen, group) for group in seen.groups],
+    }
+
+
+def _compared(seen: Seen, row: int) -> dict[str, Any]:
+    parts = {"compute": seen.compute_ns, "copies": seen.memory_ns, "host_wait": seen.host_wait_ns}
+    return {
+        "rank": seen.ranks[row],
+        "step_us": _middle(seen.step_ns[row]),
+        "own_us": _middle(seen.own_ns[row]),
+        **{f"{name}_us": None if values is None else _middle(values[row]) for name, values in parts.items()},
+        "waits_us": {
+            group.name: _middle(group.took_ns[row] - group.least_ns)
+            for group in seen.groups
+            if seen.ranks[row] in group.members
+        },
+    }
+
+
+def _group(seen: Seen, group: Group) -> dict[str, Any]:
+    transfer = _middle(group.least_ns)
+    rows = [seen.ranks.index(rank) for rank in group.members]
+    told = np.isfinite(group.took_ns[rows]).all(axis=0)
+    took = group.took_ns[rows][:, told]
+    # Members that come together have no last one.
+    last = np.where(np.ptp(took, axis=0) > _TOGETHER * took.max(axis=0), np.argmin(took, axis=0), -1)
+    return {
+        "name": group.name,
+        "ranks": list(group.members),
+        "collectives_per_step": group.count,
+        "bytes_per_step": group.bytes,
+        "transfer_us": transfer,
+        "gigabytes_per_second": round(group.bytes / transfer / 1e3, 3) if group.bytes and transfer else None,
+        "last_fraction": {
+            str(rank): _ratio(int((last == index).sum()), len(last)) for index, rank in enumerate(group.members)
+        },
+    }
+
+
+def _middle(values: FloatArray) -> float | None:
+    there = values[np.isfinite(values)]
+    return _us(float(np.median(there))) if len(there) else None
 
 
 def _breakdown(whole: Breakdown) -> dict[str, Any]:

@@ -8,9 +8,33 @@ from typing import Any
 def trace_text(document: dict[str, Any]) -> str:
     """The document of `rankscope trace` in words and columns."""
     lines: list[str] = []
+    if len(document["ranks"]) > 1:
+        lines += _comparison(document)
     for rank in document["ranks"]:
         lines += ["", *_rank(rank)]
     return "\n".join(lines).lstrip("\n")
+
+
+def _comparison(document: dict[str, Any]) -> list[str]:
+    compared = document["comparison"]
+    lines = [document["summary"]] if document["summary"] else []
+    lines += [f"  note: {note}" for note in compared["notes"]]
+    if compared["ranks"]:
+        lines += ["", f"  a step of {len(compared['steps'])}     own time       compute     host wait  wait for others"]
+    for rank in compared["ranks"]:
+        values = [rank["own_us"], rank["compute_us"], rank["host_wait_us"], sum(rank["waits_us"].values())]
+        mark = "  <- late" if rank["rank"] == compared["late_rank"] else ""
+        lines.append(f"    rank {rank['rank']:<6} {' '.join(f'{_ms(value):>13}' for value in values)}{mark}")
+    if compared["groups"]:
+        lines += ["", "  collectives a step"]
+    for group in compared["groups"]:
+        last = max(group["last_fraction"].items(), key=lambda each: each[1] or 0)
+        rate = f", {group['gigabytes_per_second']:.1f} GB/s" if group["gigabytes_per_second"] else ""
+        lines.append(
+            f"    {_ms(group['transfer_us']):>11} {group['collectives_per_step']:>4}x {group['name']}{rate}"
+            f"; rank {last[0]} last in {last[1] or 0:.0%} of the steps"
+        )
+    return lines
 
 
 def _rank(rank: dict[str, Any]) -> list[str]:
