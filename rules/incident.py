@@ -14,6 +14,8 @@ from rankscope.reading import Event
 from rankscope.records import Phase
 from rankscope.rules import gpu_trouble
 from rankscope.rules.evidence import Observation, unseen
+from rankscope.rules.failure import ECHO, OWN, Failure, kind_of_text
+from rankscope.rules.first_failure import first_failure
 from rankscope.rules.frame import Frame
 from rankscope.rules.table import Symptom
 from rankscope.rules.telemetry import Telemetry
@@ -24,12 +26,6 @@ _ENDED_BY_HAND = frozenset({130, 143})
 _BY_HAND = re.compile(r"KeyboardInterrupt|SystemExit|SignalException")
 #: What follows a signal to the whole job comes within this time.
 _BY_HAND_NS = 2_000_000_000
-#: What ranks say when another one went away (gloo, NCCL, TCP store).
-_ECHO = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|socket|gloo|nccl|DistBackendError|DistNetworkError|"
-    r"DistStoreError|remote process|timed? ?out|watchdog|heartbeat|rendezvous",
-    re.IGNORECASE,
-)
 #: What a rank says when its device failed: the code, the driver or the board. An assertion or a lack of memory is the
 #: code's own.
 _DEVICE = re.compile(r"CUDA error(?!: device-side assert)|DeviceError|AcceleratorError|cudaError|GPU is lost")
@@ -87,16 +83,17 @@ def _before_the_end(window: Window, deaths: Sequence[Event]) -> list[Event]:
 
 def _crash(window: Window, telemetry: Telemetry, events: Sequence[Event], deaths: list[Event]) -> Incident:
     broken = _broken(window, telemetry, [event.rank for event in deaths])
-    own = [event for event in deaths if event.kind == "rank-exception" and not _ECHO.search(event.text)]
+    own = [event for event in deaths if event.kind == "rank-exception" and kind_of_text(event.text) not in ECHO]
     failed = {event.rank for event in deaths if event.kind == "rank-exception"}
     silent = [event for event in deaths if event.kind == "rank-exited" and event.rank not in failed]
+    first = first_failure(_failures(deaths, events), window.world_size)
     if broken is not None:
         root = next(event for event in deaths if event.rank == broken)
-    elif silent and (not own or _from_outside(events, _first_silent(silent)) >= 0.9):
-        first = _first_silent(silent)
-        root = own[0] if own and own[0].time_ns < first.time_ns else first
+    elif first is not None and first.kind in OWN and first.rank is not None:
+        of_rank = [event for event in deaths if event.rank == first.rank]
+        root = next((event for event in of_rank if event.kind == "rank-exception"), of_rank[0])
     else:
-        root = min(own or deaths, key=lambda event: event.time_ns)
+        root = _first_silent(silent) if silent and not own else min(own or deaths, key=lambda event: event.time_ns)
     rank = root.rank
     seen = _gpu_evidence(window, telemetry, rank)
     seen["killed"] = _killed(events, root, rank in failed)
@@ -111,6 +108,28 @@ def _crash(window: Window, telemetry: Telemetry, events: Sequence[Event], deaths
         phase if isinstance(phase, str) else None,
         seen,
     )
+
+
+def _failures(deaths: Sequence[Event], events: Sequence[Event]) -> list[Failure]:
+    """What was said of every rank that died, each with the clock of its host."""
+    killed = {event.attributes.get("pid") for event in events if event.kind == "oom-kill"}
+    found = []
+    for event in deaths:
+        if event.rank is not None:
+            failed = event.kind == "rank-exception"
+            signal, status = (event.attributes.get(name) for name in ("signal", "status"))
+            found.append(
+                Failure(
+                    rank=event.rank,
+                    time_ns=event.time_ns,
+                    text=event.text if failed else "",
+                    signal=signal if isinstance(signal, int) else None,
+                    status=status if isinstance(status, int) else None,
+                    host=event.host,
+                    out_of_memory=not failed and event.attributes.get("pid") in killed,
+                )
+            )
+    return found
 
 
 def _first_silent(silent: Sequence[Event]) -> Event:
