@@ -291,8 +291,12 @@ class _Reader:
             "SELECT DISTINCT probe, device, outcome, reason FROM sources WHERE outcome NOT IN (?, ?)",
             (Outcome.OK, Outcome.NO_DATA),
         )
+        # Eight GPUs of one kind lack the same: one line for them all.
+        devices: dict[tuple[str, str, str], list[str]] = {}
         for probe, device, outcome, reason in rows:
-            place = f"{probe} {device}".strip()
+            devices.setdefault((probe, outcome, reason), []).append(device)
+        for (probe, outcome, reason), found in devices.items():
+            place = f"{probe} {found[0]}".strip() if len(found) == 1 else f"{probe}, {len(found)} devices"
             self._part.not_seen.append(f"{place}: {outcome}" + (f" ({reason})" if reason else ""))
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from rankscope.errors import ProbeError
 from rankscope.probes.helper_process import HelperProcess
 from rankscope.probes.nvml_api import GPU_IS_LOST, GpuIdentity
 from rankscope.probes.nvml_messages import Message
-from rankscope.reading import Event, Group, Outcome, ProbeResult, Reading, Severity
+from rankscope.probes.nvml_rings import RINGS
+from rankscope.probes.nvml_tracking import Gathered, TrackedGpu, gpu_event, gpu_lost_event, xid_event
+from rankscope.reading import Event, Group, Outcome, Priority, ProbeResult, Severity
 
 SECOND = 10**9
 #: How long one read waits for answers to its own request, ms. NVML answers a healthy group in well under 1 ms.
@@ -30,24 +31,10 @@ BREAKER_XIDS = frozenset({119, 120})
 BREAKER_NS = 60 * SECOND
 
 _HELPER = "rankscope.probes.nvml_child"
-
-
-@dataclass(slots=True)
-class _Gpu:
-    identity: GpuIdentity
-    #: Group -> when its unanswered read was asked for.
-    awaited: dict[str, int] = field(default_factory=dict)
-    stalled: bool = False
-    lost: bool = False
-    #: Group -> what the driver says its field values took so far, us.
-    latency_us: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Gathered:
-    readings: list[Reading] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    outcomes: list[tuple[str, Outcome, str]] = field(default_factory=list)
+#: Groups read as soon as there is a helper, and again when a GPU's counters began anew, however long their period.
+_FIRST = ("health", "description", "links", "processes", "rare")
+#: Groups read at once after an Xid or another event of a GPU.
+_TELLING = ("health", "links")
 
 
 class NvmlProbe:
@@ -55,10 +42,20 @@ class NvmlProbe:
 
     name = "nvml"
     groups: Sequence[Group] = (
-        Group("fast", SECOND, SECOND // 5, "the driver refreshes clocks, power and reasons every 100 ms"),
-        Group("counters", SECOND, SECOND, "integrals: slower reads lose only the position of a change"),
+        Group(
+            "fast", SECOND, SECOND // 5, "the driver refreshes clocks, power and reasons every 100 ms", Priority.HIGH
+        ),
+        Group("gpm", SECOND, SECOND // 5, "means between two reads, which must be 100 ms apart"),
+        Group("counters", SECOND, SECOND, "integrals: slower reads lose only the position of a change", Priority.HIGH),
+        Group(
+            "samples", 3 * SECOND, 3 * SECOND, "the driver keeps 10 s at 139 ms: this loses none of it", Priority.HIGH
+        ),
         Group("slow", 2 * SECOND, SECOND, "temperature moves over seconds"),
-        Group("health", 15 * SECOND, SECOND, "sticky counters and limits"),
+        Group("processes", 10 * SECOND, 5 * SECOND, "the driver walks its clients for it", Priority.LOW),
+        Group("health", 15 * SECOND, SECOND, "sticky counters and limits", Priority.HIGH),
+        Group("links", 30 * SECOND, SECOND, "sticky counters of every link, hundreds of values"),
+        Group("rare", 300 * SECOND, 15 * SECOND, "histograms and limits that change with repairs", Priority.LOW),
+        Group("description", 3600 * SECOND, 3600 * SECOND, "fixed until the driver is loaded anew", Priority.LOW),
     )
 
     def __init__(
@@ -90,8 +87,12 @@ class NvmlProbe:
         self._restart_at_ns = 0
         self._restart_pause_ns = FIRST_RESTART_NS
         self._unsupported = False
-        self._gpus: dict[str, _Gpu] = {}
-        self._by_index: dict[int, _Gpu] = {}
+        #: From here on no sample of the driver's buffers is to be missed.
+        self._began_us = time.time_ns() // 1000
+        #: Groups to be read at once, besides the one asked for.
+        self._owed: list[str] = []
+        self._gpus: dict[str, TrackedGpu] = {}
+        self._by_index: dict[int, TrackedGpu] = {}
         self._unreachable: set[int] = set()
         self._breaker_until_ns = 0
         self._breaker_reason = ""
@@ -108,10 +109,6 @@ class NvmlProbe:
     def helper_pid(self) -> int | None:
         """Process id of the helper, for whoever accounts for its cost."""
         return None if self._helper is None else self._helper.pid
-
-    def driver_ns(self, group: str) -> int:
-        """What the driver says the field values of one group took so far, over all GPUs."""
-        return sum(gpu.latency_us.get(group, 0) for gpu in self._gpus.values()) * 1000
 
     def uuid_of_pci(self, pci: str) -> str | None:
         """UUID of the GPU at a PCI address "dddd:bb:dd", or None."""
@@ -140,17 +137,26 @@ class NvmlProbe:
     def _read(self, group: str, now_ns: int, devices: frozenset[str] | None) -> ProbeResult:
         if self._unsupported:
             return ProbeResult()
-        gathered = _Gathered()
+        gathered = Gathered()
         if now_ns < self._breaker_until_ns:
             self._say(gathered, "", Outcome.NO_DATA, self._breaker_reason)
         helper = self._live_helper(gathered, now_ns)
         if helper is not None:
             self._take(helper, gathered, now_ns, 0)
             if self._greeted and not self._ending and now_ns >= self._breaker_until_ns:
+                owed, self._owed = self._owed, []
+                for each in owed:
+                    self._ask(helper, each, now_ns, None)
                 self._ask(helper, group, now_ns, devices)
                 self._await(helper, gathered, group, now_ns)
             self._watch(helper, gathered, now_ns)
-        return ProbeResult(gathered.readings, gathered.events, gathered.outcomes)
+        return ProbeResult(
+            gathered.readings,
+            gathered.events,
+            gathered.outcomes,
+            helper_cpu_ns=gathered.helper_cpu_ns,
+            driver_ns=gathered.driver_ns,
+        )
 
     def close(self) -> None:
         """End the helper; where it is stuck in the driver and may not be killed, it ends by itself later."""
@@ -160,7 +166,7 @@ class NvmlProbe:
 
     # The helper's life
 
-    def _live_helper(self, gathered: _Gathered, now_ns: int) -> HelperProcess | None:
+    def _live_helper(self, gathered: Gathered, now_ns: int) -> HelperProcess | None:
         """The one helper; a new one only when there is none and the pause is over."""
         helper = self._helper
         if helper is not None and (status := helper.exit_status()) is not None:
@@ -182,7 +188,7 @@ class NvmlProbe:
             self._greeted = self._ending = self._killed = False
         return helper
 
-    def _helper_failed(self, gathered: _Gathered, reason: str, now_ns: int) -> None:
+    def _helper_failed(self, gathered: Gathered, reason: str, now_ns: int) -> None:
         self._restart_at_ns = now_ns + self._restart_pause_ns
         self._restart_pause_ns = min(2 * self._restart_pause_ns, LONGEST_RESTART_NS)
         gathered.events.append(
@@ -204,11 +210,14 @@ class NvmlProbe:
             for index, gpu in self._by_index.items()
             if not gpu.lost and group not in gpu.awaited and (devices is None or gpu.identity.uuid in devices)
         ]
-        if free and helper.send({"group": group, "gpus": free}):
+        request: Message = {"group": group, "gpus": free}
+        if group == "samples":
+            request["seen"] = {index: self._by_index[index].seen_us for index in free}
+        if free and helper.send(request):
             for index in free:
                 self._by_index[index].awaited[group] = now_ns
 
-    def _await(self, helper: HelperProcess, gathered: _Gathered, group: str, now_ns: int) -> None:
+    def _await(self, helper: HelperProcess, gathered: Gathered, group: str, now_ns: int) -> None:
         end = time.monotonic() + PATIENCE_MS / 1000
         while any(gpu.awaited.get(group) == now_ns for gpu in self._by_index.values()):
             left_ms = int((end - time.monotonic()) * 1000)
@@ -216,7 +225,7 @@ class NvmlProbe:
                 return
             self._take(helper, gathered, now_ns, left_ms)
 
-    def _take(self, helper: HelperProcess, gathered: _Gathered, now_ns: int, wait_ms: int) -> None:
+    def _take(self, helper: HelperProcess, gathered: Gathered, now_ns: int, wait_ms: int) -> None:
         try:
             messages = helper.receive(wait_ms)
         except ProbeError as error:
@@ -227,16 +236,19 @@ class NvmlProbe:
             kind = message["kind"]
             if kind == "sample":
                 self._sample(gathered, message, now_ns)
-            elif kind == "xid":
-                gathered.events.append(_xid(message))
+            elif kind in ("xid", "gpu-event"):
+                gathered.events.append(xid_event(message) if kind == "xid" else gpu_event(message))
+                self._owe(_TELLING)
             elif kind == "hello":
                 self._hello(gathered, message, now_ns)
+            elif kind == "relations" and (gpu := self._by_index.get(message["gpu"])) is not None:
+                gpu.describe(gathered, gpu.identity.uuid, message["facts"], self.driver, message["time_ns"])
             elif kind == "note":
                 self._say(gathered, "", Outcome(message["outcome"]), message["reason"])
             elif kind == "failed":
                 self._failed(gathered, helper, message, now_ns)
 
-    def _failed(self, gathered: _Gathered, helper: HelperProcess, message: Message, now_ns: int) -> None:
+    def _failed(self, gathered: Gathered, helper: HelperProcess, message: Message, now_ns: int) -> None:
         """The library cannot be used: for good where there is none, else it is tried again later."""
         outcome = Outcome(message["outcome"])
         self._say(gathered, "", outcome, message["reason"])
@@ -249,7 +261,7 @@ class NvmlProbe:
         self._restart_at_ns = now_ns + self._restart_pause_ns
         self._restart_pause_ns = min(2 * self._restart_pause_ns, LONGEST_RESTART_NS)
 
-    def _hello(self, gathered: _Gathered, message: Message, now_ns: int) -> None:
+    def _hello(self, gathered: Gathered, message: Message, now_ns: int) -> None:
         self._greeted = True
         self.driver = message["driver"]
         if self._start_stalled:
@@ -258,7 +270,7 @@ class NvmlProbe:
         self._by_index = {}
         for values in message["gpus"]:
             identity = GpuIdentity(**values)
-            gpu = self._gpus.setdefault(identity.uuid, _Gpu(identity))
+            gpu = self._gpus.setdefault(identity.uuid, TrackedGpu(identity, [self._began_us] * len(RINGS)))
             gpu.identity = identity
             if gpu.lost:
                 gpu.lost = False
@@ -272,52 +284,53 @@ class NvmlProbe:
         if not self._gpus and not message["unreachable"]:
             self._say(gathered, "", Outcome.NO_DATA, "NVML finds no GPU")
         self._look_again_ns = now_ns + LOOK_AGAIN_NS
+        self._owe(_FIRST)
 
-    def _unreached(self, gathered: _Gathered, unreachable: list[tuple[int, int, str]], now_ns: int) -> None:
+    def _owe(self, groups: Sequence[str]) -> None:
+        self._owed += (group for group in groups if group not in self._owed)
+
+    def _unreached(self, gathered: Gathered, unreachable: list[tuple[int, int, str]], now_ns: int) -> None:
         known = {gpu.identity.index for gpu in self._gpus.values()}
         for index, code, text in unreachable:
             reason = f"GPU at index {index} gives no handle: {text}"
             self._say(gathered, "", Outcome.FAILED, reason)
             if code == GPU_IS_LOST and index not in known | self._unreachable:
                 self._unreachable.add(index)
-                gathered.events.append(_gpu_lost("", reason, "enumeration", None, now_ns))
+                gathered.events.append(gpu_lost_event("", reason, "enumeration", None, now_ns))
 
-    def _sample(self, gathered: _Gathered, message: Message, now_ns: int) -> None:
+    def _sample(self, gathered: Gathered, message: Message, now_ns: int) -> None:
         gpu = self._by_index.get(message["gpu"])
         if gpu is None:
             return
         uuid = gpu.identity.uuid
         asked_ns = gpu.awaited.pop(message["group"], now_ns)
-        time_ns = message["time_ns"]
         if gpu.stalled:
             gpu.stalled = False
             gathered.events.append(self._recovered(uuid, now_ns - asked_ns, now_ns))
-        for metric, value in message["values"].items():
-            gathered.readings.append(Reading(metric, value, time_ns, uuid))
-        if message["latency_us"]:
-            group = message["group"]
-            gpu.latency_us[group] = gpu.latency_us.get(group, 0) + message["latency_us"]
-            gathered.readings.append(
-                Reading("gpu.driver_latency_ns", 1000.0 * sum(gpu.latency_us.values()), time_ns, uuid)
-            )
-        for metric, outcome, reason in message["outcomes"]:
-            self._say(gathered, uuid, Outcome(outcome), f"{metric}: {reason}")
-        if message["down"] is not None and not gpu.lost:
-            text = "it is lost" if message["down"] == GPU_IS_LOST else "it needs a reset"
-            self._lost(gathered, gpu, f"{text} (NVML code {message['down']})", "nvml", time_ns)
+        if gpu.take(gathered, message, self.driver):
+            self._owe(_FIRST)
+        refused: dict[tuple[str, str], list[str]] = {}
+        for metric, outcome, reason in message.get("outcomes", ()):
+            refused.setdefault((outcome, reason), []).append(metric)
+        for (outcome, reason), metrics in refused.items():
+            self._say(gathered, uuid, Outcome(outcome), f"{', '.join(metrics)}: {reason}")
+        down = message.get("down")
+        if down is not None and not gpu.lost:
+            text = "it is lost" if down == GPU_IS_LOST else "it needs a reset"
+            self._lost(gathered, gpu, f"{text} (NVML code {down})", "nvml", message["time_ns"])
         elif message["values"]:
             self._restart_pause_ns = FIRST_RESTART_NS
 
-    def _lost(self, gathered: _Gathered, gpu: _Gpu, why: str, source: str, time_ns: int) -> None:
+    def _lost(self, gathered: Gathered, gpu: TrackedGpu, why: str, source: str, time_ns: int) -> None:
         gpu.lost, gpu.stalled = True, False
         gpu.awaited.clear()
         identity = gpu.identity
         text = f"GPU {identity.index} at {identity.pci} ({identity.uuid}): {why}"
-        gathered.events.append(_gpu_lost(identity.uuid, text, source, identity.pci, time_ns))
+        gathered.events.append(gpu_lost_event(identity.uuid, text, source, identity.pci, time_ns))
 
     # Watching for silence
 
-    def _watch(self, helper: HelperProcess, gathered: _Gathered, now_ns: int) -> None:
+    def _watch(self, helper: HelperProcess, gathered: Gathered, now_ns: int) -> None:
         """Tell of calls past their deadline, once each; kill or renew the helper where that is due."""
         longest = 0
         starting_ns = now_ns - self._started_ns
@@ -362,25 +375,9 @@ class NvmlProbe:
             attributes={"probe": self.name, "waited_ns": waited_ns},
         )
 
-    def _say(self, gathered: _Gathered, device: str, outcome: Outcome, reason: str) -> None:
+    def _say(self, gathered: Gathered, device: str, outcome: Outcome, reason: str) -> None:
         """An outcome, the first time only."""
         said = (device, outcome, reason)
         if said not in self._said:
             self._said.add(said)
             gathered.outcomes.append(said)
-
-
-def _gpu_lost(device: str, text: str, source: str, pci: str | None, time_ns: int) -> Event:
-    return Event("gpu-lost", time_ns, text, Severity.CRITICAL, device, attributes={"source": source, "pci": pci})
-
-
-def _xid(message: Message) -> Event:
-    attributes = {"number": message["number"], "message": None, "source": "nvml", "pci": message["pci"]}
-    return Event(
-        "xid",
-        message["time_ns"],
-        f"Xid {message['number']} reported by NVML",
-        Severity.WARNING,
-        message["uuid"],
-        attributes=attributes,
-    )

@@ -18,12 +18,12 @@ from dataclasses import asdict
 from rankscope.probes.nvml_api import DOWN, LIBRARY_NOT_FOUND, NO_PERMISSION, NvmlFailure
 from rankscope.probes.nvml_fields import version_of
 from rankscope.probes.nvml_library import NvmlLibrary
-from rankscope.probes.nvml_messages import Message, Unpacker, pack
+from rankscope.probes.nvml_messages import Message, Unpacker, event_message, pack, sample_message
 from rankscope.probes.nvml_reader import GpuReader
 from rankscope.reading import Outcome
 
-#: A wait for Xid events ends this often, so that the helper can end, ms.
-XID_WAIT_MS = 200
+#: A wait for events ends this often, so that the helper can end, ms.
+EVENT_WAIT_MS = 200
 #: How long an orderly end may take before the helper just goes, s.
 FAREWELL_S = 2.0
 
@@ -40,11 +40,11 @@ class GpuWorker(threading.Thread):
         super().__init__(name=f"gpu-{reader.gpu.identity.index}", daemon=True)
         self._reader = reader
         self._send = send
-        self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[tuple[str, list[int] | None] | None] = queue.SimpleQueue()
 
-    def ask(self, group: str) -> None:
+    def ask(self, group: str, seen: list[int] | None) -> None:
         """Queue one read; the parent asks for a group again only after the answer, so the queue stays short."""
-        self._asked.put(group)
+        self._asked.put((group, seen))
 
     def finish(self) -> None:
         """End after what is queued."""
@@ -53,21 +53,12 @@ class GpuWorker(threading.Thread):
     def run(self) -> None:
         """Read until told to finish or until the GPU is down."""
         index = self._reader.gpu.identity.index
-        while (group := self._asked.get()) is not None:
-            before = time.monotonic_ns()
-            sample = self._reader.read(group, before)
-            self._send(
-                {
-                    "kind": "sample",
-                    "gpu": index,
-                    "group": group,
-                    "time_ns": (before + time.monotonic_ns()) // 2,
-                    "values": sample.values,
-                    "outcomes": sample.outcomes,
-                    "down": sample.down,
-                    "latency_us": sample.latency_us,
-                }
-            )
+        while (asked := self._asked.get()) is not None:
+            group, seen = asked
+            before, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+            sample = self._reader.read(group, before) if seen is None else self._reader.read(group, before, seen)
+            message = sample_message(index, group, (before + time.monotonic_ns()) // 2, sample)
+            self._send(message | {"cpu_ns": time.thread_time_ns() - cpu_ns})
             if sample.down is not None:
                 return
 
@@ -92,9 +83,10 @@ class Helper:
         unpacker = Unpacker()
         while data := os.read(self._requests, 65536):
             for request in unpacker.feed(data):
+                seen = request.get("seen", {})
                 for index in request["gpus"]:
                     if index in self._workers:
-                        self._workers[index].ask(request["group"])
+                        self._workers[index].ask(request["group"], seen.get(str(index)))
 
     def finish(self) -> None:
         """Shut NVML down in order if the driver lets us within FAREWELL_S."""
@@ -129,7 +121,7 @@ class Helper:
                 os._exit(0)
 
     def _drive(self) -> None:
-        """Open the library, say what is there, start the workers, then wait for Xids."""
+        """Open the library, say what is there, start the workers, then wait for events."""
         try:
             library = NvmlLibrary(self._library_path)
         except NvmlFailure as failure:
@@ -137,7 +129,7 @@ class Helper:
             return
         self._library = library
         driver = version_of(library.driver)
-        # Before the first hello, so that whoever has heard it misses no Xid from then on.
+        # Before the first hello, so that whoever has heard it misses no event from then on.
         watching = self._watch(library)
         workers = {gpu.identity.index: GpuWorker(GpuReader(gpu, driver), self._send) for gpu in library.gpus}
         for worker in workers.values():
@@ -151,40 +143,42 @@ class Helper:
                 "unreachable": [[index, failure.code, str(failure)] for index, failure in library.unreachable],
             }
         )
+        if len(library.gpus) > 1:
+            threading.Thread(target=self._relate, args=(library,), name="relations", daemon=True).start()
         if watching:
-            self._wait_for_xids(library)
+            self._wait_for_events(library)
 
     def _watch(self, library: NvmlLibrary) -> bool:
         try:
-            watched = library.watch_xids()
+            watched = library.watch_events()
         except NvmlFailure as failure:
-            self._send(_note(Outcome.FAILED, f"no Xid events from NVML: {failure}"))
+            self._send(_note(Outcome.FAILED, f"no events from NVML: {failure}"))
             return False
         if library.gpus and not watched:
-            self._send(_note(Outcome.UNSUPPORTED, "no GPU offers Xid events through NVML"))
+            self._send(_note(Outcome.UNSUPPORTED, "no GPU offers events through NVML"))
         return watched > 0
 
-    def _wait_for_xids(self, library: NvmlLibrary) -> None:
+    def _relate(self, library: NvmlLibrary) -> None:
+        """Say once how the GPUs stand to each other; a GPU that hangs holds up this thread alone."""
+        for gpu in library.gpus:
+            try:
+                facts = library.relations(gpu)
+            except NvmlFailure:
+                continue
+            self._send({"kind": "relations", "gpu": gpu.identity.index, "time_ns": time.monotonic_ns(), "facts": facts})
+
+    def _wait_for_events(self, library: NvmlLibrary) -> None:
         while not self._ending.is_set():
             try:
-                found = library.wait_xid(XID_WAIT_MS)
+                found = library.wait_event(EVENT_WAIT_MS)
             except NvmlFailure as failure:
                 # A lost GPU fails the wait at once, again and again; its own worker tells of the loss.
                 if failure.code not in DOWN:
-                    self._send(_note(Outcome.FAILED, f"waiting for Xid events failed: {failure}"))
-                self._ending.wait(XID_WAIT_MS / 1000)
+                    self._send(_note(Outcome.FAILED, f"waiting for events failed: {failure}"))
+                self._ending.wait(EVENT_WAIT_MS / 1000)
                 continue
             if found is not None:
-                gpu, number = found
-                self._send(
-                    {
-                        "kind": "xid",
-                        "uuid": gpu.uuid if gpu else "",
-                        "pci": gpu.pci if gpu else None,
-                        "number": number,
-                        "time_ns": time.monotonic_ns(),
-                    }
-                )
+                self._send(event_message(found, time.monotonic_ns()))
 
 
 def _note(outcome: Outcome, reason: str) -> Message:

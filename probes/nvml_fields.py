@@ -66,10 +66,12 @@ def field_batches(group: str, driver: tuple[int, int]) -> list[list[FieldSource]
             [
                 FieldSource("gpu.power_watts", 185, 1e-3),
                 FieldSource("gpu.power_instant_watts", 186, 1e-3),
+                # Scope 1 is the module of GPU and NVIDIA CPU together.
+                FieldSource("gpu.module_power_watts", 186, 1e-3, (1,)),
             ]
         ]
     if group == "counters":
-        return [_counters(driver), _nvlink()]
+        return [_counters(driver), _nvlink_bytes()]
     if group == "slow":
         return [
             [
@@ -79,13 +81,16 @@ def field_batches(group: str, driver: tuple[int, int]) -> list[list[FieldSource]
         ]
     if group == "health":
         return [
+            _ecc(),
+            _rows_and_pcie(),
+            [FieldSource("gpu.nvlink_links", 91), FieldSource("gpu.nvlink_ecc_errors", 160)],
+        ]
+    if group == "rare":
+        return [
             [
-                FieldSource("gpu.power_default_limit_watts", 189, 1e-3),
-                FieldSource("gpu.ecc_corrected_volatile", 3, needs_ecc=True),
-                FieldSource("gpu.ecc_uncorrected_volatile", 4, needs_ecc=True),
-                FieldSource("gpu.ecc_corrected_aggregate", 5, needs_ecc=True),
-                FieldSource("gpu.ecc_uncorrected_aggregate", 6, needs_ecc=True),
-                FieldSource("gpu.pcie_replays", 94),
+                FieldSource("gpu.power_min_limit_watts", 187, 1e-3),
+                FieldSource("gpu.power_max_limit_watts", 188, 1e-3),
+                FieldSource("gpu.power_requested_limit_watts", 192, 1e-3),
             ]
         ]
     return []
@@ -96,6 +101,11 @@ def _counters(driver: tuple[int, int]) -> list[FieldSource]:
         FieldSource("gpu.energy_joules", 83, 1e-3),
         FieldSource("gpu.throttle_sw_power_ns", 74),
         FieldSource("gpu.throttle_sync_boost_ns", 76),
+        FieldSource("gpu.throttle_board_limit_ns", 77),
+        FieldSource("gpu.throttle_low_utilization_ns", 78),
+        FieldSource("gpu.throttle_reliability_ns", 79),
+        FieldSource("gpu.throttle_application_clocks_ns", 80),
+        FieldSource("gpu.throttle_base_clocks_ns", 81),
         FieldSource("gpu.pcie_tx_bytes", 197),
         FieldSource("gpu.pcie_rx_bytes", 198),
     ]
@@ -108,8 +118,61 @@ def _counters(driver: tuple[int, int]) -> list[FieldSource]:
     return sources
 
 
-def _nvlink() -> list[FieldSource]:
-    return [
+#: Locations in the order of fields 7-17 (volatile) and 18-28 (aggregate): pairs of single and double bit; the CBU has
+#: double bit errors only.
+_ECC_LOCATIONS = ("l1", "l2", "dram", "register_file", "texture")
+
+
+def _ecc() -> list[FieldSource]:
+    """Totals (3-6) and locations (7-28): "single bit" errors were corrected, "double bit" were not."""
+    sources: list[FieldSource] = []
+    for lifetime, total, first in (("volatile", 3, 7), ("aggregate", 5, 18)):
+        for kind, offset in (("corrected", 0), ("uncorrected", 1)):
+            sources.append(FieldSource(f"gpu.ecc_{kind}_{lifetime}", total + offset, needs_ecc=True))
+            sources += (
+                FieldSource(f"gpu.ecc_{kind}_{location}_{lifetime}", first + 2 * place + offset, needs_ecc=True)
+                for place, location in enumerate(_ECC_LOCATIONS)
+            )
+        sources.append(FieldSource(f"gpu.ecc_uncorrected_cbu_{lifetime}", first + 10, needs_ecc=True))
+    return sources
+
+
+#: Field id -> metric, each as it is.
+_ROWS_AND_PCIE = {
+    1: "gpu.ecc_mode",
+    29: "gpu.retired_pages_single_bit",
+    30: "gpu.retired_pages_double_bit",
+    31: "gpu.retired_pages_pending",
+    94: "gpu.pcie_replays",
+    95: "gpu.pcie_replay_rollovers",
+    142: "gpu.rows_remapped_corrected",
+    143: "gpu.rows_remapped_uncorrected",
+    144: "gpu.row_remap_pending",
+    145: "gpu.row_remap_failure",
+    169: "gpu.pcie_recoveries",
+    173: "gpu.pcie_correctable_errors",
+    174: "gpu.pcie_naks_received",
+    175: "gpu.pcie_receiver_errors",
+    176: "gpu.pcie_bad_tlps",
+    177: "gpu.pcie_naks_sent",
+    178: "gpu.pcie_bad_dllps",
+    179: "gpu.pcie_non_fatal_errors",
+    180: "gpu.pcie_fatal_errors",
+    181: "gpu.pcie_unsupported_requests",
+    182: "gpu.pcie_lcrc_errors",
+    183: "gpu.pcie_lane_errors",
+    230: "gpu.recovery_action",
+}
+
+
+def _rows_and_pcie() -> list[FieldSource]:
+    limit = FieldSource("gpu.power_default_limit_watts", 189, 1e-3)
+    return [limit, *(FieldSource(metric, field_id) for field_id, metric in _ROWS_AND_PCIE.items())]
+
+
+def _nvlink_bytes() -> list[FieldSource]:
+    """Payload of all links; where the driver does not add it up, the bytes of NVLink 5 link by link."""
+    payload = [
         FieldSource(
             f"gpu.nvlink_{way}_bytes",
             kib,
@@ -119,6 +182,10 @@ def _nvlink() -> list[FieldSource]:
         )
         for way, kib, per_link in (("tx", 138, 202), ("rx", 139, 204))
     ]
+    raw = [
+        FieldSource(f"gpu.nvlink_raw_{way}_bytes", kib, 1024.0, (ALL_LINKS,)) for way, kib in (("tx", 140), ("rx", 141))
+    ]
+    return payload + raw
 
 
 class FieldRecord(ctypes.Structure):

@@ -1,9 +1,9 @@
 """Messages between the agent and its NVML helper: JSON objects, each behind its length in bytes.
 
-To the helper: {"group", "gpus": [index]}. From it, told apart by "kind":
-hello {driver, gpus: [identity], unreachable: [[index, code, text]]}, failed {outcome, reason},
-sample {gpu, group, time_ns, values, outcomes, down, latency_us},
-xid {uuid, pci, number, time_ns}, note {outcome, reason}.
+To the helper: {"group", "gpus": [index], "seen": {index: [us]}}, the last for the sample buffers alone. From it, told
+apart by "kind": hello {driver, gpus: [identity], unreachable: [[index, code, text]]}, failed {outcome, reason}, sample
+(sample_message), xid and gpu-event (event_message), relations
+{gpu, time_ns, facts}, note {outcome, reason}.
 """
 
 from __future__ import annotations
@@ -13,12 +13,48 @@ import struct
 from typing import Any
 
 from rankscope.errors import ProbeError
+from rankscope.probes.nvml_api import GpuEvent
+from rankscope.probes.nvml_sample import GpuSample
 
 Message = dict[str, Any]
-#: Longest message: a sample of one GPU is about 1 kB, a hello of 16 GPUs about 3 kB.
+#: Longest message: the links of one GPU are about 20 kB, most samples about 1 kB, a hello of 16 GPUs about 3 kB.
 MAX_MESSAGE_BYTES = 1 << 20
 
 _LENGTH = struct.Struct("<I")
+
+
+def sample_message(gpu: int, group: str, time_ns: int, sample: GpuSample) -> Message:
+    """One read of one group of the GPU at an index; what is empty is left out."""
+    message: Message = {"kind": "sample", "gpu": gpu, "group": group, "time_ns": time_ns, "values": sample.values}
+    parts: dict[str, dict[str, float]] = {}
+    for device, metric, value in sample.parts:
+        parts.setdefault(device, {})[metric] = value
+    series = {metric: list(zip(*points, strict=True)) for metric, points in sample.series.items() if points}
+    more = {
+        "parts": parts,
+        "series": series,
+        "seen": sample.seen,
+        "overruns": sample.overruns,
+        "facts": sample.facts,
+        "outcomes": sample.outcomes,
+        "down": sample.down,
+        "latency_us": sample.latency_us,
+    }
+    return message | {name: value for name, value in more.items() if value}
+
+
+def event_message(event: GpuEvent, time_ns: int) -> Message:
+    """One event, dated by whoever waited for it."""
+    gpu = event.gpu
+    return {
+        "kind": "gpu-event" if event.xid is None else "xid",
+        "uuid": gpu.uuid if gpu else "",
+        "pci": gpu.pci if gpu else None,
+        "number": event.xid,
+        "name": event.name,
+        "time_ns": time_ns,
+        "attributes": event.attributes,
+    }
 
 
 def pack(message: Message) -> bytes:

@@ -17,6 +17,7 @@ class Watched:
     def __init__(self, probe: NvmlProbe) -> None:
         self.probe = probe
         self.reads = 0
+        self.driver_ns = self.helper_cpu_ns = 0
         self.readings: list[Reading] = []
         self.events: list[Event] = []
         self.outcomes: list[tuple[str, Outcome, str]] = []
@@ -25,6 +26,8 @@ class Watched:
         """One read; what it returned is kept."""
         result = self.probe.read(group, time.monotonic_ns() if now_ns is None else now_ns)
         self.reads += 1
+        self.driver_ns += result.driver_ns
+        self.helper_cpu_ns += result.helper_cpu_ns
         self.readings += result.readings
         self.events += result.events
         self.outcomes += result.outcomes

@@ -31,7 +31,9 @@ NVLINK_ERRORS = {
 }
 
 NVLINK_METRICS = (
-    gauge("nvlink.state", "1", "rankscope.nvlink.state", "State of the link: 0 off, 1 on, 2 asleep"),
+    gauge(
+        "nvlink.state", "1", "rankscope.nvlink.state", "State of the link: 0 off, 1 on, 2 asleep, 3 on without traffic"
+    ),
     gauge("nvlink.speed_bytes_per_second", "By/s", "rankscope.nvlink.speed", "Speed the link runs at"),
     counter("nvlink.tx_bytes", "By", "rankscope.nvlink.tx", "Bytes sent over the link"),
     counter("nvlink.rx_bytes", "By", "rankscope.nvlink.rx", "Bytes received over the link"),
@@ -76,5 +78,5 @@ NVLINK_METRICS = (
         "ECC errors of NVLink data over all links",
     ),
     gauge("gpu.nvlink_links", "{link}", "rankscope.gpu.nvlink.links", "NVLinks on the device"),
-    gauge("gpu.nvlink_links_active", "{link}", "rankscope.gpu.nvlink.links.active", "NVLinks that are on"),
+    gauge("gpu.nvlink_links_active", "{link}", "rankscope.gpu.nvlink.links.active", "NVLinks that are not off"),
 )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from rankscope.metrics import METRICS
-from rankscope.probes.nvml_api import GpuIdentity, NvmlFailure
+from rankscope.probes.nvml_api import Device, Fabric, Facts, GpuIdentity, NvmlFailure, ProcessUse, SampleRing
 from rankscope.probes.nvml_fields import ALL_LINKS, ECC_CURRENT, FieldBatch
-from rankscope.probes.nvml_reader import FIRST_PAUSE_NS, LONGEST_PAUSE_NS, PERMISSION_RETRY_NS, GpuReader
+from rankscope.probes.nvml_gpm import GPM_METRICS
+from rankscope.probes.nvml_reader import GROUPS, GpuReader
+from rankscope.probes.nvml_rings import RINGS
+from rankscope.probes.nvml_sample import FIRST_PAUSE_NS, LONGEST_PAUSE_NS, PERMISSION_RETRY_NS
+from rankscope.probes.nvml_structures import SramEcc
 from rankscope.reading import Outcome
 
 DRIVER = (580, 95)
@@ -26,6 +31,13 @@ class FakeGpu:
     timestamp_us: int = 1
     batches: list[tuple[tuple[int, int], ...]] = dataclasses.field(default_factory=list)
     identity: GpuIdentity = IDENTITY
+    rings: dict[int, SampleRing] = dataclasses.field(default_factory=dict)
+    link: tuple[int, int] = (5, 16)
+    instances: Sequence[Device] = ()
+
+    @property
+    def uuid(self) -> str:
+        return self.identity.uuid
 
     def _answer(self, name: str, value: int) -> int:
         if name in self.failing:
@@ -45,14 +57,62 @@ class FakeGpu:
     def clock_event_reasons(self) -> int:
         return self._answer("reasons", 0x40)
 
-    def memory(self) -> tuple[int, int]:
-        return self._answer("memory", 5), 10
+    def memory(self) -> tuple[int, int, int]:
+        return self._answer("memory", 5), 10, 1
+
+    def performance_state(self) -> int | None:
+        return self._answer("state", 0)
+
+    def temperature_margin(self) -> int:
+        return self._answer("margin", 20)
+
+    def pcie_link(self) -> tuple[int, int]:
+        self._answer("pcie", 0)
+        return self.link
+
+    def pcie_link_max(self) -> tuple[int, int]:
+        return 5, 16
+
+    def uptime_seconds(self) -> int:
+        return self._answer("uptime", 77)
+
+    def mig_mode(self) -> int:
+        return self._answer("mig", int(bool(self.instances)))
+
+    def mig_instances(self) -> Sequence[Device]:
+        return self.instances
+
+    def fabric(self) -> Fabric:
+        return Fabric(self._answer("fabric", 3), 0, 0, 1)
+
+    def sram_ecc(self) -> Mapping[str, int]:
+        return {name: self._answer("sram", place) for place, (name, _) in enumerate(SramEcc._fields_[1:])}
+
+    def row_remap_banks(self) -> Mapping[str, int]:
+        return {"max": self._answer("banks", 640), "high": 0, "partial": 0, "low": 0, "none": 0}
+
+    def samples(self, kind: int, last_seen_us: int) -> SampleRing:
+        self._answer("samples", 0)
+        return self.rings.get(kind, SampleRing((), full=False))
+
+    def processes(self) -> Sequence[ProcessUse]:
+        return [ProcessUse(4711, self._answer("processes", 1 << 30)), ProcessUse(4712, None)]
+
+    def process_utilization(self, last_seen_us: int) -> Sequence[tuple[int, int, int]]:
+        return [(4711, last_seen_us + 1, self._answer("shares", 40))]
+
+    def gpm(self, now_ns: int) -> Mapping[int, tuple[int, float]] | None:
+        self._answer("gpm", 0)
+        return dict.fromkeys(GPM_METRICS, (0, 50.0))
+
+    def facts(self) -> Facts:
+        return {"numa_node": str(self._answer("facts", 1))}
 
     def temperature(self) -> int:
         return self._answer("temperature", 61)
 
-    def slowdown_temperature(self) -> int:
-        return self._answer("slowdown", 89)
+    def threshold_celsius(self, kind: int) -> int:
+        return self._answer("threshold", 89 + kind)
 
     def read_fields(self, batch: FieldBatch) -> None:
         self.batches.append(batch.wanted)
@@ -64,23 +124,47 @@ class FakeGpu:
 
 
 def full() -> FakeGpu:
-    """A GPU that offers every field with the value 2000."""
-    everything = [(n, 0) for n in (*range(1, 8), *range(74, 84), 94, *range(185, 199), *range(251, 272))]
-    fields = dict.fromkeys([*everything, (138, ALL_LINKS), (139, ALL_LINKS)], (0, 3, 2000))
+    """A GPU of 4 links that offers every field with the value 2000."""
+    ids = (
+        *range(1, 32),
+        *range(74, 84),
+        91,
+        94,
+        95,
+        *range(142, 146),
+        160,
+        169,
+        *range(173, 199),
+        230,
+        *range(251, 272),
+    )
+    of_links = (138, 139, 161, 162, 163, 164, 165, *range(206, 223), *range(235, 251))
+    keys = [(n, 0) for n in ids] + [(n, link) for n in of_links for link in range(4)]
+    totals = [(n, ALL_LINKS) for n in range(138, 142)]
+    fields = dict.fromkeys([*keys, *totals, (186, 1)], (0, 3, 2000))
     fields[ECC_CURRENT, 0] = (0, 1, 1)
-    return FakeGpu(fields)
+    rings = {kind: SampleRing([(1, 50)], full=False) for kind, *_ in RINGS}
+    return FakeGpu(fields, rings=rings)
 
 
 def test_values_come_in_the_units_of_their_metrics() -> None:
     """mW become W, mJ J, KiB bytes, per cent a ratio; every name is in the vocabulary."""
     reader = GpuReader(full(), DRIVER)
-    values = {k: v for group in ("fast", "counters", "slow", "health") for k, v in reader.read(group, 0).values.items()}
+    samples = [reader.read(group, 0) for group in GROUPS]
+    values = {metric: value for sample in samples for metric, value in sample.values.items()}
+    values |= {metric: value for sample in samples for _, metric, value in sample.parts}
+    values |= {metric: points[0][1] for sample in samples for metric, points in sample.series.items()}
     assert values["gpu.power_instant_watts"] == 2.0
     assert values["gpu.energy_joules"] == 2.0
     assert values["gpu.nvlink_tx_bytes"] == 2000 * 1024
     assert values["gpu.utilization_ratio"] == 0.5
     assert values["gpu.memory_utilization_ratio"] == 0.25
-    assert set(values) <= set(METRICS)
+    assert values["nvlink.speed_bytes_per_second"] == 2e9
+    assert values["nvlink.tx_bytes"] == 2000 * 1024
+    assert values["gpu.power_sample_watts"] == 0.05
+    told_by_the_agent = {"gpu.driver_latency_ns", "gpu.samples_lost"}
+    families = ("gpu.", "nvlink.", "gpu_process.")
+    assert set(values) == {name for name in METRICS if name.startswith(families)} - told_by_the_agent
 
 
 def test_what_a_gpu_does_not_offer_is_dropped_and_said_once() -> None:
@@ -99,7 +183,7 @@ def test_what_a_gpu_does_not_offer_is_dropped_and_said_once() -> None:
     assert second.outcomes == []
     assert "gpu.power_instant_watts" not in second.values
     assert second.values["gpu.power_watts"] == 2.0
-    assert gpu.batches[-1] == ((185, 0),)
+    assert gpu.batches[-1] == ((185, 0), (186, 1))
 
 
 @pytest.mark.parametrize("percent", [4294967295, 101])
@@ -119,7 +203,7 @@ def test_ecc_counters_are_absent_while_ecc_is_off(ecc: int, timestamp_us: int) -
     gpu.fields[ECC_CURRENT, 0] = (0, 1, ecc)
     gpu.timestamp_us = timestamp_us
     values = GpuReader(gpu, DRIVER).read("health", 0).values
-    assert not [metric for metric in values if "ecc" in metric]
+    assert not [metric for metric in values if metric.startswith(("gpu.ecc_corrected", "gpu.ecc_uncorrected"))]
     assert values["gpu.pcie_replays"] == 2000
 
 
