@@ -190,6 +190,10 @@ class RankWatcher:
             rank.said_goodbye = rank.said_goodbye or mark.text.startswith("stopped watching")
             text = f"rank {number}: {mark.text}"
             return Event("rank-degraded", mark.time_ns, text, Severity.WARNING, rank=number)
+        elif mark.mark in (MarkKind.NONFINITE, MarkKind.SNAPSHOT):
+            kind = "training-nonfinite" if mark.mark == MarkKind.NONFINITE else "memory-snapshot"
+            text, attributes = f"rank {number}: {mark.text}", {"step": mark.step}
+            return Event(kind, mark.time_ns, text, Severity.WARNING, rank=number, attributes={**attributes})
         elif mark.mark == MarkKind.EXCEPTION:
             rank.failed = True
             kind = mark.text.partition(":")[0]

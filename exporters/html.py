@@ -52,6 +52,7 @@ def html_page(verdict: Verdict, window: Window) -> str:
         timeline_note=parts.timeline_note(shown, data),
         events=parts.events(data["events"], len(window.events)),
         overhead=parts.overhead(verdict),
+        progress=parts.progress(verdict),
         made=f"rankscope {rankscope.__version__}",
         data=embedded(data),
     )

@@ -293,6 +293,12 @@ def events(marks: Sequence[dict[str, Any]], total: int) -> str:
     )
 
 
+def progress(verdict: Verdict) -> str:
+    """How training itself got on; nothing where the loop said nothing."""
+    told = wording.progress_texts(verdict)
+    return f"<p><b>Training:</b> <bdi>{text('; '.join(told))}</bdi>.</p>" if told else ""
+
+
 def overhead(verdict: Verdict) -> str:
     """What the watching cost."""
     return text(", ".join(wording.overhead_texts(verdict)))

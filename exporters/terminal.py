@@ -37,6 +37,8 @@ def print_verdict(verdict: Verdict, window: Window, console: Console) -> None:
         console.print(_stacks(groups, console.width))
     if window.ranks:
         console.print(_ranks(summarise_ranks(verdict, window), console.width))
+    if training := wording.progress_texts(verdict):
+        console.print(_list("Training", tuple(training), "cyan"))
     if verdict.not_seen:
         console.print(_list("Not seen", verdict.not_seen, "yellow"))
     console.print(_line("Cost of watching", ", ".join(wording.overhead_texts(verdict))))

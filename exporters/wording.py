@@ -187,6 +187,34 @@ def reason_names(mask: int) -> list[str]:
     return [*known, hex(unknown)] if unknown else known
 
 
+def progress_texts(verdict: Verdict) -> list[str]:
+    """How training itself got on, as far as the training loop said: rates first, then what went wrong."""
+    told = verdict.job.get("progress")
+    if not isinstance(told, dict):
+        return []
+    texts = []
+    for name, unit in (("tokens_per_second", "tokens"), ("samples_per_second", "samples")):
+        if told[name] is not None:
+            texts.append(f"{number(told[name], 4)} {unit}/s")
+    if told["mfu"] is not None:
+        texts.append(f"MFU {percent(told['mfu'])}")
+    if told["last_loss"] is not None:
+        texts.append(f"last loss {number(told['last_loss'], 4)}")
+    for jump in told["jumps"]:
+        what = f"{jump['signal'].replace('_', ' ')} of rank {jump['rank']}"
+        if jump["value"] is None:
+            texts.append(f"{what} not finite from step {jump['step']} on")
+        else:
+            texts.append(
+                f"{what} {number(jump['value'], 4)} at step {jump['step']}, usually {number(jump['usual'], 4)}"
+            )
+    for growth in told["growth"]:
+        left = "" if growth["steps_left"] is None else f", full in {growth['steps_left']} steps"
+        low, high = byte_size(growth["low"]), byte_size(growth["high"])
+        texts.append(f"memory of rank {growth['rank']} grows by {low} to {high} a step{left}")
+    return texts
+
+
 def overhead_texts(verdict: Verdict) -> list[str]:
     """What the watching cost, as far as it was measured."""
     overhead = verdict.overhead

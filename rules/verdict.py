@@ -17,6 +17,7 @@ from rankscope.rules.findings import broken, slowness, watched, worth_telling
 from rankscope.rules.frame import Frame
 from rankscope.rules.incident import incident
 from rankscope.rules.locate import LEAST_JUDGED, suspects
+from rankscope.rules.progress import progress
 from rankscope.rules.table import Table, load
 from rankscope.rules.telemetry import Telemetry
 from rankscope.window import Window
@@ -160,4 +161,4 @@ def _job(window: Window) -> dict[str, object]:
         "ranks_seen": len(identities),
         "hosts": sorted({identity.host for identity in identities}),
         "status": window.job_status,
-    }
+    } | ({} if (found := progress(window)) is None else {"progress": found.document()})

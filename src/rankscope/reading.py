@@ -96,6 +96,8 @@ EVENT_KINDS = {
     "rank-stacks": "stacks of a rank's threads: text holds them; source",
     "ring-overwritten": "records were overwritten before they were read: count",
     "ring-damaged": "slots were unreadable: count",
+    "training-nonfinite": "the output of a module was NaN or infinite: step; text names the module",
+    "memory-snapshot": "the allocator's state was left in a file, where memory ran out or on request: step; text",
     "rank-degraded": "a rank's hooks lost a signal: text says which",
     "agent-started": "an agent began to record: pid, restart",
     "agent-stopped": "an agent ended: reason",
