@@ -64,8 +64,8 @@ def _ask(probe: Probe) -> Iterator[Found]:
     reasons: dict[tuple[Outcome, str], None] = {}
     metrics: set[str] = set()
     deadline = time.monotonic() + _ASK_FOR_SECONDS
-    try:
-        for group in probe.groups:
+    for group in probe.groups:
+        try:
             while True:
                 result = probe.read(group.name, clock.monotonic_ns())
                 metrics |= {reading.metric for reading in result.readings}
@@ -76,14 +76,13 @@ def _ask(probe: Probe) -> Iterator[Found]:
                 if not asynchronous or time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
-    except Unsupported as error:
-        reasons[Outcome.UNSUPPORTED, str(error)] = None
-    except PermissionDenied as error:
-        reasons[Outcome.NO_PERMISSION, str(error)] = None
-    except ProbeError as error:
-        reasons[Outcome.FAILED, str(error)] = None
-    finally:
-        probe.close()
+        except Unsupported as error:
+            reasons[Outcome.UNSUPPORTED, str(error)] = None
+        except PermissionDenied as error:
+            reasons[Outcome.NO_PERMISSION, str(error)] = None
+        except ProbeError as error:
+            reasons[Outcome.FAILED, str(error)] = None
+    probe.close()
     if metrics or not reasons:
         yield Found(probe.name, Outcome.OK, f"{len(metrics)} metrics" if metrics else "listening", "")
     for outcome, reason in reasons:

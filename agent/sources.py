@@ -9,8 +9,7 @@ from pathlib import Path
 from rankscope.agent.config import Settings
 from rankscope.errors import ConfigurationError
 from rankscope.probes.nvml import NvmlProbe
-from rankscope.probes.process import ProcessProbe
-from rankscope.probes.registry import ProbeSettings, built_in
+from rankscope.probes.registry import FollowsRanks, ProbeSettings, built_in
 from rankscope.reading import Group, Probe, ProbeResult
 
 
@@ -25,9 +24,9 @@ class Sources:
 
 
 class _FollowingRanks:
-    """The process probe, told of ranks that came and went in the thread that reads it."""
+    """A probe of the ranks' processes, told of those that came and went in the thread that reads it."""
 
-    def __init__(self, probe: ProcessProbe, ranks: Callable[[], Mapping[int, int]]) -> None:
+    def __init__(self, probe: FollowsRanks, ranks: Callable[[], Mapping[int, int]]) -> None:
         self.name = probe.name
         self.groups: Sequence[Group] = probe.groups
         self._probe = probe
@@ -50,6 +49,7 @@ def build_sources(settings: Settings, ranks: Callable[[], Mapping[int, int]]) ->
     every = built_in(
         ProbeSettings(
             proc=Path(roots.proc),
+            sys=Path(roots.sys),
             kernel_log=Path(roots.kernel_log),
             nvml_library=roots.nvml_library or None,
             nvml_deadline_ns=int(settings.probes.deadline_seconds * 1e9),
@@ -61,7 +61,7 @@ def build_sources(settings: Settings, ranks: Callable[[], Mapping[int, int]]) ->
             raise ConfigurationError(f'probes.disabled names "{name}"', todo=f"there are {', '.join(names)}")
     nvml = next(probe for probe in every if isinstance(probe, NvmlProbe))
     used: list[Probe] = [
-        _FollowingRanks(probe, ranks) if isinstance(probe, ProcessProbe) else probe
+        _FollowingRanks(probe, ranks) if isinstance(probe, FollowsRanks) else probe
         for probe in every
         if probe.name not in settings.probes.disabled
     ]

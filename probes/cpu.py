@@ -1,4 +1,4 @@
-"""CPU time of the whole host and threads that want a core (/proc/stat)."""
+"""CPU time of the whole host, threads that want a core or wait for I/O, and context switches (/proc/stat)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from rankscope.probes.held_file import HeldFile
 from rankscope.reading import Group, ProbeResult, Reading
 
 _NS = 10**9
+_SINGLE = {
+    "procs_running": "host.load_runnable",
+    "procs_blocked": "host.threads_blocked",
+    "ctxt": "host.context_switches",
+}
 
 
 def parse(text: str, ticks_per_second: int) -> dict[str, float]:
@@ -32,8 +37,8 @@ def parse(text: str, ticks_per_second: int) -> dict[str, float]:
             values["host.cpu_steal_ns"] = ticks[7] * _NS // ticks_per_second
         elif name.startswith("cpu"):
             cores += 1
-        elif name == "procs_running" and len(columns) == 1:
-            values["host.load_runnable"] = int(columns[0])
+        elif name in _SINGLE and columns:
+            values[_SINGLE[name]] = int(columns[0])
     if cores:
         values["host.cpu_count"] = cores
     return values

@@ -1,4 +1,7 @@
-"""Whole disks: bytes, operations and the time they took (/proc/diskstats)."""
+"""Whole disks: bytes, operations, the time they took and wait (/proc/diskstats).
+
+The latency of a read over a period is the growth of read_ns over that of reads; utilisation is that of busy_ns.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.probes.held_file import HeldFile
+from rankscope.probes.numbers import whole
 from rankscope.reading import Group, ProbeResult, Reading
 
 _NS = 10**9
@@ -21,7 +25,8 @@ _WHOLE_DISK = re.compile(
 )
 
 #: Metric -> (column after the name, value of one unit). Columns: reads, merged, sectors, ms; writes, merged, sectors,
-#: ms; in flight, ms with I/O in flight.
+#: ms; in flight, ms with I/O in flight, ms of all requests in flight; discards, merged, sectors, ms (Linux 4.18);
+#: flushes, ms (Linux 5.5).
 _COLUMNS = {
     "disk.reads": (0, 1),
     "disk.read_bytes": (2, _SECTOR_BYTES),
@@ -29,8 +34,14 @@ _COLUMNS = {
     "disk.writes": (4, 1),
     "disk.write_bytes": (6, _SECTOR_BYTES),
     "disk.write_ns": (7, _MS_NS),
+    "disk.in_flight": (8, 1),
     "disk.busy_ns": (9, _MS_NS),
+    "disk.queue_ns": (10, _MS_NS),
+    "disk.flushes": (15, 1),
+    "disk.flush_ns": (16, _MS_NS),
 }
+#: Columns that every kernel has.
+_LEAST = 11
 
 
 def is_whole_disk(name: str) -> bool:
@@ -43,11 +54,15 @@ def parse(text: str) -> dict[str, dict[str, int]]:
     disks: dict[str, dict[str, int]] = {}
     for line in text.splitlines():
         columns = line.split()
-        if len(columns) < 13 or not is_whole_disk(columns[2]):
+        if len(columns) < 3 + _LEAST or not is_whole_disk(columns[2]):
             continue
-        numbers = columns[3:13]
-        if all(number.isascii() and number.isdigit() and len(number) <= 20 for number in numbers):
-            disks[columns[2]] = {metric: int(numbers[at]) * unit for metric, (at, unit) in _COLUMNS.items()}
+        numbers = [whole(column) for column in columns[3:20]]
+        if None not in numbers[:_LEAST]:
+            disks[columns[2]] = {
+                metric: number * unit
+                for metric, (at, unit) in _COLUMNS.items()
+                if at < len(numbers) and (number := numbers[at]) is not None
+            }
     return disks
 
 

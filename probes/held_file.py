@@ -27,7 +27,7 @@ class HeldFile:
             while len(more := os.pread(self._descriptor, _CHUNK_BYTES, len(data))) > 0:
                 data += more
         except OSError as error:
-            raise _translated(error, self.path) from error
+            raise translated(error, self.path) from error
         return data.decode("utf-8", "replace")
 
     def close(self) -> None:
@@ -37,7 +37,8 @@ class HeldFile:
             self._descriptor = -1
 
 
-def _translated(error: OSError, path: Path) -> ProbeError:
+def translated(error: OSError, path: Path) -> ProbeError:
+    """An operating system's error as one of ours."""
     where = str(path)
     if error.errno in (errno.EACCES, errno.EPERM):
         return PermissionDenied("permission denied", where=where, todo="run the agent as a user who may read it")

@@ -1,4 +1,4 @@
-"""Host memory, major faults and swapping (/proc/meminfo, /proc/vmstat)."""
+"""Host memory, major faults, swapping, page cache that thrashes, NUMA balancing (/proc/meminfo, /proc/vmstat)."""
 
 from __future__ import annotations
 
@@ -6,37 +6,51 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.probes.held_file import HeldFile
+from rankscope.probes.numbers import first_column
 from rankscope.reading import Group, ProbeResult, Reading
 
 _NS = 10**9
 _KIB = 1024
 
-#: Key -> (metric, bytes or pages in one unit of the file).
+#: Key -> metric; the file is in kB.
 _MEMINFO = {
-    "MemTotal:": ("host.memory_total_bytes", _KIB),
-    "MemAvailable:": ("host.memory_available_bytes", _KIB),
+    "MemTotal": "host.memory_total_bytes",
+    "MemAvailable": "host.memory_available_bytes",
+    "Dirty": "host.memory_dirty_bytes",
+    "Writeback": "host.memory_writeback_bytes",
 }
-_VMSTAT = {"pgmajfault": ("host.major_faults", 1), "pswpin": ("host.swap_in_pages", 1)}
+_MEMINFO_KEYS = frozenset(_MEMINFO)
+_VMSTAT = {
+    "pgmajfault": "host.major_faults",
+    "pswpin": "host.swap_in_pages",
+    "pswpout": "host.swap_out_pages",
+    "oom_kill": "host.oom_kills",
+    "numa_hint_faults": "host.numa_hint_faults",
+    "numa_hint_faults_local": "host.numa_hint_faults_local",
+    "numa_pages_migrated": "host.numa_migrated_pages",
+    # Split by kind of page since Linux 5.9; before, all of them were of files.
+    "workingset_refault_file": "host.refaulted_pages",
+    "workingset_refault": "host.refaulted_pages",
+    # A count a zone since Linux 4.10, one for all before.
+    "allocstall": "host.reclaim_stalls",
+    "allocstall_dma": "host.reclaim_stalls",
+    "allocstall_dma32": "host.reclaim_stalls",
+    "allocstall_normal": "host.reclaim_stalls",
+    "allocstall_movable": "host.reclaim_stalls",
+}
+_VMSTAT_KEYS = frozenset(_VMSTAT)
 
 
 def parse_meminfo(text: str) -> dict[str, float]:
-    """Metric -> value of a /proc/meminfo. Never raises."""
-    return _parse(text, _MEMINFO)
+    """Metric -> bytes of a /proc/meminfo. Never raises."""
+    return {_MEMINFO[key]: value * _KIB for key, value in first_column(text, _MEMINFO_KEYS).items()}
 
 
 def parse_vmstat(text: str) -> dict[str, float]:
-    """Metric -> value of a /proc/vmstat. Never raises."""
-    return _parse(text, _VMSTAT)
-
-
-def _parse(text: str, wanted: dict[str, tuple[str, int]]) -> dict[str, float]:
+    """Metric -> count of a /proc/vmstat. Never raises."""
     values: dict[str, float] = {}
-    for line in text.splitlines():
-        key, _, rest = line.partition(" ")
-        number = rest.split()[:1]
-        if key in wanted and number and number[0].isascii() and number[0].isdigit() and len(number[0]) <= 20:
-            metric, unit = wanted[key]
-            values[metric] = int(number[0]) * unit
+    for key, value in first_column(text, _VMSTAT_KEYS).items():
+        values[_VMSTAT[key]] = values.get(_VMSTAT[key], 0) + value
     return values
 
 

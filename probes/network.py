@@ -1,53 +1,105 @@
-"""Network interfaces: bytes, errors, drops (/proc/net/dev)."""
+"""Network interfaces (/proc/net/dev, /sys/class/net) and what TCP and UDP lost (/proc/net/snmp, /proc/net/netstat)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rankscope.errors import Unsupported
 from rankscope.probes.held_file import HeldFile
-from rankscope.reading import Group, ProbeResult, Reading
+from rankscope.probes.numbers import whole
+from rankscope.probes.sysfs import children, read_number, read_text
+from rankscope.reading import Group, Priority, ProbeResult, Reading
 
 _NS = 10**9
+_MEGA = 10**6
 # The host's ends of containers' links: one a container, so unbounded, and their bytes pass a real interface too.
 _CONTAINER_LINKS = ("veth", "cali", "lxc", "cni", "docker", "br-", "virbr", "ifb", "tap", "vnet")
+#: (protocol, counter) -> metric.
+_STACK = {
+    ("Tcp", "OutSegs"): "net.tcp_segments_sent",
+    ("Tcp", "RetransSegs"): "net.tcp_segments_retransmitted",
+    ("TcpExt", "TCPTimeouts"): "net.tcp_timeouts",
+    ("TcpExt", "PruneCalled"): "net.tcp_receive_prunes",
+    ("Udp", "RcvbufErrors"): "net.udp_buffer_errors",
+    ("Udp", "SndbufErrors"): "net.udp_buffer_errors",
+}
+
+
+def is_told(interface: str) -> bool:
+    """Whether an interface is one of the host's own: not loopback, and no container's link."""
+    return interface not in ("", "lo") and not interface.startswith(_CONTAINER_LINKS)
 
 
 def parse(text: str) -> dict[str, dict[str, int]]:
     """Interface -> metric -> value of a /proc/net/dev, loopback and containers' links left out. Never raises.
 
-    Columns: receive bytes packets errs drop fifo frame compressed multicast, then transmit bytes packets errs drop ...
+    Columns: receive bytes packets errs drop fifo frame compressed multicast, then transmit bytes packets errs drop fifo
+    colls carrier compressed.
     """
     interfaces: dict[str, dict[str, int]] = {}
     for line in text.splitlines():
         name, colon, rest = line.rpartition(":")
         name, columns = name.strip(), rest.split()
-        if not colon or len(columns) < 12 or name in ("", "lo") or name.startswith(_CONTAINER_LINKS):
+        if not colon or not is_told(name):
             continue
-        if all(column.isascii() and column.isdigit() and len(column) <= 20 for column in columns[:12]):
-            count = [int(column) for column in columns[:12]]
+        count = [number for column in columns[:13] if (number := whole(column)) is not None]
+        if len(count) == 13:
             interfaces[name] = {
                 "net.rx_bytes": count[0],
                 "net.tx_bytes": count[8],
                 "net.errors": count[2] + count[10],
                 "net.drops": count[3] + count[11],
+                "net.overruns": count[4] + count[12],
+                "net.frame_errors": count[5],
             }
     return interfaces
 
 
+def parse_stack(text: str) -> dict[str, int]:
+    """Metric -> value of a /proc/net/snmp or netstat: a line of names and one of values a protocol. Never raises."""
+    values: dict[str, int] = {}
+    names: Mapping[str, list[str]] = {}
+    for line in text.splitlines():
+        protocol, colon, rest = line.partition(":")
+        if not colon:
+            continue
+        if protocol not in names:
+            names = {protocol: rest.split()}
+            continue
+        for name, column in zip(names[protocol], rest.split(), strict=False):
+            metric, number = _STACK.get((protocol, name)), whole(column)
+            if metric is not None and number is not None:
+                values[metric] = values.get(metric, 0) + number
+        names = {}
+    return values
+
+
 class NetworkProbe:
-    """Probe of the network interfaces of the agent's own network namespace."""
+    """Probe of the network interfaces and protocols of the agent's own network namespace."""
 
     name = "network"
     groups: Sequence[Group] = (
         Group("network", _NS, _NS // 2, "counters: a read loses only when in the period it was"),
+        Group("stack", 2 * _NS, _NS, "counters of the whole host"),
+        Group(
+            "links", 10 * _NS, 2 * _NS, "a link that flapped has counted it; the kernel log tells when", Priority.LOW
+        ),
     )
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(self, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
         self._file = HeldFile(proc / "net/dev")
+        self._snmp = HeldFile(proc / "net/snmp")
+        self._netstat = HeldFile(proc / "net/netstat")
+        self._interfaces = sys / "class/net"
 
-    def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group
-        """The counters now. Raises ProbeError."""
+    def read(self, group: str, now_ns: int) -> ProbeResult:
+        """One group now. Raises ProbeError."""
+        if group == "links":
+            return ProbeResult(self._links(now_ns))
+        if group == "stack":
+            values = parse_stack(self._snmp.read()) | parse_stack(self._netstat.read())
+            return ProbeResult([Reading(metric, value, now_ns) for metric, value in values.items()])
         return ProbeResult(
             [
                 Reading(metric, value, now_ns, interface)
@@ -57,5 +109,32 @@ class NetworkProbe:
         )
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        for file in (self._file, self._snmp, self._netstat):
+            file.close()
+
+    def _links(self, now_ns: int) -> list[Reading]:
+        interfaces = [path for path in children(self._interfaces) if is_told(path.name)]
+        if not interfaces:
+            raise Unsupported("no network interface here", where=str(self._interfaces))
+        return [
+            Reading(metric, value, now_ns, interface.name)
+            for interface in interfaces
+            for metric, value in _link(interface).items()
+        ]
+
+
+def _link(interface: Path) -> dict[str, float]:
+    """State of an interface's link; speed and carrier of one that is switched off cannot be asked."""
+    values: dict[str, float] = {}
+    changes = read_number(interface / "carrier_changes")
+    if changes is not None:
+        values["net.carrier_changes"] = changes
+    state = (read_text(interface / "operstate") or "").strip()
+    if state in ("up", "down", "lowerlayerdown", "dormant"):
+        values["net.up"] = float(state == "up")
+    # Unknown is written as -1, or as a number that no interface has.
+    speed = read_number(interface / "speed")
+    if speed is not None and 0 < speed < 10**7:
+        values["net.speed_bits_per_second"] = float(speed * _MEGA)
+    return values

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from rankscope.errors import PermissionDenied, ProbeError
 from rankscope.probes.held_file import HeldFile
+from rankscope.probes.numa import nodes_of_cpus
 from rankscope.probes.process_files import (
     ProcessStat,
-    parse_involuntary_switches,
+    parse_allowed,
     parse_io,
     parse_schedstat,
     parse_stat,
+    parse_switches,
 )
 from rankscope.probes.process_tree import ProcessTree
 from rankscope.reading import Group, Outcome, ProbeResult, Reading
@@ -64,7 +66,7 @@ class _Process:
 class _Rank:
     """One rank's process, its descendants, and sums over them that only grow although workers come and go."""
 
-    def __init__(self, rank: int, pid: int, proc: Path) -> None:
+    def __init__(self, rank: int, pid: int, proc: Path, node_of: Mapping[int, int]) -> None:
         self.device = f"rank:{rank}"
         self.own = _Process(pid, proc)
         self.workers: dict[int, _Process] = {}
@@ -73,15 +75,21 @@ class _Rank:
         self._schedstat = HeldFile(proc / f"{pid}/task/{pid}/schedstat")
         self._status = HeldFile(proc / f"{pid}/task/{pid}/status")
         self._sums: dict[str, int] = {}
+        self._node_of = node_of
 
     def main_thread(self) -> dict[str, float]:
-        """Run-queue wait and preemptions of the main thread; what cannot be read is left out."""
+        """Run-queue wait, switches and placement of the main thread; what cannot be read is left out."""
         values: dict[str, float] = {}
         try:
             if (times := parse_schedstat(self._schedstat.read())) is not None:
                 values["process.runqueue_ns"] = times[1]
-            if (switches := parse_involuntary_switches(self._status.read())) is not None:
-                values["process.involuntary_switches"] = switches
+            status = self._status.read()
+            values |= parse_switches(status)
+            if allowed := parse_allowed(status):
+                values["process.cpus_allowed"] = len(allowed)
+                nodes = {self._node_of.get(cpu) for cpu in allowed}
+                if len(nodes) == 1 and (node := nodes.pop()) is not None:
+                    values["process.numa_node"] = node
         except ProbeError:
             return values
         return values
@@ -107,8 +115,9 @@ class ProcessProbe:
     name = "process"
     groups: Sequence[Group] = (Group("process", _NS, _NS // 5, "counters; only the state of workers is a sample"),)
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(self, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
         self._proc = proc
+        self._node_of = nodes_of_cpus(sys)
         self._tree = ProcessTree(proc)
         self._ranks: dict[int, _Rank] = {}
         self._delay_accounting: bool | None = None
@@ -120,7 +129,7 @@ class ProcessProbe:
             self._ranks.pop(rank).close()
         for rank, pid in pids.items():
             if rank not in self._ranks:
-                self._ranks[rank] = _Rank(rank, pid, self._proc)
+                self._ranks[rank] = _Rank(rank, pid, self._proc, self._node_of)
                 self._tree.look_anew()
 
     def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group

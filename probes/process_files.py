@@ -7,10 +7,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rankscope.probes.numbers import cpu_list
+
 _NS = 10**9
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_INVOLUNTARY = re.compile(r"^nonvoluntary_ctxt_switches:\s+(\d{1,19})", re.MULTILINE)
+_SWITCHES = re.compile(r"^(non)?voluntary_ctxt_switches:\s+(\d{1,19})", re.MULTILINE)
+_ALLOWED = re.compile(r"^Cpus_allowed_list:\s+(\S{1,4000})$", re.MULTILINE)
 _IO_LINE = re.compile(r"^(read_bytes|write_bytes): (\d{1,19})", re.MULTILINE)
 
 
@@ -67,10 +70,17 @@ def parse_io(text: str) -> tuple[int, int] | None:
     return (found["read_bytes"], found["write_bytes"]) if len(found) == 2 else None
 
 
-def parse_involuntary_switches(text: str) -> int | None:
-    """Times a thread was preempted, of a status file, or None. Never raises."""
-    match = _INVOLUNTARY.search(text)
-    return None if match is None else int(match[1])
+def parse_switches(text: str) -> dict[str, int]:
+    """Metric -> times a thread was preempted, and gave up its core, of a status file. Never raises."""
+    return {
+        f"process.{'in' if match[1] else ''}voluntary_switches": int(match[2]) for match in _SWITCHES.finditer(text)
+    }
+
+
+def parse_allowed(text: str) -> frozenset[int] | None:
+    """CPUs a thread may run on, of a status file, or None. Never raises."""
+    match = _ALLOWED.search(text)
+    return None if match is None else cpu_list(match[1])
 
 
 def parse_children(text: str) -> list[int]:

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from rankscope.errors import ConfigurationError
+from rankscope.probes.cgroup import CgroupProbe
 from rankscope.probes.cpu import CpuProbe
+from rankscope.probes.cpu_clock import CpuClockProbe
 from rankscope.probes.disk import DiskProbe
+from rankscope.probes.edac import EdacProbe
+from rankscope.probes.filesystem import FilesystemProbe
+from rankscope.probes.infiniband import InfinibandProbe
 from rankscope.probes.kernel_log import KernelLogProbe
 from rankscope.probes.kernel_log_journal import Journal
+from rankscope.probes.lustre import LustreProbe
 from rankscope.probes.memory import MemoryProbe
 from rankscope.probes.network import NetworkProbe
+from rankscope.probes.nfs import NfsProbe
+from rankscope.probes.numa import NumaProbe
 from rankscope.probes.nvml import NvmlProbe
+from rankscope.probes.pcie import PcieProbe
 from rankscope.probes.pressure import PressureProbe
 from rankscope.probes.process import ProcessProbe
 from rankscope.reading import Probe
@@ -21,11 +31,21 @@ from rankscope.reading import Probe
 _KERNEL_LOG = Path("/dev/kmsg")
 
 
+@runtime_checkable
+class FollowsRanks(Probe, Protocol):
+    """A probe that reads through the ranks' processes, and is told when they change."""
+
+    def set_ranks(self, pids: Mapping[int, int]) -> None:
+        """These are the processes from now on: rank -> process id. Called in the thread that reads."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSettings:
     """Where the built-in probes look, and how patient they are."""
 
     proc: Path = Path("/proc")
+    sys: Path = Path("/sys")
     kernel_log: Path = _KERNEL_LOG
     #: Tell what the kernel logged before the start too, marked as history.
     kernel_log_history: bool = False
@@ -51,11 +71,20 @@ def _nvml(settings: ProbeSettings) -> NvmlProbe:
 #: Name -> maker, for the probes that need nothing but the settings. The kernel log needs NVML's addresses besides.
 _MAKERS: tuple[Callable[[ProbeSettings], Probe], ...] = (
     lambda settings: CpuProbe(settings.proc),
+    lambda settings: CpuClockProbe(settings.sys),
     lambda settings: MemoryProbe(settings.proc),
+    lambda settings: NumaProbe(settings.sys),
+    lambda settings: EdacProbe(settings.sys),
     lambda settings: PressureProbe(settings.proc),
+    lambda settings: CgroupProbe(settings.proc, settings.sys),
     lambda settings: DiskProbe(settings.proc),
-    lambda settings: NetworkProbe(settings.proc),
-    lambda settings: ProcessProbe(settings.proc),
+    lambda settings: FilesystemProbe(settings.proc),
+    lambda settings: NfsProbe(settings.proc),
+    lambda settings: LustreProbe(settings.proc, settings.sys),
+    lambda settings: NetworkProbe(settings.proc, settings.sys),
+    lambda settings: InfinibandProbe(settings.sys),
+    lambda settings: PcieProbe(settings.sys),
+    lambda settings: ProcessProbe(settings.proc, settings.sys),
 )
 
 

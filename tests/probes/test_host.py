@@ -64,6 +64,8 @@ def test_cpu_time_leaves_idle_waiting_and_stolen_time_out() -> None:
         "host.cpu_steal_ns": 8 * 10**7,
         "host.cpu_count": 2,
         "host.load_runnable": 3,
+        "host.threads_blocked": 1,
+        "host.context_switches": 99,
     }
 
 
@@ -73,7 +75,14 @@ def test_memory_is_in_bytes() -> None:
         "host.memory_total_bytes": 24689764 * 1024,
         "host.memory_available_bytes": 20000000 * 1024,
     }
-    assert memory.parse_vmstat(VMSTAT) == {"host.major_faults": 17, "host.swap_in_pages": 4}
+    assert memory.parse_vmstat(VMSTAT) == {
+        "host.major_faults": 17,
+        "host.swap_in_pages": 4,
+        "host.swap_out_pages": 9,
+    }
+    assert memory.parse_vmstat("allocstall_dma 1\nallocstall_normal 2\nallocstall_movable 4\n") == {
+        "host.reclaim_stalls": 7
+    }
 
 
 def test_pressure_totals_are_in_nanoseconds() -> None:
@@ -92,8 +101,13 @@ def test_only_whole_disks_are_read() -> None:
         "disk.writes": 20,
         "disk.write_bytes": 160 * 512,
         "disk.write_ns": 34 * 10**6,
+        "disk.in_flight": 1,
         "disk.busy_ns": 25 * 10**6,
+        "disk.queue_ns": 46 * 10**6,
+        "disk.flushes": 0,
+        "disk.flush_ns": 0,
     }
+    assert "disk.flushes" not in disk.parse("8 0 sda 1 0 0 0 0 0 0 0 0 0 0")["sda"], "before Linux 5.5"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +123,14 @@ def test_partitions_and_stacked_devices_are_no_disks(name: str, whole: bool) -> 
 def test_network_counts_both_ways_and_no_container_links() -> None:
     """Errors and drops are summed over both directions; loopback and veth pairs are left out."""
     assert network.parse(NET) == {
-        "eth0": {"net.rx_bytes": 1000, "net.tx_bytes": 2000, "net.errors": 5, "net.drops": 10}
+        "eth0": {
+            "net.rx_bytes": 1000,
+            "net.tx_bytes": 2000,
+            "net.errors": 5,
+            "net.drops": 10,
+            "net.overruns": 0,
+            "net.frame_errors": 0,
+        }
     }
 
 

@@ -61,7 +61,12 @@ class Tree:
         )
         (self.root / f"{pid}/io").write_text(f"rchar: 1\nread_bytes: {read}\nwrite_bytes: {2 * read}\n")
         (main / "schedstat").write_text("1000 2000 3\n")
-        (main / "status").write_text("Name:\tx\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t6\n")
+        (main / "status").write_text(
+            "Name:\tx\nCpus_allowed_list:\t2-3,8\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t6\n"
+        )
+        node = self.root / "sys/devices/system/node/node1"
+        node.mkdir(parents=True, exist_ok=True)
+        (node / "cpulist").write_text("2-9\n")
         if self.children_files:
             (main / "children").touch()
 
@@ -106,7 +111,8 @@ def test_no_text_makes_a_parser_raise(text: str) -> None:
         parse_stat(whole)
         process_files.parse_schedstat(whole)
         process_files.parse_io(whole)
-        process_files.parse_involuntary_switches(whole)
+        process_files.parse_switches(whole)
+        process_files.parse_allowed(whole)
         process_files.parse_children(whole)
 
 
@@ -116,10 +122,10 @@ def test_a_rank_and_its_workers_give_every_process_metric(tree: Tree) -> None:
     tree.add(11, parent=10, cpu=7, blkio=2, read=1000, state="D")
     tree.add(12, parent=10, cpu=8)
     tree.adopt(10, [11, 12])
-    probe = ProcessProbe(tree.root)
+    probe = ProcessProbe(tree.root, tree.root / "sys")
     probe.set_ranks({3: 10})
     read = values(probe)
-    assert {metric for metric, _ in read} <= {name for name in METRICS if name.startswith("process.")}
+    assert {metric for metric, _ in read} == {name for name in METRICS if name.startswith("process.")}
     assert {device for _, device in read} == {"rank:3"}
     got = {metric.partition(".")[2]: value for (metric, _), value in read.items()}
     assert got == {
@@ -132,9 +138,30 @@ def test_a_rank_and_its_workers_give_every_process_metric(tree: Tree) -> None:
         "workers_blocked": 1,
         "major_faults": 3,
         "involuntary_switches": 6,
+        "voluntary_switches": 5,
+        "cpus_allowed": 3,
+        "numa_node": 1,
         "resident_bytes": 5 * PAGE,
     }
     probe.close()
+
+
+def test_a_rank_that_may_run_on_several_nodes_has_none(tree: Tree) -> None:
+    """The node is told only where all cores are of one; nonsense in the list tells nothing."""
+    tree.add(10)
+    (tree.root / "sys/devices/system/node/node1/cpulist").write_text("3\n")
+    read = {metric for metric, _ in values(started(tree))}
+    assert "process.cpus_allowed" in read
+    assert "process.numa_node" not in read
+    (tree.root / "10/task/10/status").write_text("Cpus_allowed_list:\t3-1\n")
+    assert "process.cpus_allowed" not in {metric for metric, _ in values(started(tree))}
+
+
+def started(tree: Tree) -> ProcessProbe:
+    """A probe of rank 0, process 10."""
+    probe = ProcessProbe(tree.root, tree.root / "sys")
+    probe.set_ranks({0: 10})
+    return probe
 
 
 def test_sums_over_workers_only_grow(tree: Tree) -> None:
