@@ -73,6 +73,9 @@ def run_scenario(
     """
     if importlib.util.find_spec("torch") is None:
         raise SimulatorError("no PyTorch", where=sys.executable, todo="pip install 'rankscope[torch]'")
+    if (why := scenario.why_not_real) is not None:
+        todo = "score it with --mode generated"
+        raise SimulatorError(f"cannot run as a real job: {why}", where=scenario.name, todo=todo)
     library = build(cache_directory())
     ranks = scenario.workload.ranks
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]

@@ -1,13 +1,9 @@
-"""Writes docs/classes.md from the evidence table: `python -m rankscope.rules.documentation [FILE]`."""
+"""docs/classes.md, generated from the evidence table and the list of faults."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+from rankscope.rules.faults import FAULTS, Fault
 from rankscope.rules.table import Alternative, FaultClass, Table, load
-
-DEFAULT = Path("docs/classes.md")
 
 
 def page(table: Table) -> str:
@@ -15,7 +11,7 @@ def page(table: Table) -> str:
     lines = [
         "# Classes",
         "",
-        "Generated from `rules/classes.toml` by `python -m rankscope.rules.documentation`; do not edit.",
+        "Generated from `rules/classes.toml` and `rules/faults.toml` by `make generate`; do not edit.",
         "",
         "Every class has exactly one side. A finding names a class where its posterior probability is at least",
         f"{table.threshold:.0%}; below that the answer is `{table.unknown.slug}` (for a crash or hang, the likeliest",
@@ -29,6 +25,7 @@ def page(table: Table) -> str:
     for slug, of in table.classes.items():
         link = f"[page]({_relative(of.runbook)})"
         lines.append(f"| [`{slug}`](#{slug}) | {of.side} | {of.place} | {of.title} | {link} |")
+    lines += _frozen(table)
     lines += ["", "## Families of evidence", "", "| family | looks at |", "|---|---|"]
     lines += [f"| `{family}` | {what} |" for family, what in table.families.items()]
     lines += ["", "## What a slowness must cost to be told", "", "| symptom | least share of the step |", "|---|---|"]
@@ -38,6 +35,28 @@ def page(table: Table) -> str:
     lines += ["", "## Normal variation", "", "Raises no finding: what every healthy machine does.", ""]
     lines += _numbers(table.normal)
     return "\n".join(lines) + "\n"
+
+
+def _frozen(table: Table) -> list[str]:
+    lines = [
+        "",
+        "## The list of faults",
+        "",
+        "Every class of fault and slowdown this project knows, with its one side. *observable*: it shows in how ranks,",
+        "phases and counters move together. *parsing*: one log line or counter says it outright, and a right verdict",
+        "only proves that it was read. *not-observable*: cannot be known by watching. *normal*: no fault.",
+        "",
+        "| number | class | side | seen | what | told |",
+        "|---|---|---|---|---|---|",
+    ]
+    for fault in sorted(FAULTS.values(), key=lambda each: each.number):
+        told = "yes" if fault.slug in table.classes else "not yet" if fault.told else "never"
+        lines.append(_row(fault, told))
+    return lines
+
+
+def _row(fault: Fault, told: str) -> str:
+    return f"| {fault.number} | `{fault.slug}` | {fault.side} | {fault.seen} | {fault.what} | {told} |"
 
 
 def _section(of: FaultClass) -> list[str]:
@@ -61,11 +80,6 @@ def _relative(runbook: str) -> str:
     return runbook.removeprefix("docs/")
 
 
-def main() -> None:
-    """Write the page to the file named, or to docs/classes.md."""
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
-    target.write_text(page(load()), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+def classes_markdown() -> str:
+    """The text of docs/classes.md."""
+    return page(load())

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from rankscope.errors import ConfigurationError
 from rankscope.finding import Side
+from rankscope.rules.faults import FAULTS
 
 TABLE = Path(__file__).with_name("classes.toml")
 
@@ -135,7 +136,15 @@ class _Reader:
         for symptom in Symptom:
             if classes[unknown[0]].priors.get(symptom, 0.0) <= 0:
                 raise self._wrong(f"class.{unknown[0]}.priors.{symptom}", "the unknown needs a prior everywhere")
+        self._agrees(classes)
         return Table(threshold, self._families, relevant, classes, normal, classes[unknown[0]])
+
+    def _agrees(self, classes: Mapping[str, FaultClass]) -> None:
+        """Whether sides are those of the frozen list; crashes and hangs of the job's own are not on it."""
+        for slug, of in classes.items():
+            fault = FAULTS.get(slug)
+            if fault is not None and (fault.side is not of.side or not fault.told):
+                raise self._wrong(f"class.{slug}.side", f"the list of faults says {fault.side}, {fault.seen}")
 
     def _class(self, slug: str, body: Any) -> FaultClass:
         key = f"class.{slug}"

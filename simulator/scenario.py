@@ -26,8 +26,10 @@ SEED_VARIABLE = "RANKSCOPE_SIM_SEED"
 #: Directory of the scenarios that come with the package.
 SCENARIOS = Path(__file__).parent / "scenarios"
 
-WORKLOAD_KINDS = ("ddp", "single")
-_PLACES = ("gpu", "rank", "host", "link", "device")
+WORKLOAD_KINDS = ("ddp", "fsdp", "pipeline", "single")
+_PLACES = ("gpu", "rank", "host", "link", "device", "stage")
+#: Largest job whose ranks can be processes of this machine; larger ones are generated.
+REAL_RANKS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,17 @@ class Workload:
     layers: int = 4
     #: Samples in a batch.
     batch: int = 32
+    #: Ranks that share one layer; stages of a pipeline, with its microbatches; ranks that exchange experts' tokens.
+    tensor: int = 1
+    stages: int = 1
+    microbatches: int = 8
+    experts: int = 1
+    #: Part of a collective that computing does not hide; 0: a twentieth of the step.
+    transfer_ms: float = 0.0
+    #: Copy of a batch to the device; 0: a fiftieth of the step.
+    copy_ms: float = 0.0
+    #: Factor on the noise of generated recordings.
+    noise: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +82,7 @@ class Fault:
     gpu: int | None = None
     rank: int | None = None
     host: int | None = None
+    stage: int | None = None
     link: str | None = None
     device: str | None = None
     severity: float
@@ -101,9 +115,11 @@ class Confounder:
     kind: str
     gpu: int | None = None
     rank: int | None = None
+    host: int | None = None
     severity: float
     from_step: int = 0
     to_step: int
+    every: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +133,23 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     confounders: tuple[Confounder, ...] = ()
     path: Path | None = None
+
+    @property
+    def why_not_real(self) -> str | None:
+        """What keeps it from being run as a real job on this machine; None where nothing does."""
+        workload = self.workload
+        if workload.kind not in ("ddp", "single"):
+            return f"a {workload.kind} job can only be generated"
+        if workload.ranks > REAL_RANKS or self.node.hosts > 1 or max(workload.tensor, workload.experts) > 1:
+            return f"real jobs have one host, at most {REAL_RANKS} ranks, and data-parallel groups only"
+        for fault in self.faults:
+            everywhere = fault.class_slug == "work-imbalance" and fault.rank is None
+            if not FAULT_CLASSES[fault.class_slug].real or everywhere:
+                return f"{fault.class_slug} can only be generated" + (" without a rank" if everywhere else "")
+        for confounder in self.confounders:
+            if not CONFOUNDERS[confounder.kind].real:
+                return f"{confounder.kind} can only be generated"
+        return None
 
     def fault_on(self, class_slug: str, rank: int, step: int) -> Fault | None:
         """The fault of a class that works on a rank in a step; only those that slow or break."""
@@ -158,6 +191,14 @@ def scenario_from_environment(environ: Mapping[str, str]) -> Scenario:
     scenario = load_scenario(Path(path))
     seed = environ.get(SEED_VARIABLE)
     return replace(scenario, seed=int(seed)) if seed else scenario
+
+
+#: Faults of what lies between hosts.
+_BETWEEN_HOSTS = ("network-link-flap", "network-link-errors", "network-congestion")
+
+
+def _host(rank: int, node: Node) -> int:
+    return rank // node.gpus
 
 
 _T = TypeVar("_T", Workload, Node)
@@ -234,7 +275,7 @@ class _Reader:
             todo = f"choose {' or '.join(WORKLOAD_KINDS)}"
             raise self._refuse(f"cannot simulate {workload.kind!r}", "workload.kind", todo)
         bounds: tuple[tuple[str, float, float, float], ...] = (
-            ("workload.ranks", workload.ranks, 1, 64),
+            ("workload.ranks", workload.ranks, 1, 16_384),
             ("workload.steps", workload.steps, 1, 1_000_000),
             ("workload.step_ms", workload.step_ms, 1, 60_000),
             ("workload.data_ms", workload.data_ms, 0, 60_000),
@@ -242,8 +283,15 @@ class _Reader:
             ("workload.workers", workload.workers, 0, 16),
             ("workload.layers", workload.layers, 1, 256),
             ("workload.batch", workload.batch, 1, 65_536),
+            ("workload.tensor", workload.tensor, 1, 64),
+            ("workload.stages", workload.stages, 1, 64),
+            ("workload.microbatches", workload.microbatches, 1, 1024),
+            ("workload.experts", workload.experts, 1, 1024),
+            ("workload.transfer_ms", workload.transfer_ms, 0, 60_000),
+            ("workload.copy_ms", workload.copy_ms, 0, 60_000),
+            ("workload.noise", workload.noise, 0.1, 10),
             ("node.gpus", node.gpus, 1, 16),
-            ("node.hosts", node.hosts, 1, 1),
+            ("node.hosts", node.hosts, 1, 4096),
         )
         for key, value, least, most in bounds:
             if not least <= value <= most:
@@ -251,9 +299,11 @@ class _Reader:
                 raise self._refuse(f"{value:g} is out of range", key, wanted)
         if workload.kind == "single" and workload.ranks != 1:
             raise self._refuse(f"{workload.ranks} ranks in a single job", "workload.ranks", "give 1")
-        if workload.ranks > node.gpus:
-            what = f"{workload.ranks} ranks on {node.gpus} GPUs"
-            raise self._refuse(what, "workload.ranks", "give at most one rank a GPU, or raise node.gpus")
+        self._check_groups(workload)
+        if workload.ranks > node.gpus * node.hosts:
+            what = f"{workload.ranks} ranks on {node.gpus} GPUs" + (f" of {node.hosts} hosts" * (node.hosts > 1))
+            todo = "give at most one rank a GPU, or raise node.gpus or node.hosts"
+            raise self._refuse(what, "workload.ranks", todo)
         try:
             profile_named(node.gpu)
         except SimulatorError as error:
@@ -262,6 +312,26 @@ class _Reader:
         if not 2 <= len(parts) <= 3 or not all(part.isascii() and part.isdigit() for part in parts):
             raise self._refuse(f"{node.driver!r} is no driver version", "node.driver", "write it as 580.95.05")
 
+    def _check_groups(self, workload: Workload) -> None:
+        """Whether ranks can be dealt out to the groups asked for."""
+        if workload.kind == "pipeline" and workload.stages < 2:
+            raise self._refuse("a pipeline of one stage", "workload.stages", "give at least 2")
+        if workload.kind != "pipeline" and workload.stages > 1:
+            raise self._refuse(
+                f"{workload.stages} stages in a {workload.kind} job",
+                "workload.stages",
+                'leave it out, or kind = "pipeline"',
+            )
+        if workload.kind == "fsdp" and workload.tensor > 1:
+            raise self._refuse("tensor groups in an fsdp job", "workload.tensor", "leave it out, or another kind")
+        whole = workload.tensor * workload.stages
+        if workload.ranks % whole:
+            todo = f"give a multiple of {whole} (tensor x stages)"
+            raise self._refuse(f"{workload.ranks} ranks do not fill the groups", "workload.ranks", todo)
+        if (workload.ranks // whole) % workload.experts:
+            todo = f"give a divisor of {workload.ranks // whole}, the data-parallel ranks"
+            raise self._refuse(f"{workload.experts} experts do not divide them", "workload.experts", todo)
+
     def _fault(self, table: Mapping[str, Any], key: str, workload: Workload, node: Node) -> Fault:
         slug = self._named(table, key, "class", FAULT_CLASSES)
         rules = FAULT_CLASSES[slug]
@@ -269,7 +339,16 @@ class _Reader:
         options += ["severity"] * bool(rules.severity) + ["to_step"] * (not rules.fatal)
         options += ["xid"] * rules.xid + ["every"] * rules.periodic
         self._known(table, options, key)
-        values = self._place(table, key, rules.place, rules.everywhere, workload, node, slug)
+        if rules.workloads and workload.kind not in rules.workloads:
+            todo = f"give workload.kind = {' or '.join(map(repr, rules.workloads))}"
+            raise self._refuse(f"{slug} in a {workload.kind} job", f"{key}.class", todo)
+        values = self._place(table, key, rules.places, rules.everywhere, workload, node, slug)
+        if slug == "expert-imbalance" and workload.experts < 2:
+            raise self._refuse("expert-imbalance without experts", f"{key}.class", "give workload.experts")
+        if slug in _BETWEEN_HOSTS and len({_host(rank, node) for rank in range(workload.ranks)}) < 2:
+            raise self._refuse(f"{slug} in a job on one host", f"{key}.class", "use two hosts at least")
+        if slug == "nvlink-degraded" and workload.ranks < 2:
+            raise self._refuse("nvlink-degraded in a job of one rank", f"{key}.class", "use two ranks at least")
         begin, end = self._span(table, key, workload)
         severity = self._value(table, key, "severity", float, rules.default_severity)
         if severity < rules.least_severity:
@@ -298,18 +377,21 @@ class _Reader:
 
     def _confounder(self, table: Mapping[str, Any], key: str, workload: Workload, node: Node) -> Confounder:
         kind = self._named(table, key, "kind", CONFOUNDERS)
-        place = CONFOUNDERS[kind][1]
-        scaled = "severity:" in CONFOUNDERS[kind][0]
-        options = ["kind", *_PLACES] + ["severity", "from_step", "to_step"] * scaled
+        rules = CONFOUNDERS[kind]
+        options = ["kind", *_PLACES] + ["severity", "from_step", "to_step"] * bool(rules.severity)
+        options += ["every", "from_step", "to_step"] * rules.periodic
         self._known(table, options, key)
-        values = self._place(table, key, place, place == "", workload, node, kind)
+        places = (rules.place,) if rules.place else ()
+        values = self._place(table, key, places, not rules.place, workload, node, kind)
         begin, end = self._span(table, key, workload)
-        default = {"silicon-spread": 0.08, "power-cap": 1.05, "more-work": 1.25}.get(kind, 1.0)
-        severity = self._value(table, key, "severity", float, default)
-        least, most = (0.0, 0.5) if kind == "silicon-spread" else (1.0, 100.0)
-        if not least <= severity <= most:
-            raise self._refuse(f"{severity:g} is out of range", f"{key}.severity", f"give {least:g} to {most:g}")
-        return Confounder(kind=kind, severity=severity, from_step=begin, to_step=end, **values)
+        severity = self._value(table, key, "severity", float, rules.default_severity)
+        if not rules.least <= severity <= rules.most:
+            todo = f"give {rules.least:g} to {rules.most:g} ({rules.severity})"
+            raise self._refuse(f"{severity:g} is out of range", f"{key}.severity", todo)
+        every = self._value(table, key, "every", int, 50 if rules.periodic else 1)
+        if not 1 <= every <= workload.steps:
+            raise self._refuse(f"{every} is out of range", f"{key}.every", f"give 1 to {workload.steps} steps")
+        return Confounder(kind=kind, severity=severity, from_step=begin, to_step=end, every=every, **values)
 
     def _named(self, table: Mapping[str, Any], key: str, name: str, known: Mapping[str, Any]) -> str:
         if name not in table:
@@ -323,28 +405,32 @@ class _Reader:
         self,
         table: Mapping[str, Any],
         key: str,
-        place: str,
+        places: Sequence[str],
         optional: bool,
         workload: Workload,
         node: Node,
         slug: str,
     ) -> dict[str, Any]:
-        """The one place given, checked against the size of job and node; a host's is 0 unless given."""
+        """The one place given, checked against the size of job and node; the host of a one-host job is 0."""
         for other in _PLACES:
-            if other in table and other != place:
-                todo = f"give {place}" if place else "leave the place out: it is everywhere"
+            if other in table and other not in places:
+                todo = f"give {' or '.join(places)}" if places else "leave the place out: it is everywhere"
                 raise self._refuse(f"{slug} has no {other}", f"{key}.{other}", todo)
-        if not place:
-            return {}
-        if place == "host":
-            optional = True
-        if place not in table:
-            if optional:
-                return {"host": 0} if place == "host" else {}
-            raise self._refuse(f"{slug} needs a {place}", key, f"add {place} = N")
+        given = [place for place in places if place in table]
+        if len(given) > 1:
+            raise self._refuse(f"{' and '.join(given)} at once", key, "give one place")
+        if not given:
+            if places == ("host",) and node.hosts == 1:
+                return {"host": 0}
+            if optional or not places:
+                return {}
+            raise self._refuse(f"{slug} needs a {' or '.join(places)}", key, f"add {places[0]} = N")
+        place = given[0]
         value: int = self._value(table, key, place, int, 0)
         # Rank k runs on GPU k: a fault of a GPU without a rank would change nothing.
-        limit = {"gpu": node.gpus, "rank": workload.ranks, "host": node.hosts}[place]
+        hosts = -(-workload.ranks // node.gpus)
+        gpus = node.gpus if node.hosts == 1 else workload.ranks
+        limit = {"gpu": gpus, "rank": workload.ranks, "host": hosts, "stage": workload.stages}[place]
         if not 0 <= value < limit:
             raise self._refuse(f"no {place} {value}", f"{key}.{place}", f"choose 0 to {limit - 1}")
         return {place: value}

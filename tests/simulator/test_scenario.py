@@ -84,7 +84,17 @@ def test_more_work_and_work_imbalance_are_one_factor(write):
         ('[workload]\nsteps = "many"', "workload.steps", "whole number"),
         ("[workload]\nsteps = 0", "workload.steps", "out of range"),
         ("[workload]\nranks = 8", "workload.ranks", "8 ranks on 4 GPUs"),
-        ('[workload]\nkind = "fsdp"', "workload.kind", "choose ddp or single"),
+        ('[workload]\nkind = "fsdq"', "workload.kind", "choose ddp or fsdp"),
+        ('[workload]\nkind = "pipeline"', "workload.stages", "at least 2"),
+        ("[workload]\nstages = 2", "workload.stages", "leave it out"),
+        ('[workload]\nkind = "pipeline"\nstages = 3', "workload.ranks", "multiple of 3"),
+        ("[workload]\ntensor = 3", "workload.ranks", "multiple of 3"),
+        ("[workload]\nexperts = 3", "workload.experts", "divisor of 4"),
+        ('[[fault]]\nclass = "stage-imbalance"\nstage = 0', "fault[0].class", "pipeline"),
+        ('[[fault]]\nclass = "expert-imbalance"\nrank = 0', "fault[0].class", "workload.experts"),
+        ('[[fault]]\nclass = "network-congestion"', "fault[0].class", "two hosts"),
+        ('[[fault]]\nclass = "gpu-power-brake"\ngpu = 1\nhost = 0', "fault[0]", "one place"),
+        ('[[confounder]]\nkind = "slow-code"\nseverity = 0.5', "confounder[0].severity", "1 to 100"),
         ('[workload]\nkind = "single"', "workload.ranks", "give 1"),
         ('[node]\ngpu = "H1000"', "node.gpu", "H100-SXM5-80GB"),
         ('[node]\ndriver = "new"', "node.driver", "580.95.05"),
@@ -134,7 +144,9 @@ def test_every_scenario_that_comes_along_loads_and_every_class_has_one():
     """All shipped files are valid, are named as their file, and say on top what they show."""
     scenarios = [load_scenario(path) for path in sorted(SCENARIOS.glob("*.toml"))]
     assert {scenario.name for scenario in scenarios} == {path.stem for path in SCENARIOS.glob("*.toml")}
-    assert {fault.class_slug for scenario in scenarios for fault in scenario.faults} == set(FAULT_CLASSES)
+    real = {slug for slug, of in FAULT_CLASSES.items() if of.real}
+    assert {fault.class_slug for scenario in scenarios for fault in scenario.faults} == real
+    assert all(scenario.why_not_real is None for scenario in scenarios)
     assert all(path.read_text().startswith("# ") for path in SCENARIOS.glob("*.toml"))
 
 
