@@ -59,6 +59,11 @@ def slowdown_fields(driver: tuple[int, int]) -> tuple[int, int, int] | None:
     return None
 
 
+def unknown_metrics(driver: tuple[int, int]) -> tuple[str, ...]:
+    """Metrics for which a driver has no field at all."""
+    return () if slowdown_fields(driver) else ("gpu.throttle_hw_thermal_ns", "gpu.throttle_hw_power_brake_ns")
+
+
 def field_batches(group: str, driver: tuple[int, int]) -> list[list[FieldSource]]:
     """The batches of a group. NVLink fields of all links are kept apart: mixed with ECC they failed on GB200."""
     if group == "fast":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,11 @@ from rankscope.probes.nvml_structures import GpmMetricsGet, GpmSupport
 
 #: nvml.h, nvmlGpmMetricsGet: "The interval between these two nvmlGpmSampleGet() calls should be greater than 100ms".
 FLOOR_NS = 100_000_000
+
+#: GPM calls for two devices at once have been seen to crash the process (leptonai/gpud warns of it), so that one is
+#: made at a time; who does not get its turn within this goes without, rather than wait for a GPU that hangs, s.
+_TURN_S = 0.02
+_turn = threading.Lock()
 
 #: GPM metric id -> (metric, factor to its unit). Ratios are per cent, traffic is MiB/s in NVML.
 GPM_METRICS: dict[int, tuple[str, float]] = {
@@ -57,7 +63,17 @@ class GpmWindow:
             self._get.metrics[place].metric_id = metric
 
     def read(self, now_ns: int) -> Mapping[int, tuple[int, float]] | None:
-        """Metric id -> (code, mean since the last sample); None for the first, and within the floor of the last."""
+        """Metric id -> (code, mean since the last sample); None for the first, within the floor of the last, and where
+        another device has its turn.
+        """
+        if not _turn.acquire(timeout=_TURN_S):
+            return None
+        try:
+            return self._read(now_ns)
+        finally:
+            _turn.release()
+
+    def _read(self, now_ns: int) -> Mapping[int, tuple[int, float]] | None:
         if self._taken_ns is None:
             self._take(self._first)
             self._taken_ns = now_ns

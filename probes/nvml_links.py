@@ -1,7 +1,7 @@
 """The NVLinks of one GPU, each a device of its own: state, speed, bytes and errors.
 
-Which counters a link has follows its generation: 161-163 up to Hopper, 206-222 and 235-250 from Blackwell on (nvml.h
-13.5). Each is asked for until every link has refused it.
+Which counters a link has follows its generation: 161-163 up to Hopper (before them an id a link: 32-37, 46-51 and so
+on), 206-222 and 235-250 from Blackwell on (nvml.h 13.5). Each is asked for until every link has refused it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rankscope.gpu_device import link_of
 from rankscope.metrics_nvlink import FEC_BINS
-from rankscope.probes.nvml_api import Gpu, NvmlFailure
+from rankscope.probes.nvml_api import NOT_SUPPORTED, Gpu, NvmlFailure
 from rankscope.probes.nvml_fields import LINKS, FieldBatch, FieldValue
 from rankscope.probes.nvml_sample import GpuSample, Refusals, is_never
 
@@ -39,6 +39,19 @@ class LinkField:
     field_id: int
     convert: Callable[[float], float] = float
     otherwise: LinkField | None = None
+    #: Where each link has an id of its own: those, from link 0 on.
+    ids: tuple[int, ...] = ()
+
+    def key(self, link: int) -> tuple[int, int] | None:
+        """(field id, scope) of one link; None for a link that this field does not reach."""
+        if not self.ids:
+            return self.field_id, link
+        return (self.ids[link], link) if link < len(self.ids) else None
+
+
+def _run(metric: str, first: int, seventh: int) -> LinkField:
+    """An error counter of 12 links at most: an id a link, in two runs of six."""
+    return LinkField(metric, first, ids=(*range(first, first + 6), *range(seventh, seventh + 6)))
 
 
 LINK_FIELDS = (
@@ -46,9 +59,9 @@ LINK_FIELDS = (
     LinkField("nvlink.speed_bytes_per_second", 164, _times(1e6)),
     LinkField("nvlink.tx_bytes", 138, _times(1024.0), LinkField("nvlink.tx_bytes", 202)),
     LinkField("nvlink.rx_bytes", 139, _times(1024.0), LinkField("nvlink.rx_bytes", 204)),
-    LinkField("nvlink.replay_errors", 161),
-    LinkField("nvlink.recovery_errors", 162),
-    LinkField("nvlink.crc_errors", 163),
+    LinkField("nvlink.replay_errors", 161, otherwise=_run("nvlink.replay_errors", 46, 108)),
+    LinkField("nvlink.recovery_errors", 162, otherwise=_run("nvlink.recovery_errors", 53, 114)),
+    LinkField("nvlink.crc_errors", 163, otherwise=_run("nvlink.crc_errors", 32, 96)),
     LinkField("nvlink.malformed_packets", 206),
     LinkField("nvlink.buffer_overruns", 207),
     LinkField("nvlink.receive_errors", 208),
@@ -80,7 +93,7 @@ class LinkReader:
     def read(self, sample: GpuSample, now_ns: int) -> None:
         """Add what the links say. Raises NvmlFailure where the GPU is down."""
         fields = [f for f in self._fields if not self._refusals.paused(f.metric, now_ns)]
-        answers: dict[int, dict[int, FieldValue]] = {}
+        answers: dict[int, dict[str, FieldValue]] = {}
         for first in range(0, len(self._links) if fields else 0, _LINKS_A_BATCH):
             try:
                 self._ask(sample, answers, self._links[first : first + _LINKS_A_BATCH], fields)
@@ -88,29 +101,36 @@ class LinkReader:
                 for field in fields:
                     self._refusals.refused(sample, field.metric, failure.code, str(failure), now_ns)
                 return
-        for field in fields:
-            self._take(sample, field, {link: own[field.field_id] for link, own in answers.items()}, now_ns)
         # A link that every field refuses for good is not there: the header's most are more than most GPUs have.
         self._links = tuple(
             link
             for link in self._links
             if link not in answers or not all(is_never(answer.returned) for answer in answers[link].values())
         )
+        for field in fields:
+            own = {link: found[field.metric] for link, found in answers.items() if field.metric in found}
+            if self._links:
+                self._take(sample, field, own, now_ns)
+            else:
+                self._refusals.refused(sample, field.metric, NOT_SUPPORTED, "no NVLink", now_ns)
 
     def _ask(
         self,
         sample: GpuSample,
-        answers: dict[int, dict[int, FieldValue]],
+        answers: dict[int, dict[str, FieldValue]],
         links: tuple[int, ...],
         fields: list[LinkField],
     ) -> None:
-        wanted = tuple((field.field_id, link) for link in links for field in fields)
+        asked = [
+            (link, field.metric, key) for link in links for field in fields if (key := field.key(link)) is not None
+        ]
+        wanted = tuple(key for _, _, key in asked)
         batch = self._batches.get(links[0])
         if batch is None or batch.wanted != wanted:
             batch = self._batches[links[0]] = FieldBatch(wanted)
         self._gpu.read_fields(batch)
-        for (field_id, link), answer in zip(wanted, batch.answers(), strict=True):
-            answers.setdefault(link, {})[field_id] = answer
+        for (link, metric, _), answer in zip(asked, batch.answers(), strict=True):
+            answers.setdefault(link, {})[metric] = answer
         sample.latency_us += batch.latency_us
 
     def _take(self, sample: GpuSample, field: LinkField, answers: dict[int, FieldValue], now_ns: int) -> None:
@@ -121,6 +141,8 @@ class LinkReader:
             self._refusals.taken(field.metric)
         if field.metric == "nvlink.state" and given:
             sample.values["gpu.nvlink_links_active"] = sum(state != _OFF for state in given.values())
+        if not answers:
+            return
         codes = [answer.returned for answer in answers.values() if answer.returned]
         if not codes or (given and all(map(is_never, codes))):
             return

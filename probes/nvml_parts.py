@@ -98,7 +98,7 @@ class PartsReader:
             for uuid, processes in found.items():
                 sample.parts.append((uuid, "gpu.processes", len(processes)))
                 sample.parts += ((process_on(uuid, pid), _MEMORY, used) for pid, used in processes if used is not None)
-        if not self._instances and not self._refusals.paused(_UTILIZATION, now_ns):
+        if not self._refusals.paused(_UTILIZATION, now_ns):
             self._read_utilization(sample, now_ns)
 
     def _read_utilization(self, sample: GpuSample, now_ns: int) -> None:

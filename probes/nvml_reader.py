@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankscope.probes.nvml_api import Gpu, NvmlFailure
+from rankscope.probes.nvml_api import INVALID_ARGUMENT, Gpu, NvmlFailure
 from rankscope.probes.nvml_calls import CALLS, Call, ratio
 from rankscope.probes.nvml_fields import (
     ALL_LINKS,
@@ -14,6 +14,7 @@ from rankscope.probes.nvml_fields import (
     FieldValue,
     field_batches,
     sum_of,
+    unknown_metrics,
 )
 from rankscope.probes.nvml_links import FEC_FIELDS, LINK_FIELDS, LinkReader
 from rankscope.probes.nvml_parts import PartsReader
@@ -54,6 +55,7 @@ class GpuReader:
         }
         self._parts = PartsReader(gpu, self._refusals)
         self._pcie = PcieJudge()
+        self._unknown = unknown_metrics(driver)
 
     def read(self, group: str, now_ns: int, seen: Sequence[int] = (0,) * len(RINGS)) -> GpuSample:
         """Read one group; never raises for what NVML answers. `seen` is for the sample buffers (RingReader)."""
@@ -81,6 +83,8 @@ class GpuReader:
         elif group == "processes":
             self._parts.read_processes(sample, now_ns)
         elif group == "counters":
+            for metric in self._unknown:
+                self._refusals.refused(sample, metric, INVALID_ARGUMENT, "", now_ns)
             self._pcie.note(sample.values, now_ns)
         elif group == "health":
             self._parts.look_for_instances(sample, now_ns)

@@ -9,6 +9,8 @@ from rankscope.probes.nvml_messages import Message
 from rankscope.probes.nvml_resets import UPTIME, ResetWatch
 from rankscope.reading import Event, Outcome, Reading, Severity
 
+#: With which group the driver's time is told: once a second is often enough.
+_ACCOUNTING_GROUP = "counters"
 _SEVERITIES = {"fatal": Severity.CRITICAL, "recoverable": Severity.WARNING}
 
 
@@ -53,10 +55,10 @@ class TrackedGpu:
         for metric, (times, points) in message.get("series", {}).items():
             readings += (Reading(metric, value, at, uuid) for at, value in zip(times, points, strict=True))
         gathered.helper_cpu_ns += message["cpu_ns"]
-        if message.get("latency_us"):
-            took_ns = message["latency_us"] * 1000
-            gathered.driver_ns += took_ns
-            self.driver_ns += took_ns
+        took_ns = message.get("latency_us", 0) * 1000
+        gathered.driver_ns += took_ns
+        self.driver_ns += took_ns
+        if message["group"] == _ACCOUNTING_GROUP:
             readings.append(Reading("gpu.driver_latency_ns", float(self.driver_ns), time_ns, uuid))
         if message.get("seen"):
             self.seen_us = message["seen"]

@@ -9,10 +9,12 @@ access, so no lock is needed.
 from __future__ import annotations
 
 import enum
+import uuid as uuid_module
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from rankscope.errors import SimulatorError
-from rankscope.simulator.layout import ECC_LOCATIONS, MAX_PROCESSES, RING_SLOTS, RING_VISIBLE, Feature
+from rankscope.simulator.layout import ECC_LOCATIONS, MAX_MIG, MAX_PROCESSES, RING_SLOTS, RING_VISIBLE, Feature
 
 _T = TypeVar("_T")
 
@@ -102,6 +104,41 @@ class Link(_Mapped):
     receive_errors = _Field[int]("Packets received in error (field 208)")
     effective_errors = _Field[int]("Effective errors (field 219)")
     symbol_errors = _Field[int]("Symbol errors (field 221)")
+    malformed_packets = _Field[int]("Malformed packets (field 206)")
+    buffer_overruns = _Field[int]("Buffer overruns (field 207)")
+    remote_errors = _Field[int]("Packets marked bad by the other end (field 209)")
+    general_errors = _Field[int]("Packets with a header mismatch (field 210)")
+    integrity_errors = _Field[int]("Local link integrity errors (field 211)")
+    discarded_packets = _Field[int]("Packets not sent (field 212)")
+    ecc_errors = _Field[int]("Data ECC errors (fields 148-159, in total 160)")
+    effective_ber = _Field[int]("Effective bit error rate, packed (field 220)")
+    symbol_ber = _Field[int]("Symbol bit error rate, packed (field 222)")
+
+    def set_fec_corrected(self, counts: Sequence[int]) -> None:
+        """Set the bins of the histogram of corrected symbols (fields 235-250), from the first on."""
+        for place, count in enumerate(counts):
+            self.record.fec_corrected[place] = count
+
+
+class Mig(_Mapped):
+    """One MIG instance of a GPU; there is none where `present` is false."""
+
+    present = _Flag("Whether there is such an instance")
+    gpu_instance = _Field[int]("GPU instance id")
+    compute_instance = _Field[int]("Compute instance id")
+    multiprocessors = _Field[int]("Streaming multiprocessors")
+    memory_total_bytes = _Field[int]("Memory of the instance")
+    memory_used_bytes = _Field[int]("Memory in use")
+    gpm_graphics_ns = _Field[int]("Integral behind GPM metric 1")
+    gpm_sm_ns = _Field[int]("Integral behind GPM metric 2")
+    gpm_occupancy_ns = _Field[int]("Integral behind GPM metric 3")
+    gpm_tensor_ns = _Field[int]("Integral behind GPM metric 5")
+    gpm_dram_ns = _Field[int]("Integral behind GPM metric 10")
+
+    @property
+    def uuid(self) -> str:
+        """`MIG-xxxxxxxx-xxxx-...`."""
+        return str(self.record.uuid.decode())
 
 
 class Gpu(_Mapped):
@@ -193,6 +230,22 @@ class Gpu(_Mapped):
     pcie_correctable_errors = _Field[int]("PCIe correctable errors")
     pcie_non_fatal_errors = _Field[int]("PCIe non-fatal errors")
     pcie_fatal_errors = _Field[int]("PCIe fatal errors")
+    pcie_naks_received = _Field[int]("PCIe NAKs received (field 174)")
+    pcie_receiver_errors = _Field[int]("PCIe receiver errors (field 175)")
+    pcie_bad_tlps = _Field[int]("Bad PCIe TLPs (field 176)")
+    pcie_naks_sent = _Field[int]("PCIe NAKs sent (field 177)")
+    pcie_bad_dllps = _Field[int]("Bad PCIe DLLPs (field 178)")
+    pcie_unsupported_requests = _Field[int]("Unsupported PCIe requests (field 181)")
+    pcie_lcrc_errors = _Field[int]("PCIe LCRC errors (field 182)")
+    pcie_lane_errors = _Field[int]("PCIe lane errors (field 183)")
+    sram_parity_volatile = _Field[int]("Uncorrected SRAM parity errors since the driver was loaded")
+    sram_parity_aggregate = _Field[int]("Uncorrected SRAM parity errors in the board's life")
+    sram_pcie_aggregate = _Field[int]("Of the uncorrected SRAM errors, those in the PCIe unit")
+    sram_microcontroller_aggregate = _Field[int]("Of the uncorrected SRAM errors, those in microcontrollers")
+    uptime_seconds = _Field[int]("Seconds since the driver initialised the GPU")
+    numa_node = _Field[int]("NUMA node it is near")
+    mig_enabled = _Flag("MIG mode")
+    moved_at_monotonic_ns = _Field[int]("Time the GPM integrals are of; 0: whenever they are read")
     fabric_state = _Field[int]("nvmlGpuFabricState_t: 3 complete")
     fabric_status = _Field[int]("nvmlReturn_t of the fabric probe")
     fabric_health_mask = _Field[int]("Fabric health bits")
@@ -202,12 +255,20 @@ class Gpu(_Mapped):
     gpm_occupancy_ns = _Field[int]("Integral behind GPM metric 3")
     gpm_tensor_ns = _Field[int]("Integral behind GPM metric 5")
     gpm_dram_ns = _Field[int]("Integral behind GPM metric 10")
+    gpm_integer_ns = _Field[int]("Integral behind GPM metric 4")
+    gpm_dfma_ns = _Field[int]("Integral behind GPM metric 6")
+    gpm_hmma_ns = _Field[int]("Integral behind GPM metric 7")
+    gpm_imma_ns = _Field[int]("Integral behind GPM metric 9")
+    gpm_fp64_ns = _Field[int]("Integral behind GPM metric 11")
+    gpm_fp32_ns = _Field[int]("Integral behind GPM metric 12")
+    gpm_fp16_ns = _Field[int]("Integral behind GPM metric 13")
     sample_count = _Field[int]("Samples written since the start")
 
     def __init__(self, record: Any, index: int) -> None:
         super().__init__(record)
         self.index = index
         self.links = tuple(Link(record.links[i]) for i in range(record.nvlink_count))
+        self.migs = tuple(Mig(record.migs[i]) for i in range(MAX_MIG))
 
     @property
     def uuid(self) -> str:
@@ -254,8 +315,45 @@ class Gpu(_Mapped):
         """Add to one ECC counter."""
         self.record.ecc_errors[_ecc_slot(lifetime, kind, location)] += count
 
-    def set_process(self, pid: int, used_bytes: int, slot: int = 0) -> None:
-        """Put a process with a compute context into a slot, pid 0 empties it; memory use follows."""
+    def begin_anew(self) -> None:
+        """What a GPU reset or a reload of the driver does: all that is counted since then starts from zero."""
+        self.uptime_seconds = 0
+        self.energy_mj = 0
+        for name in (name for name, *_ in type(self.record)._fields_ if name.startswith("throttle_")):
+            setattr(self.record, name, 0)
+        for kind in EccKind:
+            for location in MemoryLocation:
+                self.record.ecc_errors[_ecc_slot(EccLifetime.VOLATILE, kind, location)] = 0
+        self.sram_parity_volatile = 0
+        self.pcie_tx_bytes = self.pcie_rx_bytes = 0
+        for link in self.links:
+            link.data_tx_kib = link.data_rx_kib = link.raw_tx_kib = link.raw_rx_kib = 0
+
+    def split(self, instances: Sequence[tuple[int, int]]) -> tuple[Mig, ...]:
+        """Turn MIG on with instances of so many (multiprocessors, bytes of memory); returns them.
+
+        Raises `SimulatorError` where the product has no MIG or has not so many instances.
+        """
+        if Feature.MIG in self.not_supported or not 1 <= len(instances) <= MAX_MIG:
+            raise SimulatorError(
+                f"{len(instances)} MIG instances", where=self.uuid, todo=f"choose 1 to {MAX_MIG}, on Ampere or later"
+            )
+        for place, (multiprocessors, memory_bytes) in enumerate(instances):
+            mig = self.migs[place]
+            name = uuid_module.uuid5(uuid_module.UUID(self.uuid.removeprefix("GPU-")), str(place))
+            mig.record.uuid = f"MIG-{name}".encode()
+            mig.record.name = f"{self.name} MIG {multiprocessors}sm.{memory_bytes >> 30}gb".encode()
+            mig.gpu_instance, mig.compute_instance = place + 1, 0
+            mig.multiprocessors, mig.memory_total_bytes = multiprocessors, memory_bytes
+            mig.present = True
+        self.mig_enabled = True
+        return self.migs[: len(instances)]
+
+    def set_process(self, pid: int, used_bytes: int, slot: int = 0, *, mig: int | None = None) -> None:
+        """Put a process with a compute context into a slot, pid 0 empties it; memory use follows.
+
+        `mig` is the place of the MIG instance it runs on.
+        """
         if not 0 <= slot < MAX_PROCESSES:
             raise SimulatorError(
                 f"process slot {slot} is not in 0..{MAX_PROCESSES - 1}",
@@ -265,8 +363,12 @@ class Gpu(_Mapped):
         process = self.record.processes[slot]
         process.pid = 0
         process.used_bytes = used_bytes
+        process.mig = 0 if mig is None else mig + 1
         process.pid = pid
         self.memory_used_bytes = sum(self.processes().values())
+        for place, instance in enumerate(self.migs):
+            own = [int(p.used_bytes) for p in self.record.processes if p.pid and p.mig == place + 1]
+            instance.memory_used_bytes = sum(own)
 
     def processes(self) -> dict[int, int]:
         """pid to bytes of device memory."""

@@ -15,10 +15,12 @@ from ctypes import c_char, c_double, c_int32, c_int64, c_uint32, c_uint64
 from typing import Any
 
 MAGIC = int.from_bytes(b"RSNVML\x00\x01", "little")
-VERSION = 1
+VERSION = 2
 MAX_GPUS = 16
 MAX_LINKS = 18  # the most links of a profiled product
 MAX_PROCESSES = 16
+MAX_MIG = 7  # the most instances of a profiled product
+FEC_BINS = 16
 EVENT_SLOTS = 256
 RING_SLOTS = 80  # eight more than are shown, so that a reader never copies the slot that is being written
 RING_VISIBLE = 72
@@ -57,6 +59,8 @@ class Feature(enum.IntEnum):
     PLATFORM_INFO = 26
     VIOLATION_COUNTERS = 27
     EVENTS = 28
+    NVLINK_ECC = 29
+    NVLINK_LEGACY_ERRORS = 30
 
 
 class LinkRecord(ctypes.LittleEndianStructure):
@@ -77,13 +81,50 @@ class LinkRecord(ctypes.LittleEndianStructure):
         ("receive_errors", c_uint64),
         ("effective_errors", c_uint64),
         ("symbol_errors", c_uint64),
+        ("malformed_packets", c_uint64),
+        ("buffer_overruns", c_uint64),
+        ("remote_errors", c_uint64),
+        ("general_errors", c_uint64),
+        ("integrity_errors", c_uint64),
+        ("discarded_packets", c_uint64),
+        ("ecc_errors", c_uint64),
+        ("fec_corrected", c_uint64 * FEC_BINS),
+        # As the driver packs them: exponent in bits 0-7, mantissa in bits 8-11.
+        ("effective_ber", c_uint32),
+        ("symbol_ber", c_uint32),
     )
 
 
 class ProcessRecord(ctypes.LittleEndianStructure):
-    """A process with a compute context; pid 0 is an empty slot."""
+    """A process with a compute context; pid 0 is an empty slot. `mig` is one more than its instance, 0 without MIG."""
 
-    _fields_ = (("pid", c_uint32), ("sm_utilization", c_uint32), ("used_bytes", c_uint64))
+    _fields_ = (
+        ("pid", c_uint32),
+        ("sm_utilization", c_uint32),
+        ("used_bytes", c_uint64),
+        ("mig", c_uint32),
+        ("reserved", c_uint32),
+    )
+
+
+class MigRecord(ctypes.LittleEndianStructure):
+    """A MIG instance: one compute instance that fills its GPU instance."""
+
+    _fields_ = (
+        ("uuid", c_char * 48),
+        ("name", c_char * 96),
+        ("present", c_uint32),
+        ("gpu_instance", c_uint32),
+        ("compute_instance", c_uint32),
+        ("multiprocessors", c_uint32),
+        ("memory_total_bytes", c_uint64),
+        ("memory_used_bytes", c_uint64),
+        ("gpm_graphics_ns", c_uint64),
+        ("gpm_sm_ns", c_uint64),
+        ("gpm_occupancy_ns", c_uint64),
+        ("gpm_tensor_ns", c_uint64),
+        ("gpm_dram_ns", c_uint64),
+    )
 
 
 class SampleRecord(ctypes.LittleEndianStructure):
@@ -101,13 +142,27 @@ class SampleRecord(ctypes.LittleEndianStructure):
 
 
 class EventRecord(ctypes.LittleEndianStructure):
-    """One event (Xid); `sequence` is written last and is one more than its place in the stream."""
+    """One event; `sequence` is written last and is one more than its place in the stream.
+
+    `structured` events are GPU operational events: `event_type` is 0 then, and the rest is theirs.
+    """
 
     _fields_ = (
         ("sequence", c_uint64),
         ("event_type", c_uint64),
         ("event_data", c_uint64),
         ("gpu", c_uint32),
+        ("structured", c_uint32),
+        ("module", c_char * 16),
+        ("group_cursor", c_uint64),
+        ("code", c_uint32),
+        ("severity", c_uint32),
+        ("log_level", c_uint32),
+        ("attributes", c_uint32),
+        ("group_index", c_uint32),
+        ("group_size", c_uint32),
+        # The Xid that it carries as context; 0: none.
+        ("legacy_xid", c_uint32),
         ("reserved", c_uint32),
     )
 
@@ -155,7 +210,7 @@ class GpuRecord(ctypes.LittleEndianStructure):
         ("nvlink_count", c_uint32),
         ("nvlink_version", c_uint32),
         ("nvlink_speed_mbps", c_uint32),
-        ("reserved0", c_uint32),
+        ("numa_node", c_uint32),
         ("memory_total_bytes", c_uint64),
         ("memory_reserved_bytes", c_uint64),
         ("bar1_total_bytes", c_uint64),
@@ -207,6 +262,10 @@ class GpuRecord(ctypes.LittleEndianStructure):
         ("sram_threshold_exceeded", c_uint32),
         # [volatile, aggregate][corrected, uncorrected][nvmlMemoryLocation_t], flattened.
         ("ecc_errors", c_uint64 * (2 * 2 * ECC_LOCATIONS)),
+        ("sram_parity_volatile", c_uint64),
+        ("sram_parity_aggregate", c_uint64),
+        ("sram_pcie_aggregate", c_uint64),
+        ("sram_microcontroller_aggregate", c_uint64),
         ("remapped_corrected", c_uint32),
         ("remapped_uncorrected", c_uint32),
         ("remap_pending", c_uint32),
@@ -227,6 +286,14 @@ class GpuRecord(ctypes.LittleEndianStructure):
         ("pcie_correctable_errors", c_uint64),
         ("pcie_non_fatal_errors", c_uint64),
         ("pcie_fatal_errors", c_uint64),
+        ("pcie_naks_received", c_uint64),
+        ("pcie_receiver_errors", c_uint64),
+        ("pcie_bad_tlps", c_uint64),
+        ("pcie_naks_sent", c_uint64),
+        ("pcie_bad_dllps", c_uint64),
+        ("pcie_unsupported_requests", c_uint64),
+        ("pcie_lcrc_errors", c_uint64),
+        ("pcie_lane_errors", c_uint64),
         ("fabric_state", c_uint32),
         ("fabric_status", c_uint32),
         ("fabric_health_mask", c_uint32),
@@ -237,6 +304,18 @@ class GpuRecord(ctypes.LittleEndianStructure):
         ("gpm_occupancy_ns", c_uint64),
         ("gpm_tensor_ns", c_uint64),
         ("gpm_dram_ns", c_uint64),
+        ("gpm_integer_ns", c_uint64),
+        ("gpm_dfma_ns", c_uint64),
+        ("gpm_hmma_ns", c_uint64),
+        ("gpm_imma_ns", c_uint64),
+        ("gpm_fp64_ns", c_uint64),
+        ("gpm_fp32_ns", c_uint64),
+        ("gpm_fp16_ns", c_uint64),
+        # The time these integrals are of (CLOCK_MONOTONIC); 0: now, whenever that is.
+        ("moved_at_monotonic_ns", c_uint64),
+        ("uptime_seconds", c_uint32),
+        ("mig_enabled", c_uint32),
+        ("migs", MigRecord * MAX_MIG),
         ("processes", ProcessRecord * MAX_PROCESSES),
         ("links", LinkRecord * MAX_LINKS),
         ("sample_count", c_uint64),
@@ -278,6 +357,7 @@ _C_SCALARS: dict[Any, str] = {
 _RECORDS: tuple[Any, ...] = (
     LinkRecord,
     ProcessRecord,
+    MigRecord,
     SampleRecord,
     EventRecord,
     GpuRecord,
@@ -314,6 +394,7 @@ def c_header() -> str:
                 ("MAX_GPUS", MAX_GPUS),
                 ("MAX_LINKS", MAX_LINKS),
                 ("MAX_PROCESSES", MAX_PROCESSES),
+                ("MAX_MIG", MAX_MIG),
                 ("EVENT_SLOTS", EVENT_SLOTS),
                 ("RING_SLOTS", RING_SLOTS),
                 ("RING_VISIBLE", RING_VISIBLE),

@@ -57,6 +57,7 @@ class _Motion:
     memory_utilization: float = 0.0
     idle_for: int = _IDLE_AFTER_NS
     sampled_at: int = 0
+    up_ns: int = 0
     active: dict[FaultKind, Fault] = field(default_factory=dict)
 
 
@@ -153,6 +154,7 @@ class Physics:
             random=generator,
             power_average=float(gpu.power_average_mw),
             energy_mj=float(gpu.energy_mj),
+            up_ns=gpu.uptime_seconds * 1_000_000_000,
             # Peers differ by some degrees with their place in the air stream.
             ambient_celsius=self._profile.ambient_celsius + generator.uniform(-3.0, 3.0),
         )
@@ -248,6 +250,12 @@ class Physics:
         gpu.gpm_occupancy_ns += round(elapsed * (0.45 * busy + 0.08 * (transfer + spin)))
         gpu.gpm_tensor_ns += round(elapsed * 0.6 * busy)
         gpu.gpm_dram_ns += round(elapsed * (0.45 * busy + 0.15 * transfer))
+        gpu.gpm_hmma_ns += round(elapsed * 0.6 * busy)
+        gpu.gpm_integer_ns += round(elapsed * 0.09 * busy)
+        gpu.gpm_fp32_ns += round(elapsed * 0.09 * busy)
+        gpu.moved_at_monotonic_ns = now
+        motion.up_ns += elapsed
+        gpu.uptime_seconds = motion.up_ns // 1_000_000_000
         if now - motion.sampled_at >= SAMPLE_PERIOD_NS:
             motion.sampled_at = max(motion.sampled_at + SAMPLE_PERIOD_NS, now - SAMPLE_PERIOD_NS)
             gpu.push_sample((now + self._wall_offset_ns) // 1000)

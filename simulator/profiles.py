@@ -24,6 +24,7 @@ _FAN = "nvml.h, nvmlDeviceGetFanSpeed: 'products with dedicated fans'"
 _AUTO_BOOST = "nvml.h, nvmlDeviceGetAutoBoostedClocksEnabled: Pascal+ use application clocks"
 _OPERATION_MODE = "nvml.h, nvmlDeviceGetGpuOperationMode: 'from the Kepler family'"
 _PLATFORM = "nvml.h, nvmlDeviceGetPlatformInfo: 'For Blackwell or newer'"
+_NVLINK_ECC = "nvml.h, fields 148-159 count ECC errors of 12 links: silence of parts with more is unverified"
 _LEGACY_BANDWIDTH = "nvml.h, fields 60-73 and the utilization counters are deprecated there; silence is unverified"
 
 _EVERYWHERE: Mapping[Feature, str] = {
@@ -32,6 +33,7 @@ _EVERYWHERE: Mapping[Feature, str] = {
     Feature.GPU_OPERATION_MODE: _OPERATION_MODE,
     Feature.C2C: _UNVERIFIED,
     Feature.NVLINK_BANDWIDTH_LEGACY: _LEGACY_BANDWIDTH,
+    Feature.NVLINK_LEGACY_ERRORS: _UNVERIFIED,
 }
 
 
@@ -133,6 +135,7 @@ H100 = GpuProfile(
     not_supported={
         **_EVERYWHERE,
         Feature.NVLINK5_COUNTERS: _NVLINK5,
+        Feature.NVLINK_ECC: _NVLINK_ECC,
         Feature.PLATFORM_INFO: _PLATFORM,
         Feature.POWER_SMOOTHING: _UNVERIFIED,
         Feature.RETIRED_PAGES: _UNVERIFIED,
@@ -232,6 +235,7 @@ B200 = GpuProfile(
         **_EVERYWHERE,
         Feature.NVLINK_DL_ERRORS: "nvml.h, fields 161-163: 'unsupported for Blackwell+'",
         Feature.APPLICATION_CLOCKS: _UNVERIFIED,
+        Feature.NVLINK_ECC: _NVLINK_ECC,
         Feature.RETIRED_PAGES: _UNVERIFIED,
     },
 )
@@ -286,6 +290,10 @@ T4 = GpuProfile(
         Feature.FABRIC: _FABRIC,
         Feature.NVLINK: _UNVERIFIED,
         Feature.NVLINK_DL_ERRORS: _UNVERIFIED,
+        Feature.NVLINK_ECC: _UNVERIFIED,
+        Feature.PCIE_ERROR_COUNTERS: _UNVERIFIED,
+        Feature.PCIE_BYTES: _UNVERIFIED,
+        Feature.RECOVERY_ACTION: _UNVERIFIED,
         Feature.NVLINK_COUNTERS_KIB: _UNVERIFIED,
         Feature.NVLINK5_COUNTERS: _NVLINK5,
         Feature.PLATFORM_INFO: _PLATFORM,

@@ -126,7 +126,31 @@ class NodeState:
             event.sequence = 0
             event.event_type = event_type
             event.event_data = data
-            event.gpu = gpu
+            event.structured, event.gpu = 0, gpu
+            event.sequence = count + 1
+            self.record.event_count = count + 1
+
+    def push_structured_event(
+        self,
+        gpu: int,
+        module: str,
+        code: int,
+        *,
+        severity: int = 30,
+        log_level: int = 50,
+        legacy_xid: int = 0,
+        attributes: int = 0x20,
+    ) -> None:
+        """Raise a structured GPU event (nvml.h, nvmlEventSetWait_v3_t): by default recoverable, an error, primary."""
+        with self._event_lock:
+            count = int(self.record.event_count)
+            event = self.record.events[count % EVENT_SLOTS]
+            event.sequence = event.event_type = event.event_data = 0
+            event.structured, event.gpu = 1, gpu
+            event.module, event.code = module.encode()[:16], code
+            event.severity, event.log_level = severity, log_level
+            event.legacy_xid, event.attributes = legacy_xid, attributes
+            event.group_cursor, event.group_index, event.group_size = count + 1, 0, 1
             event.sequence = count + 1
             self.record.event_count = count + 1
 
@@ -169,6 +193,9 @@ def _fill_gpu(record: Any, spec: GpuProfile, index: int, host: str, seed: int) -
     record.power_average_mw = record.power_instant_mw = spec.power_idle_mw
     record.power_limit_mw = record.power_requested_limit_mw = spec.power_default_limit_mw
     record.energy_mj = rng.randrange(10**12)  # counters of a host that has been up for weeks
+    record.uptime_seconds = 20 * 86_400 + rng.randrange(86_400)
+    # As on common boards, the first half of the GPUs is near the first socket.
+    record.numa_node = 0 if index < 4 else 1
     record.pcie_generation, record.pcie_width = 1, spec.pcie_max_width
     record.fabric_state, record.fabric_health_summary = 3, 1
     for link in range(spec.nvlink_count):

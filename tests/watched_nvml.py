@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from rankscope.probes.nvml import NvmlProbe
-from rankscope.reading import Event, Outcome, Reading
+from rankscope.reading import Event, Outcome, ProbeResult, Reading
 
 DEADLINE_S = 20.0
 
@@ -26,12 +26,16 @@ class Watched:
         """One read; what it returned is kept."""
         result = self.probe.read(group, time.monotonic_ns() if now_ns is None else now_ns)
         self.reads += 1
+        self.keep(result)
+        return list(result.readings)
+
+    def keep(self, result: ProbeResult) -> None:
+        """Add what one read returned."""
         self.driver_ns += result.driver_ns
         self.helper_cpu_ns += result.helper_cpu_ns
         self.readings += result.readings
         self.events += result.events
         self.outcomes += result.outcomes
-        return list(result.readings)
 
     def read_until(self, done: Callable[[], bool], group: str = "fast") -> None:
         """Read again and again until something is so, or fail."""

@@ -122,9 +122,15 @@ nvmlDevice_t sim_handle(unsigned int gpu) {
     return (nvmlDevice_t)(uintptr_t)(HANDLE_TAG | (uint64_t)generation << 8 | (gpu + 1));
 }
 
-static int gpu_of(nvmlDevice_t device) {
+/* A MIG handle is its GPU's with one more than its place above the GPU's five bits. */
+nvmlDevice_t sim_mig_handle(nvmlDevice_t device, unsigned int place) {
+    return (nvmlDevice_t)(uintptr_t)((uint64_t)(uintptr_t)device | (uint64_t)(place + 1) << 5);
+}
+
+static int gpu_of(nvmlDevice_t device, int *mig) {
     uint64_t bits = (uint64_t)(uintptr_t)device;
-    unsigned int slot = bits & 0xff;
+    unsigned int slot = bits & 0x1f;
+    *mig = (int)(bits >> 5 & 7) - 1;
     if ((bits & ~UINT64_C(0xff)) != (HANDLE_TAG | (uint64_t)generation << 8))
         return -1;
     return slot >= 1 && slot <= node->gpu_count ? (int)slot - 1 : -1;
@@ -141,17 +147,27 @@ static void wait_out(sim_gpu_ref gpu) {
         sim_sleep_ns((uint64_t)gpu->latency_us * 1000u);
 }
 
-nvmlReturn_t sim_enter(nvmlDevice_t device, const void *argument, sim_gpu_ref *gpu) {
+nvmlReturn_t sim_enter_any(nvmlDevice_t device, const void *argument, sim_gpu_ref *gpu, sim_mig_ref *mig) {
     if (references == 0)
         return NVML_ERROR_UNINITIALIZED;
-    int slot = gpu_of(device);
+    int place, slot = gpu_of(device, &place);
     if (slot < 0 || argument == NULL)
         return NVML_ERROR_INVALID_ARGUMENT;
     *gpu = &node->gpus[slot];
+    *mig = place < 0 ? NULL : &node->gpus[slot].migs[place];
     wait_out(*gpu);
     if ((*gpu)->lost)
         return NVML_ERROR_GPU_IS_LOST;
+    if (*mig != NULL && !((*gpu)->mig_enabled && (*mig)->present))
+        return NVML_ERROR_INVALID_ARGUMENT; /* the instance is gone, and its handle with it */
     return (nvmlReturn_t)(*gpu)->fail_with;
+}
+
+nvmlReturn_t sim_enter(nvmlDevice_t device, const void *argument, sim_gpu_ref *gpu) {
+    sim_mig_ref mig = NULL;
+    nvmlReturn_t entered = sim_enter_any(device, argument, gpu, &mig);
+    /* What a call that is for whole GPUs answers to a MIG handle is unverified. */
+    return entered == NVML_SUCCESS && mig != NULL ? NVML_ERROR_INVALID_ARGUMENT : entered;
 }
 
 /* What every function of the header answers that is not implemented here. */
@@ -213,6 +229,17 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
     for (unsigned int i = 0; i < visible_count; i++)
         if (strcmp(uuid, (const char *)node->gpus[visible[i]].uuid) == 0)
             return give(visible[i], device);
+    for (unsigned int i = 0; i < visible_count; i++)
+        for (unsigned int place = 0; place < SIM_MAX_MIG; place++) {
+            sim_gpu_ref gpu = &node->gpus[visible[i]];
+            if (gpu->mig_enabled && gpu->migs[place].present &&
+                strcmp(uuid, (const char *)gpu->migs[place].uuid) == 0) {
+                nvmlReturn_t given = give(visible[i], device);
+                if (given == NVML_SUCCESS)
+                    *device = sim_mig_handle(*device, place);
+                return given;
+            }
+        }
     return NVML_ERROR_NOT_FOUND;
 }
 

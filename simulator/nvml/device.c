@@ -15,11 +15,26 @@
         ENTER(device, text);                                                         \
         return sim_copy(text, length, gpu->field);                                   \
     }
-TEXT(nvmlDeviceGetName, name)
-TEXT(nvmlDeviceGetUUID, uuid)
 TEXT(nvmlDeviceGetSerial, serial)
 TEXT(nvmlDeviceGetBoardPartNumber, board_part_number)
 TEXT(nvmlDeviceGetVbiosVersion, vbios_version)
+
+/* These two answer for MIG handles too. */
+nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *text, unsigned int length) {
+    ENTER_ANY(device, text);
+    return sim_copy(text, length, mig ? mig->name : gpu->name);
+}
+nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *text, unsigned int length) {
+    ENTER_ANY(device, text);
+    return sim_copy(text, length, mig ? mig->uuid : gpu->uuid);
+}
+
+nvmlReturn_t nvmlDeviceGetGpuUptime_v1(nvmlDevice_t device, nvmlGpuUptime_v1_t *uptime) {
+    ENTER_ANY(device, uptime); /* nvml.h: for MIG handles the parent's uptime is returned */
+    SINCE_DRIVER(590);         /* unverified: the header does not say since when */
+    uptime->uptime = gpu->uptime_seconds;
+    return NVML_SUCCESS;
+}
 
 /* The GSP runs firmware of the driver's own version. */
 nvmlReturn_t nvmlDeviceGetGspFirmwareVersion(nvmlDevice_t device, char *version) {
@@ -49,22 +64,51 @@ GETTER(nvmlDeviceGetPersistenceMode, nvmlEnableState_t, NVML_FEATURE_ENABLED)
 GETTER_IF(DISPLAY, nvmlDeviceGetDisplayMode, nvmlEnableState_t, NVML_FEATURE_ENABLED)
 GETTER_IF(DISPLAY, nvmlDeviceGetDisplayActive, nvmlEnableState_t, NVML_FEATURE_DISABLED)
 GETTER(nvmlDeviceGetVirtualizationMode, nvmlGpuVirtualizationMode_t, NVML_GPU_VIRTUALIZATION_MODE_NONE)
-GETTER(nvmlDeviceIsMigDeviceHandle, unsigned int, 0)
-GETTER(nvmlDeviceGetMaxMigDeviceCount, unsigned int, gpu->not_supported & SIM_FEATURE_MIG ? 0 : 7)
+/* nvml.h: "Returns zero if MIG is not supported or enabled." */
+GETTER(nvmlDeviceGetMaxMigDeviceCount, unsigned int, gpu->mig_enabled ? SIM_MAX_MIG : 0)
 
 nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending) {
     ENTER(device, current);
     CHECK(pending);
     NEEDS(MIG);
-    *current = *pending = NVML_DEVICE_MIG_DISABLE;
+    *current = *pending = gpu->mig_enabled ? NVML_DEVICE_MIG_ENABLE : NVML_DEVICE_MIG_DISABLE;
     return NVML_SUCCESS;
 }
 
-nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index, nvmlDevice_t *mig) {
-    (void)index;
-    ENTER(device, mig);
+nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index, nvmlDevice_t *handle) {
+    ENTER(device, handle);
     NEEDS(MIG);
-    return NVML_ERROR_NOT_FOUND; /* MIG is supported and disabled: there is no such instance */
+    if (!gpu->mig_enabled || index >= SIM_MAX_MIG || !gpu->migs[index].present)
+        return NVML_ERROR_NOT_FOUND;
+    *handle = sim_mig_handle(device, index);
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *is_mig) {
+    ENTER_ANY(device, is_mig);
+    *is_mig = mig != NULL;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t device, nvmlDevice_t *parent) {
+    ENTER_ANY(device, parent);
+    CHECK(mig);
+    *parent = sim_handle((unsigned int)(gpu - sim_state()->gpus));
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t device, unsigned int *id) {
+    ENTER_ANY(device, id);
+    CHECK(mig);
+    *id = mig->gpu_instance;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t device, unsigned int *id) {
+    ENTER_ANY(device, id);
+    CHECK(mig);
+    *id = mig->compute_instance;
+    return NVML_SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor) {
@@ -76,11 +120,11 @@ nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major,
 }
 
 nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t device, nvmlDeviceAttributes_t *attributes) {
-    ENTER(device, attributes);
+    ENTER_ANY(device, attributes);
     NEEDS(MIG);
     memset(attributes, 0, sizeof *attributes);
-    attributes->multiprocessorCount = gpu->multiprocessors;
-    attributes->memorySizeMB = gpu->memory_total_bytes >> 20;
+    attributes->multiprocessorCount = mig ? mig->multiprocessors : gpu->multiprocessors;
+    attributes->memorySizeMB = (mig ? mig->memory_total_bytes : gpu->memory_total_bytes) >> 20;
     return NVML_SUCCESS;
 }
 nvmlReturn_t nvmlDeviceGetAttributes(nvmlDevice_t device, nvmlDeviceAttributes_t *attributes) {
@@ -141,7 +185,7 @@ nvmlReturn_t nvmlDeviceGetMemoryAffinity(nvmlDevice_t device, unsigned int size,
     ENTER(device, set);
     CHECK(size > 0 && scope <= NVML_AFFINITY_SCOPE_SOCKET);
     memset(set, 0, size * sizeof *set);
-    set[0] = 1;
+    set[0] = 1ul << gpu->numa_node;
     return NVML_SUCCESS;
 }
 
@@ -152,7 +196,9 @@ nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDevice_t 
     nvmlReturn_t entered = sim_enter(other, level, &second);
     if (entered != NVML_SUCCESS)
         return entered;
-    *level = gpu == second ? NVML_TOPOLOGY_INTERNAL : NVML_TOPOLOGY_NODE;
+    *level = gpu == second                          ? NVML_TOPOLOGY_INTERNAL
+             : gpu->numa_node == second->numa_node ? NVML_TOPOLOGY_NODE
+                                                    : NVML_TOPOLOGY_SYSTEM;
     return NVML_SUCCESS;
 }
 
@@ -340,8 +386,15 @@ nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, nvmlMarginTempe
 
 /* Memory. */
 
+/* An instance has no reserve of its own to tell: what the driver keeps of it is unverified. */
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
-    ENTER(device, memory);
+    ENTER_ANY(device, memory);
+    if (mig) {
+        memory->total = mig->memory_total_bytes;
+        memory->used = mig->memory_used_bytes;
+        memory->free = memory->total - memory->used;
+        return NVML_SUCCESS;
+    }
     memory->total = gpu->memory_total_bytes;
     memory->used = gpu->memory_reserved_bytes + gpu->memory_used_bytes; /* v1 counts the reserved part as used */
     memory->free = memory->total - memory->used;
@@ -349,8 +402,15 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) 
 }
 
 nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory) {
-    ENTER(device, memory);
+    ENTER_ANY(device, memory);
     VERSIONED(memory, nvmlMemory_v2);
+    if (mig) {
+        memory->total = mig->memory_total_bytes;
+        memory->reserved = 0;
+        memory->used = mig->memory_used_bytes;
+        memory->free = memory->total - memory->used;
+        return NVML_SUCCESS;
+    }
     memory->total = gpu->memory_total_bytes;
     memory->reserved = gpu->memory_reserved_bytes;
     memory->used = gpu->memory_used_bytes;
@@ -371,6 +431,7 @@ nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, nvmlBAR1Memory_t *
 nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization) {
     ENTER(device, utilization);
     NEEDS(UTILIZATION);
+    NOT_UNDER_MIG(); /* nvml.h: "On MIG-enabled GPUs, querying device utilization rates is not currently supported." */
     utilization->gpu = gpu->utilization_percent;
     utilization->memory = gpu->memory_utilization_percent;
     return NVML_SUCCESS;
@@ -402,6 +463,7 @@ nvmlReturn_t nvmlDeviceGetSamples(nvmlDevice_t device, nvmlSamplingType_t type, 
     case NVML_GPU_UTILIZATION_SAMPLES:
     case NVML_MEMORY_UTILIZATION_SAMPLES:
         NEEDS(UTILIZATION);
+        NOT_UNDER_MIG(); /* nvml.h, nvmlDeviceGetSamples: these types are not supported on MIG-enabled GPUs */
         break;
     default:
         return NVML_ERROR_NOT_SUPPORTED;

@@ -78,6 +78,10 @@ nvmlReturn_t nvmlDeviceGetSramEccErrorStatus(nvmlDevice_t device, nvmlEccSramErr
     unsigned int version = status->version;
     memset(status, 0, sizeof *status);
     status->version = version;
+    status->aggregateUncParity = gpu->sram_parity_aggregate;
+    status->volatileUncParity = gpu->sram_parity_volatile;
+    status->aggregateUncBucketPcie = gpu->sram_pcie_aggregate;
+    status->aggregateUncBucketMcu = gpu->sram_microcontroller_aggregate;
     status->aggregateUncSecDed = sram(gpu, AGGREGATE, UNCORRECTED);
     status->aggregateCor = sram(gpu, AGGREGATE, CORRECTED);
     status->volatileUncSecDed = sram(gpu, VOLATILE, UNCORRECTED);
@@ -96,6 +100,7 @@ nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned int *correc
     ENTER(device, corrected);
     CHECK(uncorrected && pending && failure);
     NEEDS(ROW_REMAP);
+    NOT_UNDER_MIG(); /* nvml.h: NOT_SUPPORTED "If MIG is enabled" */
     *corrected = gpu->remapped_corrected;
     *uncorrected = gpu->remapped_uncorrected;
     *pending = gpu->remap_pending;

@@ -85,8 +85,49 @@ static nvmlReturn_t link_counter(sim_gpu_ref gpu, size_t offset, int summable, u
     NEEDS(feature);                               \
     return link_counter(gpu, offsetof(sim_link, member), summable, scale, out)
 
+#define BIT_ERROR_RATE(member)                   \
+    NEEDS(NVLINK5_COUNTERS);                     \
+    CHECK(out->scopeId < gpu->nvlink_count);     \
+    return u32(out, gpu->links[out->scopeId].member)
+
+/* Which link an id of the runs L0-L5 and L6-L11 counts, or -1. */
+static int link_of(unsigned int id, unsigned int first, unsigned int seventh) {
+    if (id >= first && id < first + 6)
+        return (int)(id - first);
+    return id >= seventh && id < seventh + 6 ? (int)(id - seventh) + 6 : -1;
+}
+
+/* The error counters of 12 links at most, an id each, that 161-163 replaced. */
+static nvmlReturn_t legacy_errors(sim_gpu_ref gpu, unsigned int id, nvmlFieldValue_t *out) {
+    static const struct {
+        unsigned int first, seventh;
+        size_t offset;
+    } runs[] = {
+        {NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_L0, NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_L6,
+         offsetof(sim_link, crc_errors)},
+        {NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_L0, NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_L6,
+         offsetof(sim_link, replay_errors)},
+        {NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_L0, NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_L6,
+         offsetof(sim_link, recovery_errors)},
+    };
+    NEEDS(NVLINK_LEGACY_ERRORS);
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        int link = link_of(id, runs[i].first, runs[i].seventh);
+        if (link >= 0) {
+            CHECK((unsigned int)link < gpu->nvlink_count);
+            return u64(out, *(const volatile uint64_t *)((const volatile char *)&gpu->links[link] + runs[i].offset));
+        }
+    }
+    return NVML_ERROR_NOT_SUPPORTED;
+}
+
 static nvmlReturn_t nvlink(sim_gpu_ref gpu, unsigned int id, nvmlFieldValue_t *out) {
     NEEDS(NVLINK);
+    if (id >= NVML_FI_DEV_NVLINK_COUNT_FEC_HISTORY_0 && id <= NVML_FI_DEV_NVLINK_COUNT_FEC_HISTORY_15) {
+        NEEDS(NVLINK5_COUNTERS);
+        CHECK(out->scopeId < gpu->nvlink_count);
+        return u64(out, gpu->links[out->scopeId].fec_corrected[id - NVML_FI_DEV_NVLINK_COUNT_FEC_HISTORY_0]);
+    }
     switch (id) {
     case NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX: COUNTER(NVLINK_COUNTERS_KIB, data_tx_kib, 1, 1);
     case NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX: COUNTER(NVLINK_COUNTERS_KIB, data_rx_kib, 1, 1);
@@ -107,15 +148,17 @@ static nvmlReturn_t nvlink(sim_gpu_ref gpu, unsigned int id, nvmlFieldValue_t *o
         NEEDS(NVLINK5_COUNTERS);
         CHECK(out->scopeId < gpu->nvlink_count);
         return u64(out, gpu->links[out->scopeId].recovery_successful + gpu->links[out->scopeId].recovery_failed);
-    case NVML_FI_DEV_NVLINK_COUNT_MALFORMED_PACKET_ERRORS:
-    case NVML_FI_DEV_NVLINK_COUNT_BUFFER_OVERRUN_ERRORS:
-    case NVML_FI_DEV_NVLINK_COUNT_RCV_REMOTE_ERRORS:
-    case NVML_FI_DEV_NVLINK_COUNT_RCV_GENERAL_ERRORS:
-    case NVML_FI_DEV_NVLINK_COUNT_LOCAL_LINK_INTEGRITY_ERRORS:
-    case NVML_FI_DEV_NVLINK_COUNT_XMIT_DISCARDS:
-        NEEDS(NVLINK5_COUNTERS);
-        CHECK(out->scopeId < gpu->nvlink_count);
-        return u64(out, 0);
+    case NVML_FI_DEV_NVLINK_COUNT_MALFORMED_PACKET_ERRORS: COUNTER(NVLINK5_COUNTERS, malformed_packets, 0, 1);
+    case NVML_FI_DEV_NVLINK_COUNT_BUFFER_OVERRUN_ERRORS: COUNTER(NVLINK5_COUNTERS, buffer_overruns, 0, 1);
+    case NVML_FI_DEV_NVLINK_COUNT_RCV_REMOTE_ERRORS: COUNTER(NVLINK5_COUNTERS, remote_errors, 0, 1);
+    case NVML_FI_DEV_NVLINK_COUNT_RCV_GENERAL_ERRORS: COUNTER(NVLINK5_COUNTERS, general_errors, 0, 1);
+    case NVML_FI_DEV_NVLINK_COUNT_LOCAL_LINK_INTEGRITY_ERRORS: COUNTER(NVLINK5_COUNTERS, integrity_errors, 0, 1);
+    case NVML_FI_DEV_NVLINK_COUNT_XMIT_DISCARDS: COUNTER(NVLINK5_COUNTERS, discarded_packets, 0, 1);
+    case NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_BER: BIT_ERROR_RATE(effective_ber);
+    case NVML_FI_DEV_NVLINK_COUNT_SYMBOL_BER: BIT_ERROR_RATE(symbol_ber);
+    case NVML_FI_DEV_NVLINK_ECC_DATA_ERROR_COUNT_TOTAL:
+        NEEDS(NVLINK_ECC);
+        return u64(out, sim_link_sum(gpu, offsetof(sim_link, ecc_errors)));
     case NVML_FI_DEV_NVLINK_LINK_COUNT: return u32(out, gpu->nvlink_count);
     case NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON: return u32(out, gpu->nvlink_speed_mbps);
     case NVML_FI_DEV_NVLINK_GET_SPEED:
@@ -130,7 +173,7 @@ static nvmlReturn_t nvlink(sim_gpu_ref gpu, unsigned int id, nvmlFieldValue_t *o
     case NVML_FI_DEV_NVLINK_REMOTE_NVLINK_ID:
         CHECK(out->scopeId < gpu->nvlink_count);
         return u32(out, gpu->links[out->scopeId].remote_index);
-    default: return NVML_ERROR_NOT_SUPPORTED;
+    default: return legacy_errors(gpu, id, out);
     }
 }
 
@@ -184,7 +227,14 @@ static nvmlReturn_t pcie(sim_gpu_ref gpu, unsigned int id, nvmlFieldValue_t *out
     case NVML_FI_DEV_PCIE_COUNT_CORRECTABLE_ERRORS: return u32(out, gpu->pcie_correctable_errors);
     case NVML_FI_DEV_PCIE_COUNT_NON_FATAL_ERROR: return u32(out, gpu->pcie_non_fatal_errors);
     case NVML_FI_DEV_PCIE_COUNT_FATAL_ERROR: return u32(out, gpu->pcie_fatal_errors);
-    default: return u32(out, 0);
+    case NVML_FI_DEV_PCIE_COUNT_NAKS_RECEIVED: return u32(out, gpu->pcie_naks_received);
+    case NVML_FI_DEV_PCIE_COUNT_RECEIVER_ERROR: return u32(out, gpu->pcie_receiver_errors);
+    case NVML_FI_DEV_PCIE_COUNT_BAD_TLP: return u32(out, gpu->pcie_bad_tlps);
+    case NVML_FI_DEV_PCIE_COUNT_NAKS_SENT: return u32(out, gpu->pcie_naks_sent);
+    case NVML_FI_DEV_PCIE_COUNT_BAD_DLLP: return u32(out, gpu->pcie_bad_dllps);
+    case NVML_FI_DEV_PCIE_COUNT_UNSUPPORTED_REQ: return u32(out, gpu->pcie_unsupported_requests);
+    case NVML_FI_DEV_PCIE_COUNT_LCRC_ERROR: return u32(out, gpu->pcie_lcrc_errors);
+    default: return u32(out, gpu->pcie_lane_errors);
     }
 }
 

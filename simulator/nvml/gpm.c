@@ -7,13 +7,15 @@
 #define SAMPLE_MAGIC UINT64_C(0x67706d73616d706c)
 #define FLOOR_NS 100000000u /* nvml.h, nvmlGpmMetricsGet: the interval should be greater than 100 ms */
 #define MIB 1048576.0
-#define METRIC_DMMA_TENSOR_UTIL 8 /* named in later headers only */
 
 struct nvmlGpmSample_st {
     uint64_t magic;
-    uint64_t taken_ns;
+    uint64_t taken_ns; /* when it was asked for: the floor is judged by this */
+    uint64_t moved_ns; /* the time its integrals are of: ratios are taken over this */
+    int of_instance; /* of a MIG instance: which metrics those have is unverified, here the main five */
     unsigned int links;
     uint64_t graphics_ns, sm_ns, occupancy_ns, tensor_ns, dram_ns;
+    uint64_t integer_ns, dfma_ns, hmma_ns, imma_ns, fp64_ns, fp32_ns, fp16_ns;
     uint64_t pcie_tx_bytes, pcie_rx_bytes;
     uint64_t link_tx_kib[SIM_MAX_LINKS], link_rx_kib[SIM_MAX_LINKS];
 };
@@ -45,8 +47,18 @@ nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t device, nvmlGpmSample_t sample) {
     ENTER(device, sample);
     NEEDS(GPM);
     CHECK(sample->magic == SAMPLE_MAGIC);
+    memset(sample, 0, sizeof *sample);
+    sample->magic = SAMPLE_MAGIC;
     sample->taken_ns = sim_monotonic_ns();
+    sample->moved_ns = gpu->moved_at_monotonic_ns ? gpu->moved_at_monotonic_ns : sample->taken_ns;
     sample->links = gpu->nvlink_count;
+    sample->integer_ns = gpu->gpm_integer_ns;
+    sample->dfma_ns = gpu->gpm_dfma_ns;
+    sample->hmma_ns = gpu->gpm_hmma_ns;
+    sample->imma_ns = gpu->gpm_imma_ns;
+    sample->fp64_ns = gpu->gpm_fp64_ns;
+    sample->fp32_ns = gpu->gpm_fp32_ns;
+    sample->fp16_ns = gpu->gpm_fp16_ns;
     sample->graphics_ns = gpu->gpm_graphics_ns;
     sample->sm_ns = gpu->gpm_sm_ns;
     sample->occupancy_ns = gpu->gpm_occupancy_ns;
@@ -61,6 +73,29 @@ nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t device, nvmlGpmSample_t sample) {
     return NVML_SUCCESS;
 }
 
+nvmlReturn_t nvmlGpmMigSampleGet(nvmlDevice_t device, unsigned int instance, nvmlGpmSample_t sample) {
+    ENTER(device, sample);
+    NEEDS(GPM);
+    CHECK(sample->magic == SAMPLE_MAGIC);
+    for (unsigned int place = 0; gpu->mig_enabled && place < SIM_MAX_MIG; place++) {
+        sim_mig_ref mig = &gpu->migs[place];
+        if (!mig->present || mig->gpu_instance != instance)
+            continue;
+        memset(sample, 0, sizeof *sample);
+        sample->magic = SAMPLE_MAGIC;
+        sample->taken_ns = sim_monotonic_ns();
+        sample->moved_ns = gpu->moved_at_monotonic_ns ? gpu->moved_at_monotonic_ns : sample->taken_ns;
+        sample->of_instance = 1;
+        sample->graphics_ns = mig->gpm_graphics_ns;
+        sample->sm_ns = mig->gpm_sm_ns;
+        sample->occupancy_ns = mig->gpm_occupancy_ns;
+        sample->tensor_ns = mig->gpm_tensor_ns;
+        sample->dram_ns = mig->gpm_dram_ns;
+        return NVML_SUCCESS;
+    }
+    return NVML_ERROR_INVALID_ARGUMENT;
+}
+
 static double percent(uint64_t before, uint64_t after, double elapsed_ns) {
     double share = 100.0 * (double)(after - before) / elapsed_ns;
     return share > 100.0 ? 100.0 : share;
@@ -68,22 +103,26 @@ static double percent(uint64_t before, uint64_t after, double elapsed_ns) {
 
 static nvmlReturn_t metric(const struct nvmlGpmSample_st *a, const struct nvmlGpmSample_st *b, unsigned int id,
                            double *value) {
-    double ns = (double)(b->taken_ns - a->taken_ns), seconds = ns / 1e9;
+    double ns = (double)(b->moved_ns - a->moved_ns), seconds = ns / 1e9;
     uint64_t kib = 0;
+    if (b->of_instance && id != NVML_GPM_METRIC_GRAPHICS_UTIL && id != NVML_GPM_METRIC_SM_UTIL &&
+        id != NVML_GPM_METRIC_SM_OCCUPANCY && id != NVML_GPM_METRIC_ANY_TENSOR_UTIL &&
+        id != NVML_GPM_METRIC_DRAM_BW_UTIL)
+        return NVML_ERROR_NOT_SUPPORTED;
     switch (id) {
     case NVML_GPM_METRIC_GRAPHICS_UTIL: *value = percent(a->graphics_ns, b->graphics_ns, ns); return NVML_SUCCESS;
     case NVML_GPM_METRIC_SM_UTIL: *value = percent(a->sm_ns, b->sm_ns, ns); return NVML_SUCCESS;
     case NVML_GPM_METRIC_SM_OCCUPANCY: *value = percent(a->occupancy_ns, b->occupancy_ns, ns); return NVML_SUCCESS;
-    case NVML_GPM_METRIC_ANY_TENSOR_UTIL:
-    case NVML_GPM_METRIC_HMMA_TENSOR_UTIL: *value = percent(a->tensor_ns, b->tensor_ns, ns); return NVML_SUCCESS;
+    case NVML_GPM_METRIC_ANY_TENSOR_UTIL: *value = percent(a->tensor_ns, b->tensor_ns, ns); return NVML_SUCCESS;
+    case NVML_GPM_METRIC_HMMA_TENSOR_UTIL: *value = percent(a->hmma_ns, b->hmma_ns, ns); return NVML_SUCCESS;
+    case NVML_GPM_METRIC_DFMA_TENSOR_UTIL: *value = percent(a->dfma_ns, b->dfma_ns, ns); return NVML_SUCCESS;
+    case NVML_GPM_METRIC_IMMA_TENSOR_UTIL: *value = percent(a->imma_ns, b->imma_ns, ns); return NVML_SUCCESS;
     case NVML_GPM_METRIC_DRAM_BW_UTIL: *value = percent(a->dram_ns, b->dram_ns, ns); return NVML_SUCCESS;
-    case NVML_GPM_METRIC_INTEGER_UTIL:
-    case NVML_GPM_METRIC_FP32_UTIL: *value = 0.1 * percent(a->sm_ns, b->sm_ns, ns); return NVML_SUCCESS;
-    case NVML_GPM_METRIC_DFMA_TENSOR_UTIL:
-    case METRIC_DMMA_TENSOR_UTIL:
-    case NVML_GPM_METRIC_IMMA_TENSOR_UTIL:
-    case NVML_GPM_METRIC_FP64_UTIL:
-    case NVML_GPM_METRIC_FP16_UTIL: *value = 0.0; return NVML_SUCCESS;
+    case NVML_GPM_METRIC_INTEGER_UTIL: *value = percent(a->integer_ns, b->integer_ns, ns); return NVML_SUCCESS;
+    case NVML_GPM_METRIC_FP64_UTIL: *value = percent(a->fp64_ns, b->fp64_ns, ns); return NVML_SUCCESS;
+    case NVML_GPM_METRIC_FP32_UTIL: *value = percent(a->fp32_ns, b->fp32_ns, ns); return NVML_SUCCESS;
+    case NVML_GPM_METRIC_FP16_UTIL: *value = percent(a->fp16_ns, b->fp16_ns, ns); return NVML_SUCCESS;
+    case NVML_GPM_METRIC_DMMA_TENSOR_UTIL: *value = 0.0; return NVML_SUCCESS;
     case NVML_GPM_METRIC_PCIE_TX_PER_SEC:
         *value = (double)(b->pcie_tx_bytes - a->pcie_tx_bytes) / MIB / seconds;
         return NVML_SUCCESS;
@@ -119,6 +158,8 @@ nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *get) {
     CHECK(a && b && a->magic == SAMPLE_MAGIC && b->magic == SAMPLE_MAGIC && get->numMetrics <= NVML_GPM_METRIC_MAX);
     /* The header states the floor and not the code for breaking it: unverified. */
     CHECK(a->taken_ns && b->taken_ns >= a->taken_ns + FLOOR_NS);
+    if (b->moved_ns <= a->moved_ns)
+        return NVML_ERROR_NO_DATA; /* the counters behind the integrals have not been refreshed since */
     for (unsigned int i = 0; i < get->numMetrics; i++) {
         nvmlGpmMetric_t *out = &get->metrics[i];
         out->value = 0.0;

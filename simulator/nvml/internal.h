@@ -8,11 +8,7 @@
 #include "layout.h"
 
 typedef const volatile sim_gpu *sim_gpu_ref;
-
-/* A field id that earlier headers of release 13 lack. */
-#ifndef NVML_FI_DEV_GPU_TEMP
-#define NVML_FI_DEV_GPU_TEMP 308
-#endif
+typedef const volatile sim_mig *sim_mig_ref;
 
 /* The mapped host; NULL before the first nvmlInit. */
 const volatile sim_node *sim_state(void);
@@ -21,9 +17,12 @@ const volatile sim_node *sim_state(void);
  * then the call waits while its GPU hangs and as long as its latency, and fails if the GPU is gone. */
 nvmlReturn_t sim_initialised(void);
 nvmlReturn_t sim_enter(nvmlDevice_t device, const void *argument, sim_gpu_ref *gpu);
+/* The same for calls that take MIG handles too; `mig` is NULL for a whole GPU. */
+nvmlReturn_t sim_enter_any(nvmlDevice_t device, const void *argument, sim_gpu_ref *gpu, sim_mig_ref *mig);
 nvmlReturn_t sim_unsupported(const char *name, nvmlDevice_t first_argument);
 
 nvmlDevice_t sim_handle(unsigned int gpu);
+nvmlDevice_t sim_mig_handle(nvmlDevice_t device, unsigned int place);
 int sim_driver_at_least(unsigned int major, unsigned int minor);
 
 /* Copies a string with NVML's rule for short buffers. */
@@ -46,6 +45,28 @@ unsigned int sim_power_usage(sim_gpu_ref gpu);
         nvmlReturn_t entered_ = sim_enter((device), (argument), &gpu); \
         if (entered_ != NVML_SUCCESS)                                \
             return entered_;                                         \
+    } while (0)
+
+#define ENTER_ANY(device, argument)                                  \
+    sim_gpu_ref gpu;                                                 \
+    sim_mig_ref mig;                                                 \
+    do {                                                             \
+        nvmlReturn_t entered_ = sim_enter_any((device), (argument), &gpu, &mig); \
+        if (entered_ != NVML_SUCCESS)                                \
+            return entered_;                                         \
+    } while (0)
+
+/* Calls of later headers than a driver knows: the symbol is not in its library. */
+#define SINCE_DRIVER(major)                          \
+    do {                                             \
+        if (!sim_driver_at_least((major), 0))        \
+            return NVML_ERROR_FUNCTION_NOT_FOUND;    \
+    } while (0)
+
+#define NOT_UNDER_MIG()                              \
+    do {                                             \
+        if (gpu->mig_enabled)                        \
+            return NVML_ERROR_NOT_SUPPORTED;         \
     } while (0)
 
 #define NEEDS(feature)                                   \

@@ -8,12 +8,15 @@ enum { MODE_COMPUTE = 0, MODE_ALL = 3, MODE_COUNT = 4 };
 
 #define NO_INSTANCE 0xffffffffu /* nvml.h: what the instance ids hold without MIG */
 
-static unsigned int snapshot(sim_gpu_ref gpu, sim_process found[SIM_MAX_PROCESSES]) {
+/* The processes of a GPU, or of one of its MIG instances. */
+static unsigned int snapshot(sim_gpu_ref gpu, sim_mig_ref mig, sim_process found[SIM_MAX_PROCESSES]) {
     unsigned int count = 0;
     for (unsigned int i = 0; i < SIM_MAX_PROCESSES; i++) {
         uint32_t pid = gpu->processes[i].pid;
-        if (pid != 0) {
+        uint32_t instance = gpu->processes[i].mig;
+        if (pid != 0 && (mig == NULL || (instance && &gpu->migs[instance - 1] == mig))) {
             found[count].pid = pid;
+            found[count].mig = instance;
             found[count].sm_utilization = gpu->processes[i].sm_utilization;
             found[count].used_bytes = gpu->processes[i].used_bytes;
             count++;
@@ -32,14 +35,17 @@ static nvmlReturn_t room_for(unsigned int there, unsigned int *count, const void
 
 nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
                                                      nvmlProcessInfo_t *infos) {
-    ENTER(device, count);
+    ENTER_ANY(device, count);
+    if (gpu->mig_enabled && mig == NULL)
+        return NVML_ERROR_NO_PERMISSION; /* nvml.h: the aggregate only "if the caller has appropriate privileges" */
     sim_process found[SIM_MAX_PROCESSES];
-    unsigned int there = snapshot(gpu, found);
+    unsigned int there = snapshot(gpu, mig, found);
     nvmlReturn_t room = room_for(there, count, infos);
     for (unsigned int i = 0; room == NVML_SUCCESS && i < there; i++) {
         infos[i].pid = found[i].pid;
         infos[i].usedGpuMemory = found[i].used_bytes;
-        infos[i].gpuInstanceId = infos[i].computeInstanceId = NO_INSTANCE;
+        infos[i].gpuInstanceId = found[i].mig ? gpu->migs[found[i].mig - 1].gpu_instance : NO_INSTANCE;
+        infos[i].computeInstanceId = found[i].mig ? gpu->migs[found[i].mig - 1].compute_instance : NO_INSTANCE;
     }
     return room;
 }
@@ -51,7 +57,7 @@ nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned 
                                                   nvmlProcessInfo_v1_t *infos) {
     ENTER(device, count);
     sim_process found[SIM_MAX_PROCESSES];
-    unsigned int there = snapshot(gpu, found);
+    unsigned int there = snapshot(gpu, NULL, found);
     nvmlReturn_t room = room_for(there, count, infos);
     for (unsigned int i = 0; room == NVML_SUCCESS && i < there; i++) {
         infos[i].pid = found[i].pid;
@@ -84,7 +90,7 @@ nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, nvmlProc
     CHECK(list->mode < MODE_COUNT);
     sim_process found[SIM_MAX_PROCESSES];
     int compute = list->mode == MODE_COMPUTE || list->mode == MODE_ALL;
-    unsigned int there = compute ? snapshot(gpu, found) : 0;
+    unsigned int there = compute ? snapshot(gpu, NULL, found) : 0;
     nvmlReturn_t room = room_for(there, &list->numProcArrayEntries, list->procArray);
     for (unsigned int i = 0; room == NVML_SUCCESS && i < there; i++) {
         memset(&list->procArray[i], 0, sizeof list->procArray[i]);
@@ -100,8 +106,9 @@ nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUti
     (void)last_seen; /* the one sample there is is always new */
     ENTER(device, count);
     NEEDS(UTILIZATION);
+    NOT_UNDER_MIG(); /* nvml.h: "On MIG-enabled GPUs, querying process utilization is not currently supported." */
     sim_process found[SIM_MAX_PROCESSES];
-    unsigned int there = gpu->utilization_percent ? snapshot(gpu, found) : 0;
+    unsigned int there = gpu->utilization_percent ? snapshot(gpu, NULL, found) : 0;
     if (there == 0)
         return NVML_ERROR_NOT_FOUND;
     unsigned int room = *count;

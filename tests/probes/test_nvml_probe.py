@@ -100,7 +100,10 @@ def test_what_the_driver_takes_is_told_for_each_gpu(node: NodeState, watch: Watc
     slow = node.gpus[1]
     slow.latency_us = 20_000
     watched = watch(node)
-    watched.read_until(lambda: (watched.latest("gpu.driver_latency_ns", slow.uuid) or 0) >= 60_000_000)
+    watched.read_until(
+        lambda: (watched.latest("gpu.driver_latency_ns", slow.uuid) or 0) >= 60_000_000,
+        "counters",
+    )
     took = [r.value for r in watched.readings if r.metric == "gpu.driver_latency_ns" and r.device == slow.uuid]
     assert took == sorted(took)
     assert watched.driver_ns >= took[-1]

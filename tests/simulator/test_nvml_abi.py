@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from rankscope.probes.nvml_structures import C_NAMES
 from rankscope.simulator.build import installed_header
 from rankscope.simulator.layout import c_header
 
@@ -43,6 +45,46 @@ def test_structures_have_the_header_sizes(tmp_path: Path) -> None:
     assert {name: int(size) for name, size in said.items()} == {
         name: ctypes.sizeof(structure) for name, structure in STRUCTURES.items()
     }
+
+
+def test_the_probes_structures_are_the_header_s(tmp_path: Path) -> None:
+    """Each structure that the probe fills by itself has the header's size, and its fields the header's offsets."""
+    header = installed_header()
+    text = header.read_text()
+    source = tmp_path / "offsets.c"
+    calls = []
+    for name in C_NAMES:
+        body = re.search(rf"typedef struct[^{{}}]*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}\s*{_tag(name, text)}\s*;", text)
+        assert body, name
+        calls.append(f'printf("{name} %zu", sizeof({name}));')
+        calls += (f'printf(" %zu", offsetof({name}, {field}));' for field in _fields(body.group(1)))
+        calls.append('printf("\\n");')
+    source.write_text(
+        f"#include <stdio.h>\n#include <stddef.h>\n#include <nvml.h>\nint main(void) {{ {''.join(calls)} return 0; }}\n"
+    )
+    program = tmp_path / "offsets"
+    subprocess.run(["cc", f"-I{header.parent}", str(source), "-o", str(program)], check=True)
+    for line in subprocess.check_output([str(program)], text=True).splitlines():
+        name, size, *offsets = line.split()
+        ours = C_NAMES[name]
+        assert ctypes.sizeof(ours) == int(size), name
+        own = [getattr(ours, field[0]).offset for field in ours._fields_]
+        assert len(offsets) >= len(own) - 3, name
+        assert own[: len(offsets)] == [int(offset) for offset in offsets], name
+
+
+def _tag(name: str, text: str) -> str:
+    """The name that the structure's own typedef gives, behind an alias of it."""
+    alias = re.search(rf"typedef (nvml\w+) {name};", text)
+    found = alias.group(1) if alias else name
+    return rf"(?:\w+\s*,\s*)*{found}(?:\s*,\s*\w+)*"
+
+
+def _fields(body: str) -> list[str]:
+    """Names of the fields in order; one nested structure counts as what it is called, and is not compared."""
+    plain = re.sub(r"/\*.*?\*/|//[^\n]*", "", body, flags=re.DOTALL)
+    plain = re.sub(r"struct\s*\{[^{}]*\}\s*\w+\s*;", "", plain)
+    return re.findall(r"(\w+)\s*(?:\[[^\]]*\])?\s*;", plain)
 
 
 def test_a_drifted_layout_does_not_compile(tmp_path: Path) -> None:
