@@ -19,13 +19,15 @@ from rankscope.errors import RecordingError
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event, Outcome, Severity
 from rankscope.records import CollectiveRecord, MemoryRecord, SignalRecord, field_names
-from rankscope.window import Columns, RankWindow, Series, SeriesKey, Window
+from rankscope.window import Attempt, Columns, RankWindow, Series, SeriesKey, Window
 
 #: Latest steps of each rank that a window holds unless told otherwise (some 10 MB a rank).
 DEFAULT_MAX_STEPS = 50_000
 _SIGNALS = f"SELECT {', '.join(field_names(SignalRecord))} FROM signals"
 _MEMORY = f"SELECT {', '.join(field_names(MemoryRecord))} FROM memory"
 _NAN = float("nan")
+#: Events after which a rank's process is no longer heard of.
+_LAST_WORDS = frozenset({"rank-exited", "rank-exception", "rank-hung"})
 #: Operations of one rank that a window takes in: the latest steps' worth, some 40 MB at 64 ranks.
 MAX_COLLECTIVES = 4_000
 
@@ -39,6 +41,8 @@ class _Part:
     boot_id: str
     anchor: ClockAnchor
     ranks: dict[tuple[int, int, int], RankWindow] = field(default_factory=dict)
+    #: When each rank attached.
+    attached_ns: dict[tuple[int, int, int], int] = field(default_factory=dict)
     series: dict[SeriesKey, Series] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     not_seen: list[str] = field(default_factory=list)
@@ -174,12 +178,14 @@ class _Reader:
             "id, job, attempt, rank, world_size, local_rank, host, pid, start_ticks, boot_id, gpu_uuid, device_clock"
         )
         generations: dict[tuple[int, int], int] = {}
-        for number, *fields in self._rows(f"SELECT {names} FROM ranks ORDER BY anchor_monotonic_ns, id"):
+        query = f"SELECT {names}, anchor_monotonic_ns FROM ranks ORDER BY anchor_monotonic_ns, id"
+        for number, *fields, attached_ns in self._rows(query):
             identity = RankIdentity(*fields)
             # A rank that comes twice in one attempt belongs to a second launch by the same command.
             place = (identity.attempt, identity.rank)
             generation = generations[place] = generations.get(place, -1) + 1
             self._part.ranks[identity.attempt, generation, identity.rank] = self._rank(number, identity)
+            self._part.attached_ns[identity.attempt, generation, identity.rank] = attached_ns + self._shift
 
     def _rank(self, number: int, identity: RankIdentity) -> RankWindow:
         rows = self._latest_steps(number)
@@ -353,7 +359,22 @@ def _join(parts: Sequence[_Part]) -> Window:
         not_seen=[f"{part.host}: {line}" if several else line for part in parts for line in part.not_seen],
         job_status=max(statuses, key=abs, default=None),
         gpus={part.host: part.gpus for part in parts},
+        attempts=[_attempt(turn, parts, events) for turn in rounds],
     )
+
+
+def _attempt(turn: tuple[int, int], parts: Sequence[_Part], events: Sequence[Event]) -> Attempt:
+    ranks = [rank for part in parts for key, rank in part.ranks.items() if key[:2] == turn]
+    attached = [time_ns for part in parts for key, time_ns in part.attached_ns.items() if key[:2] == turn]
+    most = max(len(rank.steps) for rank in ranks)
+    # Often one rank alone writes checkpoints: of those that went all the way, the one that spent most on them.
+    longest = max(ranks, key=lambda rank: (len(rank.steps) >= 0.9 * most, sum(rank.steps.columns["checkpoint_ns"])))
+    pids = frozenset(rank.identity.pid for rank in ranks)
+    ends = [int(rank.steps.columns["end_ns"][-1]) for rank in ranks if len(rank.steps)]
+    ends += [event.time_ns for event in events if event.kind in _LAST_WORDS and event.attributes.get("pid") in pids]
+    names = ("step", "start_ns", "end_ns", "checkpoint_ns", "evaluation_ns")
+    steps = Columns({name: longest.steps.columns[name] for name in names})
+    return Attempt(*turn, min(attached), max([*ends, min(attached)]), len(ranks), pids, steps)
 
 
 def _times(ranks: Iterable[RankWindow], series: Iterable[Series], events: Sequence[Event]) -> list[int]:

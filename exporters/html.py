@@ -51,6 +51,7 @@ def html_page(verdict: Verdict, window: Window) -> str:
         ranks=parts.ranks(shown, len(summaries)),
         timeline_note=parts.timeline_note(shown, data),
         events=parts.events(data["events"], len(window.events)),
+        goodput=parts.goodput_section(verdict),
         overhead=parts.overhead(verdict),
         progress=parts.progress(verdict),
         made=f"rankscope {rankscope.__version__}",

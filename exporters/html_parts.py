@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rankscope.exporters import wording
+from rankscope.exporters import goodput, wording
 from rankscope.exporters.rank_summary import RankSummary, table_rows
 from rankscope.exporters.stacks import StackGroup, ranks_text
 from rankscope.exporters.verdict_json import anchor_of
@@ -17,6 +17,8 @@ from rankscope.window import Window
 FINDINGS = 30
 #: Events in the table.
 EVENT_ROWS = 100
+#: Attempts of the job with a line each.
+_ATTEMPTS = 20
 #: Ranks in the table before it is unfolded.
 RANK_ROWS = 12
 
@@ -302,6 +304,25 @@ def progress(verdict: Verdict) -> str:
 def overhead(verdict: Verdict) -> str:
     """What the watching cost."""
     return text(", ".join(wording.overhead_texts(verdict)))
+
+
+def goodput_section(verdict: Verdict) -> str:
+    """Where the wall time went, and how each attempt ended."""
+    found = verdict.goodput
+    if found is None:
+        return ""
+    rows = ""
+    for part in goodput.parts(found):
+        took = "" if part.seconds is None else text(goodput.duration(part.seconds))
+        rows += f"<tr><td>{text(part.name)}<td class=number>{took}<td class=number>{text(part.share)}"
+    attempts = ""
+    if len(found.attempts) > 1:
+        attempts = f"<ul>{_items(goodput.attempt_text(attempt) for attempt in found.attempts[:_ATTEMPTS])}</ul>"
+    head = "<th>Time<th class=number>Duration<th class=number>Share"
+    return (
+        f'<section class="finding"><h2>Goodput</h2><p>{text(goodput.headline(found))}.</p><div class="scroll">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{attempts}</section>"
+    )
 
 
 def _items(lines: Iterable[str]) -> str:

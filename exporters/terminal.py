@@ -8,11 +8,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.exporters import wording
+from rankscope.exporters import goodput, wording
 from rankscope.exporters.rank_summary import RankSummary, summarise_ranks, table_rows
 from rankscope.exporters.stacks import StackGroup, ranks_text, stack_groups
 from rankscope.exporters.verdict_json import anchor_of
-from rankscope.finding import Finding, Verdict
+from rankscope.finding import Finding, Goodput, Verdict
 from rankscope.window import Window
 
 _COLOURS = {"hardware": "red", "environment": "yellow", "code": "magenta", "healthy": "green", "unknown": "cyan"}
@@ -22,6 +22,8 @@ RANK_ROWS = 16
 FULL_FINDINGS = 3
 #: Ranks that stopped, with a line each.
 STATES = 6
+#: Attempts with a line each.
+ATTEMPTS = 6
 
 
 def print_verdict(verdict: Verdict, window: Window, console: Console) -> None:
@@ -41,6 +43,8 @@ def print_verdict(verdict: Verdict, window: Window, console: Console) -> None:
         console.print(_list("Training", tuple(training), "cyan"))
     if verdict.not_seen:
         console.print(_list("Not seen", verdict.not_seen, "yellow"))
+    if verdict.goodput is not None:
+        console.print(_goodput(verdict.goodput))
     console.print(_line("Cost of watching", ", ".join(wording.overhead_texts(verdict))))
 
 
@@ -166,6 +170,18 @@ def _ranks(ranks: list[RankSummary], width: int) -> RenderableType:
     if len(stopped) > STATES:
         parts.append(Text(f"{len(stopped) - STATES} more ranks stopped too.", style="dim"))
     return Group(*parts)
+
+
+def _goodput(found: Goodput) -> RenderableType:
+    lines: list[RenderableType] = [_line("Goodput", goodput.headline(found))]
+    rest = [f"{part.name} {part.share}" for part in goodput.parts(found)[1:]]
+    if rest:
+        lines.append(Text(f"  the rest: {', '.join(rest)}", style="dim"))
+    if len(found.attempts) > 1:
+        lines.extend(Text(f"  {goodput.attempt_text(attempt)}") for attempt in found.attempts[:ATTEMPTS])
+        if len(found.attempts) > ATTEMPTS:
+            lines.append(Text(f"  {len(found.attempts) - ATTEMPTS} more attempts", style="dim"))
+    return Group(*lines)
 
 
 def _cell(value: float | None) -> str:

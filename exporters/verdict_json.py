@@ -10,6 +10,7 @@ from typing import Any
 
 from rankscope.clock import ClockAnchor
 from rankscope.errors import ExportError
+from rankscope.exporters.goodput import goodput_document
 from rankscope.finding import VERDICT_SCHEMA, Verdict, finding_json
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -21,7 +22,7 @@ def verdict_document(verdict: Verdict, anchors: Mapping[str, ClockAnchor]) -> di
     `anchors` turns the monotonic begin of a finding into wall time: the anchor of the host it names, the first
     host's where it names none. Raises ExportError where there is a finding and no anchor at all.
     """
-    document = {
+    document: dict[str, Any] = {
         "schema": VERDICT_SCHEMA,
         "job": verdict.job,
         "verdict": verdict.verdict,
@@ -34,6 +35,8 @@ def verdict_document(verdict: Verdict, anchors: Mapping[str, ClockAnchor]) -> di
         "would_settle": verdict.would_settle,
         "overhead": asdict(verdict.overhead),
     }
+    if verdict.goodput is not None:
+        document["goodput"] = goodput_document(verdict.goodput, anchor_of(None, anchors), iso_time)
     plain: dict[str, Any] = _plain(document)
     return plain
 

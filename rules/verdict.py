@@ -15,6 +15,7 @@ from rankscope.rules.explain import explain
 from rankscope.rules.families import SLOWNESS
 from rankscope.rules.findings import broken, slowness, watched, worth_telling
 from rankscope.rules.frame import Frame
+from rankscope.rules.goodput import goodput
 from rankscope.rules.incident import incident
 from rankscope.rules.locate import LEAST_JUDGED, suspects
 from rankscope.rules.progress import progress
@@ -74,6 +75,7 @@ def judge(window: Window, overhead: Overhead, table: Table = TABLE) -> Verdict:
         not_seen=tuple(dict.fromkeys(window.not_seen)),
         overhead=overhead,
         summary=summary,
+        goodput=goodput(window),
         would_settle=tuple(dict.fromkeys(table.classes[finding.class_slug].settles for finding in unsure)),
     )
 

@@ -102,6 +102,51 @@ class Overhead:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptSummary:
+    """One launch of the job's ranks, and how it ended."""
+
+    number: int
+    begin_ns: int
+    seconds: float
+    ranks: int
+    steps: int
+    #: Work after its last checkpoint, which the next attempt had to do again. None where no checkpoint was seen.
+    lost_seconds: float | None
+    #: The first rank to fail; None where none did, or none stands out.
+    root_rank: int | None
+    #: How it ended, in words.
+    ended: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """Where the job's wall time went: what is not productive adds up with what is to the whole."""
+
+    wall_seconds: float
+    #: Steps that were not lost, without checkpoints, evaluations and warm-up.
+    productive_seconds: float
+    #: From launch to the first step, of every attempt.
+    start_seconds: float
+    #: First steps beyond what a step takes later.
+    warm_up_seconds: float
+    checkpoint_seconds: float
+    evaluation_seconds: float
+    #: Steps after the last checkpoint of an attempt that failed. None where no checkpoint was seen: then a part of
+    #: the productive time may be lost too.
+    rollback_seconds: float | None
+    #: Between the end of an attempt and the first rank of the next.
+    requeue_seconds: float
+    #: From the last finished step to the end of its attempt: hanging, dying, cleaning up.
+    stalled_seconds: float
+    attempts: tuple[AttemptSummary, ...]
+
+    @property
+    def ratio(self) -> float | None:
+        """Productive time over wall time; an upper bound where `rollback_seconds` is None and an attempt failed."""
+        return self.productive_seconds / self.wall_seconds if self.wall_seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The answer for one job."""
 
@@ -114,6 +159,8 @@ class Verdict:
     summary: str
     #: What would settle an "unknown".
     would_settle: tuple[str, ...] = field(default=())
+    #: Where the wall time went; None where no rank finished a step.
+    goodput: Goodput | None = None
 
 
 def finding_json(finding: Finding, since: str) -> dict[str, Any]:

@@ -63,6 +63,24 @@ class RankWindow:
 
 
 @dataclass(slots=True)
+class Attempt:
+    """One launch of the job's ranks: a launcher that restarts them makes several in one run."""
+
+    #: As the launcher counts.
+    number: int
+    #: Launches with the same number, in order: one command may launch a job twice.
+    generation: int
+    #: When the first rank attached and the last one was heard of.
+    begin_ns: int
+    end_ns: int
+    ranks: int
+    pids: frozenset[int]
+    #: step, start_ns, end_ns, checkpoint_ns and evaluation_ns of one rank that went all the way: of those, the one that
+    #: spent most on checkpoints.
+    steps: Columns
+
+
+@dataclass(slots=True)
 class Window:
     """One job over one stretch of time, from one or several hosts."""
 
@@ -81,3 +99,5 @@ class Window:
     job_status: int | None = None
     #: GPUs seen by NVML on each host, by index.
     gpus: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    #: Every attempt in the recordings, in order; `ranks` holds the last in which a rank finished a step.
+    attempts: Sequence[Attempt] = ()
