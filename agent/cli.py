@@ -33,6 +33,7 @@ _RECORDINGS = click.argument(
 _COMMANDS: dict[str, str] = {
     "hang": "rankscope.agent.hang_command:hang",
     "quantiles": "rankscope.agent.quantiles:quantiles",
+    "score": "rankscope.agent.score_command:score",
     "trace": "rankscope.agent.trace:trace",
     "whatif": "rankscope.agent.whatif:whatif",
 }
@@ -255,22 +256,3 @@ def demo(ctx: click.Context, file: Path | None, seed: int | None, as_json: bool,
     write_outputs(result.verdict, result.window, json_file="-" if as_json else "", html=html)
     click.echo(f"page: {html}", err=as_json)
     ctx.exit(result.exit_status if done.interrupted else 0)
-
-
-@main.command()
-@click.argument("directory", type=click.Path(path_type=Path, exists=True))
-@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Runs of each scenario.")
-@click.option("--json", "as_json", is_flag=True, help="Figures and the rows behind them as JSON on standard output.")
-@click.option("--markdown", "page", type=_FILE, help="The scoreboard as a page.")
-def score(directory: Path, seeds: int, as_json: bool, page: Path | None) -> None:
-    """Run the scenarios in DIRECTORY (or one file) and score their verdicts against what was injected."""
-    from rankscope.agent.scoreboard import markdown, scenarios_in, score_scenarios
-    from rankscope.agent.verdict import write_text
-
-    figures = score_scenarios(scenarios_in(directory), seeds, say=lambda line: click.echo(line, err=True))
-    if page is not None:
-        write_text(page, markdown(figures))
-    if as_json:
-        _put(figures)
-    else:
-        click.echo(markdown(figures))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.agent.score import Row, score_run, summarise, wilson_upper
+from rankscope.agent.score import Row, score_run
+from rankscope.agent.score_figures import summarise, wilson_upper
 from rankscope.finding import Advice, Basis, Finding, Impact, Overhead, Side, Verdict, Where
 from rankscope.reading import Severity
 from rankscope.simulator.scenario import Scenario, load_scenario

@@ -43,7 +43,12 @@ ORDINARY = [
 
 def _score(*arguments: str, timeout: float) -> tuple[dict[str, Any], str]:
     done = subprocess.run(
-        [*SCORE, *arguments, "--json"], capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT
+        [*SCORE, *arguments, "--mode", "real", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     figures: dict[str, Any] = json.loads(done.stdout)

@@ -1,0 +1,174 @@
+"""From scored rows to the figures of a scoreboard."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rankscope.agent.score import FaultScore, Row
+from rankscope.finding import Side
+from rankscope.rules.faults import Seen
+
+#: Confidences are compared with how often they were right within these bounds.
+_BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.01)
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures of a scoreboard, and the rows behind them. What has no runs is None."""
+    return figures(rows) | {
+        "by_seen": {str(seen): figures(_only(rows, seen)) for seen in (Seen.OBSERVABLE, Seen.PARSING)},
+        "by_basis": _by_basis(rows),
+        "by_class": _by_class(rows),
+        "baselines": _baselines(rows),
+        "rows": [row.document() for row in rows],
+    }
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures over some rows."""
+    faults = [fault for row in rows for fault in row.faults]
+    innocent = [row for row in rows if not row.hardware_injected]
+    clean = [row for row in rows if row.clean]
+    alarmed = sum(row.false_alarms > 0 for row in innocent)
+    clean_alarmed = sum(row.false_alarms > 0 for row in clean)
+    hours = sum(row.gpu_hours for row in rows)
+    steps = sorted(fault.detect_steps for fault in faults if fault.detect_steps is not None)
+    seconds = sorted(fault.detect_seconds for fault in faults if fault.detect_seconds is not None)
+    brier = [value for row in rows for value in row.brier]
+    sides = [row.side_right for row in rows]
+    return {
+        "runs": len(rows),
+        "right": sum(row.right for row in rows),
+        "side_accuracy": share(sides),
+        "side_accuracy_lower_95": 1 - wilson_upper(len(sides) - sum(sides), len(sides)) if sides else None,
+        "class_macro_f1": macro_f1(rows),
+        "top1": share(fault.matched_at == 1 for fault in faults),
+        "top3": share(fault.matched_at is not None and fault.matched_at <= 3 for fault in faults),
+        "localisation": share(fault.located for fault in faults),
+        "hardware_false_accusation_rate": alarmed / len(innocent) if innocent else None,
+        "hardware_false_accusation_upper_95": wilson_upper(alarmed, len(innocent)) if innocent else None,
+        "clean_runs": len(clean),
+        "clean_false_accusation_rate": clean_alarmed / len(clean) if clean else None,
+        "clean_false_accusation_upper_95": wilson_upper(clean_alarmed, len(clean)) if clean else None,
+        "clean_right": share(row.side_right for row in clean),
+        "false_alarms_per_gpu_hour": sum(row.false_alarms for row in rows) / hours if hours else None,
+        "detect_steps_median": statistics.median(steps) if steps else None,
+        "detect_steps_p95": _quantile(steps, 0.95),
+        "detect_seconds_median": statistics.median(seconds) if seconds else None,
+        "detect_seconds_p95": _quantile(seconds, 0.95),
+        "brier": statistics.fmean(brier) if brier else None,
+        "calibration": calibration([each for row in rows for each in row.told]),
+        "abstention": share(row.abstained for row in rows if row.faults),
+        "action_right": share(row.action_right for row in rows),
+        "gpu_hours": hours,
+    }
+
+
+def _only(rows: Sequence[Row], seen: Seen) -> list[Row]:
+    """Rows on classes known in one way; those without a fault belong to diagnosis."""
+    return [
+        row
+        for row in rows
+        if (row.faults and row.faults[0].seen == seen) or (not row.faults and seen is Seen.OBSERVABLE)
+    ]
+
+
+def _by_basis(rows: Sequence[Row]) -> dict[str, Any]:
+    faults = [fault for row in rows for fault in row.faults if fault.basis]
+    return {
+        basis: {
+            "faults": len(held),
+            "top1": share(fault.matched_at == 1 for fault in held),
+            "localisation": share(fault.located for fault in held),
+        }
+        for basis in sorted({fault.basis for fault in faults})
+        if (held := [fault for fault in faults if fault.basis == basis])
+    }
+
+
+def _by_class(rows: Sequence[Row]) -> dict[str, Any]:
+    faults = [fault for row in rows for fault in row.faults]
+    found = {}
+    for slug in sorted({fault.injected for fault in faults}):
+        held = [fault for fault in faults if fault.injected == slug]
+        steps = [fault.detect_steps for fault in held if fault.detect_steps is not None]
+        found[slug] = {
+            "seen": held[0].seen,
+            "faults": len(held),
+            "f1": _f1(rows, slug),
+            "top1": share(fault.matched_at == 1 for fault in held),
+            "localisation": share(fault.located for fault in held),
+            "detect_steps_median": statistics.median(steps) if steps else None,
+        }
+    return found
+
+
+def _baselines(rows: Sequence[Row]) -> dict[str, Any]:
+    names = dict.fromkeys(name for row in rows for name in row.baselines)
+    found = {}
+    for name in names:
+        answers = [(row, row.baselines[name]) for row in rows if name in row.baselines]
+        innocent = [(row, answer) for row, answer in answers if not row.hardware_injected]
+        found[name] = {
+            "runs": len(answers),
+            "side_accuracy": share(right for _, (right, _) in answers),
+            "localisation": share(place for _, (_, place) in answers if place is not None),
+            "hardware_false_accusation_rate": share(not right for row, (right, _) in innocent if row.clean),
+        }
+    return found
+
+
+def wilson_upper(hits: int, trials: int, z: float = 1.959964) -> float:
+    """Upper end of the 95 % Wilson score interval of a proportion (Wilson 1927)."""
+    proportion = hits / trials
+    centre = proportion + z * z / (2 * trials)
+    spread = z * math.sqrt(proportion * (1 - proportion) / trials + z * z / (4 * trials * trials))
+    return min(1.0, (centre + spread) / (1 + z * z / trials))
+
+
+def calibration(told: Sequence[tuple[float, bool]]) -> list[dict[str, float | int]]:
+    """How often findings of about one confidence were right; bins without findings are left out."""
+    found: list[dict[str, float | int]] = []
+    for low, high in itertools.pairwise(_BINS):
+        held = [(confidence, right) for confidence, right in told if low <= confidence < high]
+        if held:
+            mean = statistics.fmean(confidence for confidence, _ in held)
+            right = sum(right for _, right in held) / len(held)
+            found.append({"findings": len(held), "confidence": round(mean, 4), "right": round(right, 4)})
+    return found
+
+
+def share(values: Iterable[bool]) -> float | None:
+    """Share that is true; None of nothing."""
+    told = list(values)
+    return sum(told) / len(told) if told else None
+
+
+def _quantile(ordered: Sequence[float], quantile: float) -> float | None:
+    return ordered[math.ceil(quantile * len(ordered)) - 1] if ordered else None
+
+
+def macro_f1(rows: Sequence[Row]) -> float | None:
+    """Mean F1 over the classes injected; an abstention misses its class and is held against no other."""
+    scores = [_f1(rows, slug) for slug in sorted({fault.injected for row in rows for fault in row.faults})]
+    return statistics.fmean(scores) if scores else None
+
+
+def _f1(rows: Sequence[Row], slug: str) -> float:
+    def hit(row: Row, fault: FaultScore) -> bool:
+        return fault.matched_at is not None and fault.matched_at <= len(row.faults)
+
+    hits = sum(fault.injected == slug and hit(row, fault) for row in rows for fault in row.faults)
+    claimed = sum(_claims(row).count(slug) for row in rows)
+    there = sum(fault.injected == slug for row in rows for fault in row.faults)
+    return 2 * hits / (claimed + there) if claimed + there else 0.0
+
+
+def _claims(row: Row) -> tuple[str, ...]:
+    """Classes a row is held to have claimed: where evidence cannot decide, what shows is no false claim."""
+    if row.expected == Side.UNKNOWN and row.right:
+        return tuple(fault.injected for fault in row.faults)
+    return row.claimed
