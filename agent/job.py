@@ -15,6 +15,7 @@ from rankscope.agent.live import LiveRules
 from rankscope.agent.ranks import Rank, RankWatcher
 from rankscope.agent.recording import Recording, is_begun
 from rankscope.agent.scheduler import Tick
+from rankscope.agent.triggers import HARDWARE_EVENTS
 from rankscope.clock import Clock, boot_id
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event, Reading, Severity
@@ -114,6 +115,10 @@ class WatchedJob:
         if self._export is not None:
             self._export.add(readings=tick.readings)
         self._add_events(tick.events)
+        if any(event.kind in HARDWARE_EVENTS and not event.attributes.get("history") for event in tick.events):
+            # The rules read the recording: what they are called for has to be in it.
+            self.commit()
+            self._live.hurry()
 
     def add_readings(self, readings: list[Reading]) -> None:
         """Record readings of the agent itself."""
@@ -150,6 +155,7 @@ class WatchedJob:
     def _take_findings(self, now: int) -> None:
         findings = self._live.poll()
         if findings:
+            self._commit_due_ns = now
             self.recording.add_findings(findings, now)
             if self._export is not None:
                 self._export.add(findings=findings)

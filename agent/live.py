@@ -15,6 +15,8 @@ from rankscope.finding import Advice, Finding
 _MAX_STEPS = 5_000
 #: The rules take at most one part in this many of a core.
 _SHARE = 200
+#: Beyond that, what cannot wait is looked at once in this time, ns.
+_HURRY_PAUSE_NS = 10 * 10**9
 
 
 class LiveRules:
@@ -28,6 +30,9 @@ class LiveRules:
         self._results: queue.SimpleQueue[tuple[tuple[Finding, ...], int, str]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._known: set[tuple[object, ...]] = set()
+        #: When the last round was asked for that could not wait, and whether one is to follow the round that runs.
+        self._hurried_ns: int | None = None
+        self._again = False
         #: Why the last round failed; "" while all is well.
         self.trouble = ""
 
@@ -39,6 +44,8 @@ class LiveRules:
             findings, cost_ns, self.trouble = self._results.get_nowait()
             self._thread = None
             self._due_ns = now + max(int(self._settings.period_seconds * 1e9), cost_ns * _SHARE)
+            if self._again:
+                self._again, self._due_ns = False, now
             for finding in findings:
                 # An advice that hardened from "watch" to "act" is news.
                 key = (finding.class_slug, finding.where, finding.advice is Advice.ACT)
@@ -50,6 +57,18 @@ class LiveRules:
             self._thread = threading.Thread(target=self._round, args=(since,), name="rankscope-rules", daemon=True)
             self._thread.start()
         return found
+
+    def hurry(self) -> None:
+        """Something was recorded that cannot wait for the next round: start one as soon as may be."""
+        now = self._clock.monotonic_ns()
+        at = now if self._hurried_ns is None else max(now, self._hurried_ns + _HURRY_PAUSE_NS)
+        if self._thread is not None:
+            # The round that runs may have read the recording before this was in it.
+            self._again = self._again or at == now
+        else:
+            self._due_ns = min(self._due_ns, at)
+        if at == now:
+            self._hurried_ns = now
 
     def _round(self, since_ns: int) -> None:
         began = time.thread_time_ns()

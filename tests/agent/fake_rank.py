@@ -1,6 +1,6 @@
 """A rank without torch: writes a real ring as the hooks do, from a process of its own. Arguments: key=value words.
 
-steps, step_ms, rank, world, then=(end | exception | exit | stuck | spin): what it does after its last step.
+steps, step_ms, rank, world, gpu (UUID), then=(end | exception | exit | stuck | spin): what it does after its last step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rankscope.clock import ClockAnchor, SystemClock, boot_id
@@ -24,7 +25,7 @@ def main() -> None:
     options = dict(word.split("=", 1) for word in sys.argv[1:])
     steps, step_ms = int(options.get("steps", "10")), float(options.get("step_ms", "5"))
     environ = os.environ | {"RANK": options.get("rank", "0"), "WORLD_SIZE": options.get("world", "1")}
-    identity = rank_identity(environ, boot_id=boot_id())
+    identity = replace(rank_identity(environ, boot_id=boot_id()), gpu_uuid=options.get("gpu"))
     path = ring_path(Path(os.environ["RANKSCOPE_DIR"]), identity)
     ring = RingWriter(path, identity, ClockAnchor.take(SystemClock()), slots=int(options.get("slots", "1024")))
     stacks = (path.parent / f"{path.name}.stacks").open("ab", buffering=0)
