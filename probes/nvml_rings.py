@@ -13,11 +13,11 @@ from itertools import pairwise
 from rankscope.probes.nvml_api import Gpu, NvmlFailure, SampleRing
 from rankscope.probes.nvml_sample import GpuSample, Refusals
 
-#: (nvmlSamplingType_t, metric, factor to its unit): power in mW, utilization in per cent, clocks in MHz.
+#: (nvmlSamplingType_t, metric, what a unit of it counts in NVML): power in mW, utilization in per cent, clocks in MHz.
 RINGS = (
-    (0, "gpu.power_sample_watts", 1e-3),
-    (1, "gpu.utilization_sample_ratio", 1e-2),
-    (2, "gpu.memory_utilization_sample_ratio", 1e-2),
+    (0, "gpu.power_sample_watts", 1000.0),
+    (1, "gpu.utilization_sample_ratio", 100.0),
+    (2, "gpu.memory_utilization_sample_ratio", 100.0),
     (5, "gpu.sm_clock_sample_mhz", 1.0),
     (6, "gpu.memory_clock_sample_mhz", 1.0),
 )
@@ -50,7 +50,7 @@ class RingReader:
         # The driver dates samples by the wall clock.
         offset_ns = self._monotonic_ns() - self._wall_ns()
         newest = list(seen)
-        for place, (kind, metric, factor) in enumerate(RINGS):
+        for place, (kind, metric, unit) in enumerate(RINGS):
             if self._refusals.paused(metric, now_ns):
                 continue
             try:
@@ -64,9 +64,7 @@ class RingReader:
                 continue
             newest[place] = max(at for at, _ in fresh)
             sample.overruns += _overrun(ring, seen[place])
-            sample.series[metric] = [
-                (at * 1000 + offset_ns, value * factor) for at, value in fresh if value != _SENTINEL
-            ]
+            sample.series[metric] = [(at * 1000 + offset_ns, value / unit) for at, value in fresh if value != _SENTINEL]
         sample.seen = newest
 
 

@@ -1,0 +1,137 @@
+"""The driver's sample buffers: every sample once, whatever the rate of reading and whoever reads."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import psutil
+import pytest
+from watched_nvml import Watched, WatchNode
+
+from rankscope.probes.nvml_api import NvmlFailure, SampleRing
+from rankscope.probes.nvml_rings import RINGS, RingReader
+from rankscope.probes.nvml_sample import GpuSample, Refusals
+from rankscope.simulator.gpu import Gpu
+from rankscope.simulator.layout import RING_VISIBLE
+from rankscope.simulator.state import NodeState
+
+PERIOD_US = 139_000
+POWER = "gpu.power_sample_watts"
+
+
+class Driver:
+    """Puts samples into the buffers of a simulated GPU, each with a value of its own."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._at_us = time.time_ns() // 1000
+        self.pushed = 0
+
+    def push(self, count: int) -> None:
+        """The next samples."""
+        for _ in range(count):
+            self._at_us += PERIOD_US
+            self._gpu.power_instant_mw = 1000 * self.pushed
+            self._gpu.utilization_percent = self.pushed % 100
+            self._gpu.push_sample(self._at_us)
+            self.pushed += 1
+
+
+def received(watched: Watched, gpu: Gpu, metric: str = POWER) -> list[float]:
+    """The samples of one series in the order of their times."""
+    found = [r for r in watched.readings if r.metric == metric and r.device == gpu.uuid]
+    return [r.value for r in sorted(found, key=lambda r: r.time_ns)]
+
+
+def test_every_sample_arrives_once_over_bursts_and_helpers(node: NodeState, watch: WatchNode) -> None:
+    """Reads that are now rare and now many, and a helper that dies between them, lose and repeat no sample."""
+    watched = watch(node)
+    gpu = node.gpus[1]
+    driver = Driver(gpu)
+
+    def read(times: int, each: int) -> None:
+        for _ in range(times):
+            driver.push(each)
+            # Time passes faster here than the buffers would let it.
+            watched.read_until(lambda: len(received(watched, gpu)) == driver.pushed, "samples")
+
+    read(3, 21)  # steady: 3 s between reads
+    read(30, 1)  # burst
+    assert watched.probe.helper_pid is not None
+    psutil.Process(watched.probe.helper_pid).kill()
+    driver.push(40)
+    watched.read_until(lambda: len(received(watched, gpu)) == driver.pushed, "samples")
+    read(3, 21)
+    assert received(watched, gpu) == [float(n) for n in range(driver.pushed)]
+    assert received(watched, gpu, "gpu.utilization_sample_ratio") == [n % 100 / 100 for n in range(driver.pushed)]
+    times = sorted(r.time_ns for r in watched.readings if r.metric == POWER)
+    assert {round((after - before) / 1e6) for before, after in pairwise(times)} == {139}
+    assert watched.latest("gpu.samples_lost", gpu.uuid) == 0
+    assert "probe-failed" in watched.kinds(), "the helper was replaced"
+
+
+def test_a_buffer_that_turned_over_is_said(node: NodeState, watch: WatchNode) -> None:
+    """Where more samples came than the buffer holds, what there is arrives, and that some are gone is counted."""
+    watched = watch(node)
+    gpu = node.gpus[0]
+    driver = Driver(gpu)
+    driver.push(5)
+    watched.read_until(lambda: len(received(watched, gpu)) == 5, "samples")
+    driver.push(RING_VISIBLE + 30)
+    watched.read_until(lambda: len(received(watched, gpu)) > 5, "samples")
+    assert received(watched, gpu)[5:] == [float(n) for n in range(35, 35 + RING_VISIBLE)]
+    assert watched.latest("gpu.samples_lost", gpu.uuid) == len(RINGS)
+    assert watched.latest("gpu.samples_lost", node.gpus[1].uuid) == 0
+
+
+class Rings:
+    """A GPU that has only sample buffers."""
+
+    uuid = "GPU-0"
+
+    def __init__(self, ring: SampleRing | int) -> None:
+        self._ring = ring
+
+    def samples(self, kind: int, last_seen_us: int) -> SampleRing:
+        if isinstance(self._ring, int):
+            raise NvmlFailure(self._ring, "refused")
+        return self._ring
+
+
+def read(ring: SampleRing | int, seen_us: int = 0) -> GpuSample:
+    """One read of such a GPU; its wall clock is 5 s ahead of the monotonic one."""
+    sample = GpuSample()
+    reader = RingReader(Rings(ring), Refusals(), monotonic_ns=lambda: 10**9, wall_ns=lambda: 6 * 10**9)  # type: ignore[arg-type]
+    reader.read(sample, 0, (seen_us,) * len(RINGS))
+    return sample
+
+
+def test_samples_are_dated_by_the_monotonic_clock() -> None:
+    """Wall time of the driver becomes the clock of the recording, and units those of the metrics."""
+    sample = read(SampleRing([(6_000_000, 70)], full=False))
+    assert sample.series["gpu.power_sample_watts"] == [(10**9, 0.07)]
+    assert sample.series["gpu.utilization_sample_ratio"] == [(10**9, 0.7)]
+    assert sample.seen == [6_000_000] * len(RINGS)
+
+
+@pytest.mark.parametrize("seen_us", [6_000_000, 7_000_000])
+def test_a_driver_that_repeats_itself_is_not_believed_twice(seen_us: int) -> None:
+    """Samples that are no younger than the last one seen are dropped, and the place is kept."""
+    sample = read(SampleRing([(5_000_000, 1), (6_000_000, 2)], full=False), seen_us)
+    assert sample.series == {}
+    assert sample.seen == [seen_us] * len(RINGS)
+
+
+def test_a_sentinel_is_no_sample() -> None:
+    """All ones is "not available": left out, and not read again."""
+    sample = read(SampleRing([(1, 4294967295), (2, 50)], full=False))
+    assert [value for _, value in sample.series["gpu.sm_clock_sample_mhz"]] == [50]
+    assert sample.seen == [2] * len(RINGS)
+
+
+def test_a_refusal_keeps_the_place() -> None:
+    """Buffers that cannot be read now are read on later from where they were."""
+    sample = read(999, 77)
+    assert sample.seen == [77] * len(RINGS)
+    assert {metric for metric, _, _ in sample.outcomes} == {metric for _, metric, _ in RINGS}
