@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rankscope.agent.last_words import ProcessTraces, left_behind
 from rankscope.agent.processes import ProcessHandle, ProcessStat, signal_name
 from rankscope.agent.recording import Recording
 from rankscope.clock import Clock
@@ -15,6 +16,7 @@ from rankscope.errors import RingError
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event, Severity
 from rankscope.records import MarkKind, MarkRecord, Phase, RingRecord, StepRecord
+from rankscope.redact import without_secrets
 from rankscope.ring import SUFFIX, RankStatus, RingReader
 
 #: Steps whose durations say what is usual for a rank.
@@ -30,6 +32,7 @@ class Rank:
     row: int
     handle: ProcessHandle
     attached_ns: int
+    traces: ProcessTraces
     status: RankStatus | None = None
     last_step: int | None = None
     #: Durations of its latest steps without checkpoint and evaluation.
@@ -115,7 +118,7 @@ class RankWatcher:
             reader.close()
             reader = RingReader(path, owners=self._owners, after=position)
         handle = ProcessHandle(identity.pid, identity.start_ticks)
-        rank = Rank(identity, reader, row, handle, reader.header.anchor.monotonic_ns)
+        rank = Rank(identity, reader, row, handle, reader.header.anchor.monotonic_ns, ProcessTraces(identity.pid))
         if position:
             self._recall(rank)
         else:
@@ -196,11 +199,13 @@ class RankWatcher:
             return Event(kind, mark.time_ns, text, Severity.WARNING, rank=number, attributes={**attributes})
         elif mark.mark == MarkKind.EXCEPTION:
             rank.failed = True
-            kind = mark.text.partition(":")[0]
+            # Hooks of another version may not have taken secrets out.
+            said = without_secrets(mark.text)
+            kind = said.partition(":")[0]
             return Event(
                 "rank-exception",
                 mark.time_ns,
-                f"rank {number} ended with {mark.text}",
+                f"rank {number} ended with {said}",
                 Severity.CRITICAL,
                 device=rank.identity.gpu_uuid or "",
                 rank=number,
@@ -218,6 +223,7 @@ class RankWatcher:
             events += self._read(rank)
             # One nanosecond apart: the order in which they died outlives a sort by time.
             events.append(_exited(rank, stat, now + place))
+            events += left_behind(rank.traces, events[-1], [other.traces for other in self.ranks])
             rank.gone = True
             rank.handle.close()
         return events

@@ -34,6 +34,8 @@ _DEVICE = re.compile(r"CUDA error(?!: device-side assert)|DeviceError|Accelerato
 _FROM_OUTSIDE = {9: 1.0, 15: 0.4, 6: 0.45, 7: 0.45, 11: 0.45, 4: 0.45, 8: 0.45}
 #: Process states (proc(5)) of a process that somebody stopped, or that is gone.
 _STOPPED = frozenset("TtZX")
+#: Events of what a process left behind: its launcher's error file, the end of its standard error.
+_LEFT_BEHIND = frozenset({"rank-error"})
 _WAITING = Phase.COLLECTIVE_WAIT.name.lower()
 
 
@@ -113,22 +115,31 @@ def _crash(window: Window, telemetry: Telemetry, events: Sequence[Event], deaths
 def _failures(deaths: Sequence[Event], events: Sequence[Event]) -> list[Failure]:
     """What was said of every rank that died, each with the clock of its host."""
     killed = {event.attributes.get("pid") for event in events if event.kind == "oom-kill"}
+    dead = {event.rank for event in deaths}
+    failed = {event.rank for event in deaths if event.kind == "rank-exception"}
     found = []
-    for event in deaths:
-        if event.rank is not None:
-            failed = event.kind == "rank-exception"
-            signal, status = (event.attributes.get(name) for name in ("signal", "status"))
-            found.append(
-                Failure(
-                    rank=event.rank,
-                    time_ns=event.time_ns,
-                    text=event.text if failed else "",
-                    signal=signal if isinstance(signal, int) else None,
-                    status=status if isinstance(status, int) else None,
-                    host=event.host,
-                    out_of_memory=not failed and event.attributes.get("pid") in killed,
-                )
+    for event in [*deaths, *(event for event in events if event.kind in _LEFT_BEHIND)]:
+        told = event.kind == "rank-exception"
+        left = event.kind in _LEFT_BEHIND
+        # What a process left counts where the rank itself said nothing; a log that many write to is nobody's.
+        if (
+            event.rank is None
+            or event.rank not in dead
+            or (left and (event.rank in failed or event.attributes.get("shared")))
+        ):
+            continue
+        signal, status = (event.attributes.get(name) for name in ("signal", "status"))
+        found.append(
+            Failure(
+                rank=event.rank,
+                time_ns=event.time_ns,
+                text=event.text if told or left else "",
+                signal=signal if isinstance(signal, int) else None,
+                status=status if isinstance(status, int) else None,
+                host=event.host,
+                out_of_memory=not told and not left and event.attributes.get("pid") in killed,
             )
+        )
     return found
 
 

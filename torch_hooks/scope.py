@@ -280,5 +280,11 @@ class Scope:
     def _on_exception(self, kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
         clock = self._clock
         if clock is not None:
-            self._quietly(clock.mark, MarkKind.EXCEPTION, f"{kind.__name__}: {value}")
+            self._quietly(_mark_exception, clock, kind, value)
         self._excepthook(kind, value, traceback)
+
+
+def _mark_exception(clock: StepClock, kind: type[BaseException], value: BaseException) -> None:
+    from rankscope.redact import without_secrets
+
+    clock.mark(MarkKind.EXCEPTION, without_secrets(f"{kind.__name__}: {value}"[:2000]))
