@@ -31,6 +31,7 @@ _RECORDINGS = click.argument(
 
 #: Commands that stand in modules of their own, as `module:function`; imported when they are called or listed.
 _COMMANDS: dict[str, str] = {
+    "compare": "rankscope.agent.compare:compare",
     "hang": "rankscope.agent.hang_command:hang",
     "quantiles": "rankscope.agent.quantiles:quantiles",
     "score": "rankscope.agent.score_command:score",

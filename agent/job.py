@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rankscope.agent.config import Settings
 from rankscope.agent.export import Export, export_targets
+from rankscope.agent.fingerprint import GPU_KEY, HOST_KEY
 from rankscope.agent.hang import HangWatch
 from rankscope.agent.hook_budget import HookBudget
 from rankscope.agent.live import LiveRules
@@ -18,6 +20,7 @@ from rankscope.agent.scheduler import Tick
 from rankscope.agent.triggers import HARDWARE_EVENTS
 from rankscope.clock import Clock, boot_id
 from rankscope.identity import RankIdentity
+from rankscope.probes.host_facts import host_facts
 from rankscope.reading import Event, Reading, Severity
 from rankscope.records import RingRecord, StepRecord
 
@@ -59,6 +62,9 @@ class WatchedJob:
                 clock=clock,
             )
         self.recording.set_meta("boot_id", boot_id())
+        self.recording.set_meta(
+            HOST_KEY, json.dumps(host_facts(proc=Path(settings.roots.proc), sys=Path(settings.roots.sys)))
+        )
         targets = export_targets(settings.export, environ)
         self._export: Export | None = None
         if targets:
@@ -184,11 +190,12 @@ class WatchedJob:
             self._add_events(dropped)
         return done
 
-    def set_gpus(self, uuids: Sequence[str]) -> None:
-        """Say which GPUs this host has, by index."""
+    def set_gpus(self, uuids: Sequence[str], facts: Mapping[str, Any]) -> None:
+        """Say which GPUs this host has, by index, and what they are."""
         if uuids and list(uuids) != self._gpus:
             self._gpus = list(uuids)
             self.recording.set_meta("gpus", json.dumps(self._gpus))
+            self.recording.set_meta(GPU_KEY, json.dumps(facts))
 
     def set_cost(self, cpu_ratio: float, pss_bytes: int | None) -> None:
         """Say what watching costs."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rankscope.agent.fingerprint import RANK_KEY, read_facts
 from rankscope.agent.last_words import ProcessTraces, left_behind
 from rankscope.agent.processes import ProcessHandle, ProcessStat, signal_name
 from rankscope.agent.recording import Recording
@@ -123,6 +124,8 @@ class RankWatcher:
             self._recall(rank)
         else:
             events.append(_attached(rank))
+            if (facts := read_facts(path)) is not None:
+                self._recording.set_meta(f"{RANK_KEY}{row}", facts)
         self.ranks.append(rank)
         return events
 

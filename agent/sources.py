@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankscope.agent.config import Settings
 from rankscope.errors import ConfigurationError
@@ -21,6 +22,8 @@ class Sources:
     gpus: Callable[[], Sequence[str]]
     #: Names of probes that did not come with the agent.
     isolated: frozenset[str] = frozenset()
+    #: Driver, and model and place of each GPU by UUID, as far as NVML has said.
+    gpu_facts: Callable[[], Mapping[str, Any]] = dict
 
 
 class _FollowingRanks:
@@ -65,4 +68,8 @@ def build_sources(settings: Settings, ranks: Callable[[], Mapping[int, int]]) ->
         for probe in every
         if probe.name not in settings.probes.disabled
     ]
-    return Sources(used, lambda: [gpu.uuid for gpu in nvml.gpus])
+
+    def gpu_facts() -> Mapping[str, Any]:
+        return {"driver": nvml.driver, "gpus": {gpu.uuid: {"model": gpu.name, "pci": gpu.pci} for gpu in nvml.gpus}}
+
+    return Sources(used, lambda: [gpu.uuid for gpu in nvml.gpus], gpu_facts=gpu_facts)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from rankscope.agent.tables import table
 from rankscope.agent.whatif_files import read_recorded
 from rankscope.rules.whatif import WhatIf
 from rankscope.rules.whatif import whatif as replay_operations
@@ -102,14 +103,14 @@ def operations_text(found: WhatIf, reading: Reading) -> str:
         )
         for worker in found.slowest[:_SHOWN]
     ]
-    lines += _table(("dp", "stage", "rank", "slowdown", "ms a step back", "against its stage's peers"), rows)
+    lines += table(("dp", "stage", "rank", "slowdown", "ms a step back", "against its stage's peers"), rows)
     if len(found.slowest) > _SHOWN:
         lines.append(f"... {len(found.slowest) - _SHOWN} more workers")
     causes = [(cause.kind, f"{cause.share:.0%}", f"{cause.ms_per_step:,.1f}") for cause in found.causes]
-    lines += ["", *_table(("without", "of the lost time", "ms a step back"), causes)]
+    lines += ["", *table(("without", "of the lost time", "ms a step back"), causes)]
     kinds = [(name, f"{value:.3f}") for name, value in found.by_optype.items() if value > 1.001]
     if kinds:
-        lines += ["", *_table(("operation", "slowdown by it alone"), kinds)]
+        lines += ["", *table(("operation", "slowdown by it alone"), kinds)]
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
 
 
@@ -133,7 +134,7 @@ def spans_text(found: SpanWhatIf) -> str:
         [
             *_span_sentences(found),
             "",
-            *_table(head, rows),
+            *table(head, rows),
             *([f"... {rest} more operations"] if rest > 0 else []),
             *(f"note: {note}" for note in found.notes),
         ]
@@ -152,17 +153,3 @@ def _span_sentences(found: SpanWhatIf) -> list[str]:
     if len(lines) == 1:
         lines.append("no operation gives back more than 1 % of a trace")
     return lines
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as they need to be: words to the left, numbers to the right."""
-    widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
-    numeric = [
-        all(row[place][:1].isdigit() or row[place][:1] in ("", "-") for row in rows) for place in range(len(head))
-    ]
-
-    def line(row: Sequence[str]) -> str:
-        cells = zip(row, widths, numeric, strict=True)
-        return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells).rstrip()
-
-    return [line(head), *(line(row) for row in rows)]

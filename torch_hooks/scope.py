@@ -25,6 +25,7 @@ from rankscope.identity import rank_identity
 from rankscope.records import MarkKind, Phase
 from rankscope.ring import RingWriter, ring_path
 from rankscope.torch_hooks.clocks import choose_clock, device_undecided
+from rankscope.torch_hooks.fingerprint import write_fingerprint
 from rankscope.torch_hooks.loop import TrainingLoop
 from rankscope.torch_hooks.nonfinite import NonFiniteWatch
 from rankscope.torch_hooks.patches import Patches
@@ -142,6 +143,7 @@ class Scope:
         device = choose_clock(self._environ)
         identity = rank_identity(self._environ, boot_id=boot_id(), gpu_uuid=device.gpu_uuid(), device_clock=device.name)
         path = ring_path(self._directory, identity)
+        write_fingerprint(path, self._environ)
         ring = RingWriter(path, identity, ClockAnchor.take(SystemClock()))
         gc_watch, usage = GcWatch(), ThreadUsage()
         # With one hardware queue, timing events between kernels were seen to break compute/communication overlap.
