@@ -10,10 +10,11 @@ Nothing here is imported by the agent.
 
 from __future__ import annotations
 
+from rankscope.testing.agent import SimulatedAgent
 from rankscope.testing.clock import FakeClock
 from rankscope.testing.files import FakeHost
 from rankscope.testing.nvml import FakeGpu
 from rankscope.testing.probe import FakeProbe
 from rankscope.testing.run import Said, run_probes
 
-__all__ = ["FakeClock", "FakeGpu", "FakeHost", "FakeProbe", "Said", "run_probes"]
+__all__ = ["FakeClock", "FakeGpu", "FakeHost", "FakeProbe", "Said", "SimulatedAgent", "run_probes"]
