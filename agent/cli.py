@@ -219,11 +219,11 @@ def top(recording: Path, once: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(config: Path | None, as_json: bool) -> None:
     """What can be read on this machine, what cannot, and what would change that."""
-    from rankscope.agent.doctor import examine, print_examination
+    from rankscope.agent.doctor import document, examine, print_examination
 
     found = examine(load_settings(config))
     if as_json:
-        _put([source.document() for source in found])
+        _put(document(found))
     else:
         print_examination(found, _console())
 

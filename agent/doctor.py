@@ -1,35 +1,56 @@
-"""`rankscope doctor`: every source read once, and what else a run needs, each with what would change it."""
+"""`rankscope doctor`: every source read, and what else a run needs, each with what would change it."""
 
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankscope.agent.config import Settings, ring_root
+from rankscope.agent.lane import Answer, Lane, Read, Watched, close_within
 from rankscope.agent.recording import state_directory
 from rankscope.agent.sources import build_sources
 from rankscope.clock import SystemClock
 from rankscope.errors import PermissionDenied, ProbeError, Unsupported
-from rankscope.reading import Outcome, Probe
+from rankscope.reading import DeviceProbe, Outcome, Probe
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: A helper process answers a little later than it is asked.
+#: How long all sources together may take, s.
 _ASK_FOR_SECONDS = 5.0
+#: A helper process answers a little later than it is asked, and some metrics are differences: asked again so often, s.
+_ASK_AGAIN_SECONDS = 0.2
+#: Rounds after the devices are known.
+_ROUNDS = 3
+
+
+class State(StrEnum):
+    """How a source stands."""
+
+    OK = "ok"
+    #: Nothing of the source is on this machine, or nothing is there to be read now.
+    ABSENT = "absent"
+    #: The source is there, and does not offer this.
+    UNSUPPORTED = "unsupported"
+    NO_PERMISSION = "no permission"
+    FAILED = "failed"
+
+
 _TODO = {
-    Outcome.OK: "",
-    Outcome.NO_DATA: "nothing to do: there is nothing to read now",
-    Outcome.UNSUPPORTED: "nothing to do on this machine",
-    Outcome.NO_PERMISSION: "run as a user who may read it, or leave it out",
-    Outcome.FAILED: "see the reason; it is tried again while a job runs",
+    State.OK: "",
+    State.ABSENT: "nothing to do unless it should be there",
+    State.UNSUPPORTED: "nothing to do on this machine",
+    State.NO_PERMISSION: "run as a user who may read it, or leave it out",
+    State.FAILED: "see the reason; it is tried again while a job runs",
 }
 
 
@@ -38,19 +59,73 @@ class Found:
     """One source or need, and how it stands."""
 
     name: str
-    outcome: Outcome
+    state: State
     reason: str
     todo: str
+    #: Devices concerned, [] where it is all of the source.
+    devices: Sequence[str] = ()
 
-    def document(self) -> dict[str, str]:
+    def document(self) -> dict[str, object]:
         """As plain values."""
-        return {key: str(value) for key, value in asdict(self).items()}
+        return asdict(self) | {"state": str(self.state), "devices": list(self.devices)}
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What one probe said to all its groups."""
+
+    probe: Probe
+    metrics: set[str] = field(default_factory=set)
+    answered: set[str] = field(default_factory=set)
+    #: (outcome, reason) -> devices.
+    troubles: dict[tuple[Outcome, str], list[str]] = field(default_factory=dict)
+
+    def take(self, answer: Answer) -> None:
+        """One answer more."""
+        self.answered.add(answer.watched.group.name)
+        self.metrics |= {reading.metric for reading in answer.result.readings}
+        for device, outcome, reason in answer.result.outcomes:
+            if outcome is not Outcome.OK:
+                self.note(outcome, reason, device)
+        error = answer.raised
+        if isinstance(error, Unsupported):
+            self.note(Outcome.UNSUPPORTED, str(error), "")
+        elif isinstance(error, PermissionDenied):
+            self.note(Outcome.NO_PERMISSION, str(error), "")
+        elif error is not None:
+            text = str(error) if isinstance(error, ProbeError) else f"{type(error).__name__}: {error}"
+            self.note(Outcome.FAILED, text, "")
+
+    def note(self, outcome: Outcome, reason: str, device: str) -> None:
+        """Something that could not be had."""
+        devices = self.troubles.setdefault((outcome, reason), [])
+        if device and device not in devices:
+            devices.append(device)
+
+    def found(self) -> Iterator[Found]:
+        """The lines about this probe, the good one first."""
+        name = self.probe.name
+        silent = [group.name for group in self.probe.groups if group.name not in self.answered]
+        if silent:
+            self.note(Outcome.FAILED, f"no answer within {_ASK_FOR_SECONDS:g} s ({', '.join(silent)})", "")
+        if self.metrics or not self.troubles:
+            yield Found(name, State.OK, f"{len(self.metrics)} metrics" if self.metrics else "listening", "")
+        for (outcome, reason), devices in self.troubles.items():
+            # A probe that knows what to do says so behind its reason.
+            what, _, todo = reason.partition("; ")
+            state = self._state(outcome)
+            yield Found(name, state, what, todo or _TODO[state], devices)
+
+    def _state(self, outcome: Outcome) -> State:
+        if outcome is Outcome.NO_DATA or (outcome is Outcome.UNSUPPORTED and not self.metrics):
+            return State.ABSENT
+        return State(outcome.value)
 
 
 def examine(settings: Settings) -> list[Found]:
-    """Read every source once and look at what a run needs. Raises ConfigurationError."""
+    """Read every source and look at what a run needs. Raises ConfigurationError."""
     sources = build_sources(settings, lambda: {0: os.getpid()})
-    found = [line for probe in sources.probes for line in _ask(probe)]
+    found = [line for heard in _ask(sources.probes) for line in heard.found()]
     found.append(_directory("rings", ring_root(settings), "set RANKSCOPE_DIR to a directory in memory"))
     state = settings.recording.state_directory
     found.append(_directory("recordings", Path(state) if state else state_directory(), "set RANKSCOPE_STATE"))
@@ -59,36 +134,53 @@ def examine(settings: Settings) -> list[Found]:
     return found
 
 
-def _ask(probe: Probe) -> Iterator[Found]:
+def _ask(probes: Iterable[Probe]) -> list[_Heard]:
+    """Every group of every probe, each probe in a thread of its own: one that hangs holds up no other."""
     clock = SystemClock()
-    reasons: dict[tuple[Outcome, str], None] = {}
-    metrics: set[str] = set()
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    heard = {probe.name: _Heard(probe) for probe in probes}
+    watched = {name: [Watched(one.probe, group) for group in one.probe.groups] for name, one in heard.items()}
+    lanes = {name: Lane(answers, clock, checking=True) for name in heard}
     deadline = time.monotonic() + _ASK_FOR_SECONDS
-    for group in probe.groups:
-        try:
-            while True:
-                result = probe.read(group.name, clock.monotonic_ns())
-                metrics |= {reading.metric for reading in result.readings}
-                for device, outcome, reason in result.outcomes:
-                    if outcome is not Outcome.OK:
-                        reasons[outcome, f"{device} {reason}".strip()] = None
-                asynchronous = probe.name == "nvml" and not metrics and not reasons
-                if not asynchronous or time.monotonic() > deadline:
-                    break
-                time.sleep(0.05)
-        except Unsupported as error:
-            reasons[Outcome.UNSUPPORTED, str(error)] = None
-        except PermissionDenied as error:
-            reasons[Outcome.NO_PERMISSION, str(error)] = None
-        except ProbeError as error:
-            reasons[Outcome.FAILED, str(error)] = None
-    probe.close()
-    if metrics or not reasons:
-        yield Found(probe.name, Outcome.OK, f"{len(metrics)} metrics" if metrics else "listening", "")
-    for outcome, reason in reasons:
-        # A probe that knows what to do says so behind its reason.
-        what, _, todo = reason.partition("; ")
-        yield Found(probe.name, outcome, what, todo or _TODO[outcome])
+    rounds = 0
+    for name, groups in watched.items():
+        for group in groups:
+            lanes[name].put(Read(group))
+    while time.monotonic() < deadline and rounds < _ROUNDS:
+        again = time.monotonic() + _ASK_AGAIN_SECONDS
+        while (left := again - time.monotonic()) > 0:
+            try:
+                answer = answers.get(timeout=left)
+            except queue.Empty:
+                break
+            heard[answer.watched.probe.name].take(answer)
+        waiting = [name for name, one in heard.items() if _wants_more(one, rounds)]
+        if not waiting and all(lane.idle for lane in lanes.values()):
+            break
+        rounds += all(_known(heard[name]) for name in waiting if lanes[name].idle)
+        for name in waiting:
+            if lanes[name].idle:
+                for group in watched[name]:
+                    lanes[name].put(Read(group))
+    for lane in lanes.values():
+        lane.stop(0)
+    last_words = time.monotonic() + _ASK_AGAIN_SECONDS
+    for name, lane in lanes.items():
+        lane.stop(max(0.0, last_words - time.monotonic()))
+        if lane.running is None:
+            close_within(heard[name].probe, _ASK_FOR_SECONDS)
+    return list(heard.values())
+
+
+def _known(heard: _Heard) -> bool:
+    return not isinstance(heard.probe, DeviceProbe) or bool(heard.probe.devices)
+
+
+def _wants_more(heard: _Heard, rounds: int) -> bool:
+    """Whether asking again may bring more: a helper starts first, and some metrics are differences."""
+    if any(outcome is not Outcome.NO_DATA for outcome, _ in heard.troubles) and not heard.metrics:
+        return False
+    return isinstance(heard.probe, DeviceProbe) and rounds < _ROUNDS
 
 
 def _directory(name: str, directory: Path, todo: str) -> Found:
@@ -97,36 +189,57 @@ def _directory(name: str, directory: Path, todo: str) -> Found:
         with tempfile.TemporaryFile(dir=directory) as file:
             os.posix_fallocate(file.fileno(), 0, 1 << 21)
     except OSError as error:
-        return Found(name, Outcome.FAILED, f"{directory}: {error.strerror}", todo)
-    return Found(name, Outcome.OK, str(directory), "")
+        return Found(name, State.FAILED, f"{directory}: {error.strerror}", todo)
+    return Found(name, State.OK, str(directory), "")
 
 
 def _torch() -> Found:
     if find_spec("torch") is None:
         todo = f"{sys.executable} -m pip install 'rankscope[torch]'"
-        return Found("torch", Outcome.UNSUPPORTED, f"not installed beside {sys.executable}", todo)
+        return Found("torch", State.ABSENT, f"not installed beside {sys.executable}", todo)
     from importlib.metadata import version
 
-    return Found("torch", Outcome.OK, version("torch"), "")
+    return Found("torch", State.OK, version("torch"), "")
 
 
 def _pidfd() -> Found:
     try:
         os.close(os.pidfd_open(os.getpid()))
     except OSError as error:
-        return Found("pidfd", Outcome.UNSUPPORTED, error.strerror or "", "Linux 5.3 tells at once when a rank dies")
-    return Found("pidfd", Outcome.OK, "the kernel tells at once when a rank dies", "")
+        return Found("pidfd", State.UNSUPPORTED, error.strerror or "", "Linux 5.3 tells at once when a rank dies")
+    return Found("pidfd", State.OK, "the kernel tells at once when a rank dies", "")
 
 
-def print_examination(found: list[Found], console: Console) -> None:
+def document(found: Sequence[Found]) -> dict[str, object]:
+    """The examination as plain values (docs/schemas/doctor.schema.json)."""
+    return {"schema": "rankscope.doctor/1", "sources": [line.document() for line in found]}
+
+
+#: Lines of one probe and state on the terminal; JSON has them all.
+_SHOWN = 3
+
+
+def print_examination(found: Sequence[Found], console: Console) -> None:
     """The examination as a table."""
+    from rich.markup import escape
     from rich.table import Table
 
-    colours = {Outcome.OK: "green", Outcome.NO_DATA: "default", Outcome.UNSUPPORTED: "yellow"}
+    colours = {State.OK: "green", State.ABSENT: "default", State.UNSUPPORTED: "yellow"}
     table = Table(box=None, pad_edge=False)
     for heading in ("source", "state", "what", "what would change it"):
         table.add_column(heading, overflow="fold")
+    shown: dict[tuple[str, State], int] = {}
     for line in found:
-        style = colours.get(line.outcome, "red")
-        table.add_row(line.name, f"[{style}]{line.outcome}[/]", line.reason, line.todo)
+        key = (line.name, line.state)
+        shown[key] = shown.get(key, 0) + 1
+        if shown[key] > _SHOWN:
+            continue
+        style = colours.get(line.state, "red")
+        devices = f"{line.devices[0]}: " if len(line.devices) == 1 else ""
+        devices = f"{len(line.devices)} devices: " if len(line.devices) > 1 else devices
+        row = [escape(text) for text in (line.name, devices + line.reason, line.todo)]
+        table.add_row(row[0], f"[{style}]{line.state}[/]", row[1], row[2])
+    for (name, state), count in shown.items():
+        if count > _SHOWN:
+            table.add_row(escape(name), str(state), f"and {count - _SHOWN} more (--json lists them)", "")
     console.print(table)

@@ -27,6 +27,7 @@ class Watched:
     stretch: float = 1.0
     #: Since the start: CPU time of reads (helpers included), their wall time, their number, and time in drivers, ns.
     cpu_ns: int = 0
+    helper_cpu_ns: int = 0
     wall_ns: int = 0
     driver_ns: int = 0
     reads: int = 0
@@ -62,7 +63,9 @@ class Answer:
     result: ProbeResult
     took_ns: int
     cpu_ns: int
-    raised: Exception | None = None
+    #: How many devices were asked for; 0 where all were.
+    devices: int = 0
+    raised: BaseException | None = None
 
 
 @dataclass(slots=True)
@@ -77,6 +80,8 @@ class Lane:
     running: tuple[Read, int] | None = None
     _reads: queue.SimpleQueue[Read | None] = field(default_factory=queue.SimpleQueue)
     _waiting: set[tuple[int, frozenset[str] | None]] = field(default_factory=set)
+    #: What a checked probe has called its series so far.
+    _series: set[tuple[str, str]] = field(default_factory=set)
     _asked: int = 0
     _done: int = 0
     _abandoned: bool = False
@@ -103,6 +108,7 @@ class Lane:
         """A new lane that takes over everything but what would wait for the read that hangs."""
         self._abandoned = True
         fresh = Lane(self.answers, self.clock, self.checking)
+        fresh._series = self._series
         stuck = self.running[0].watched.probe if self.running is not None else None
         while not self._reads.empty():
             read = self._reads.get_nowait()
@@ -131,12 +137,14 @@ class Lane:
             try:
                 result = perform(read, began)
                 if self.checking:
-                    result = checked(result, read.watched.probe.name)
-            except Exception as error:
+                    result = checked(result, read.watched.probe.name, self._series)
+            except BaseException as error:
+                # Whatever it is, SystemExit too: this thread reads for others as well.
                 result, raised = ProbeResult(), error
             self.running = None
             took = self.clock.monotonic_ns() - began
-            self.answers.put(Answer(read.watched, result, took, cpu_ns() - cpu + result.helper_cpu_ns, raised))
+            cost = cpu_ns() - cpu + result.helper_cpu_ns
+            self.answers.put(Answer(read.watched, result, took, cost, len(read.devices or ()), raised))
             self._done += 1
 
 
@@ -146,3 +154,19 @@ def perform(read: Read, now_ns: int) -> ProbeResult:
     if read.devices is None:
         return probe.read(group, now_ns)
     return cast(DeviceProbe, probe).read_devices(group, now_ns, read.devices)
+
+
+def close_within(probe: Probe, seconds: float) -> bool:
+    """Close a probe that may do anything; False where it did not end in time."""
+
+    def close() -> None:
+        try:
+            probe.close()
+        except BaseException:
+            # It ends with the agent; there is nobody left to tell.
+            return
+
+    thread = threading.Thread(target=close, name=f"close-{probe.name}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from rankscope.agent.lane import Answer, Lane, Read, Watched
+from rankscope.agent.lane import Answer, Lane, Read, Watched, close_within
 from rankscope.clock import Clock
 from rankscope.errors import PermissionDenied, ProbeError, Unsupported
 from rankscope.reading import DeviceProbe, Event, Outcome, Priority, Probe, Reading, Severity
@@ -195,6 +195,7 @@ class Scheduler:
         watched, now = answer.watched, self._clock.monotonic_ns()
         name = watched.probe.name
         watched.cpu_ns += answer.cpu_ns
+        watched.helper_cpu_ns += answer.result.helper_cpu_ns
         watched.wall_ns += answer.took_ns
         watched.driver_ns += answer.result.driver_ns
         watched.longest_ns = max(watched.longest_ns, answer.took_ns)
@@ -213,6 +214,8 @@ class Scheduler:
             budget = self._burst_budget_ratio if self.bursting else self._budget_ratio
             # What went past its deadline held up nobody, and says nothing of the next.
             held_ns = answer.took_ns if answer.took_ns < self._deadline_ns else 0
+            # A driver's calls for its devices go side by side, and hold up the job where they hold up anybody.
+            held_ns = max(held_ns, answer.result.driver_ns // max(1, answer.devices))
             pause = max(int(answer.cpu_ns / (budget * GROUP_SHARE)), held_ns * _LANE_SHARE)
             watched.rest_until_ns = now + min(pause, LONGEST_PERIOD_NS)
         tick.readings += answer.result.readings
@@ -225,7 +228,7 @@ class Scheduler:
         for device, outcome, reason in answer.result.outcomes:
             self._say(tick, watched, device, outcome, reason)
 
-    def _failed(self, watched: Watched, error: Exception, now: int, tick: Tick) -> None:
+    def _failed(self, watched: Watched, error: BaseException, now: int, tick: Tick) -> None:
         if isinstance(error, Unsupported):
             watched.rest_until_ns = now + _UNSUPPORTED_REST_NS
             self._say(tick, watched, "", Outcome.UNSUPPORTED, str(error))
@@ -265,7 +268,9 @@ class Scheduler:
         while not self._answers.empty():
             self._take(self._answers.get_nowait(), tick)
         for probe in self._probes:
-            if probe.name not in stuck:
+            if probe.name in self._isolated and probe.name not in stuck:
+                close_within(probe, self._deadline_ns / 1e9)
+            elif probe.name not in stuck:
                 probe.close()
         return tick
 
@@ -275,7 +280,8 @@ def _tasks_of(watched: Watched, host: str, now: int) -> Iterator[_Task]:
     first = now + phase(min(group.steady_ns, _SECOND_NS), host, watched.probe.name, group.name)
     turns = TURNS if watched.by_device else 1
     for turn in range(turns):
-        yield _Task(watched, first + turn * group.steady_ns // turns, turn, turns)
+        # Long periods begin early too: what is fixed should be known before the job has run for an hour.
+        yield _Task(watched, first + turn * min(group.steady_ns, _SECOND_NS) // turns, turn, turns)
     yield _Task(watched, _NEVER, burst=True)
 
 

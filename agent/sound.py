@@ -11,11 +11,16 @@ from rankscope.reading import EVENT_KINDS, Event, Outcome, ProbeResult, Reading,
 #: Of one read; a probe that returns more is at fault.
 MAX_ITEMS = 10_000
 MAX_TEXT = 65_536
+#: Series of one probe over its life: each costs the recording and every store behind it.
+MAX_SERIES = 5_000
 _LARGEST = 2**63 - 1
 
 
-def checked(result: object, probe: str) -> ProbeResult:
-    """The result as it is. Raises ProbeError, which names the first thing in it that no probe may return."""
+def checked(result: object, probe: str, series: set[tuple[str, str]]) -> ProbeResult:
+    """The result as it is. Raises ProbeError, which names the first thing in it that no probe may return.
+
+    `series` holds what the probe called its series so far, and grows.
+    """
     if not isinstance(result, ProbeResult):
         raise ProbeError(f"returned {type(result).__name__} and not ProbeResult", where=probe)
     parts: tuple[tuple[object, Callable[[object], bool]], ...] = (
@@ -30,6 +35,9 @@ def checked(result: object, probe: str) -> ProbeResult:
         for item in items:
             if not is_sound(item):
                 raise ProbeError(f"returned what no probe may: {item!r:.200}", where=probe)
+    series |= {(reading.metric, reading.device) for reading in result.readings}
+    if len(series) > MAX_SERIES:
+        raise ProbeError(f"returned more than {MAX_SERIES} series (metrics of devices)", where=probe)
     return result
 
 

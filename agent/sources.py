@@ -1,4 +1,4 @@
-"""What the agent reads on this host: the built-in probes less those that are switched off."""
+"""What the agent reads on this host: the built-in probes and those of other packages, less what is switched off."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.agent.config import Settings
+from rankscope.agent.third_party import third_party_probes
 from rankscope.errors import ConfigurationError
 from rankscope.probes.nvml import NvmlProbe
 from rankscope.probes.registry import FollowsRanks, ProbeSettings, built_in
@@ -44,7 +45,9 @@ class _FollowingRanks:
 
 
 def build_sources(settings: Settings, ranks: Callable[[], Mapping[int, int]]) -> Sources:
-    """Build every probe that is not disabled. `ranks` gives the processes to look after now: rank -> process id.
+    """Build every probe that is not disabled, those of other packages too.
+
+    `ranks` gives the processes to look after now: rank -> process id.
 
     Raises ConfigurationError where a name in `probes.disabled` is nobody's.
     """
@@ -58,18 +61,20 @@ def build_sources(settings: Settings, ranks: Callable[[], Mapping[int, int]]) ->
             nvml_deadline_ns=int(settings.probes.deadline_seconds * 1e9),
         )
     )
-    names = [probe.name for probe in every]
+    brought = third_party_probes({probe.name for probe in every})
+    names = [probe.name for probe in (*every, *brought)]
     for name in settings.probes.disabled:
         if name not in names:
             raise ConfigurationError(f'probes.disabled names "{name}"', todo=f"there are {', '.join(names)}")
     nvml = next(probe for probe in every if isinstance(probe, NvmlProbe))
     used: list[Probe] = [
         _FollowingRanks(probe, ranks) if isinstance(probe, FollowsRanks) else probe
-        for probe in every
+        for probe in (*every, *brought)
         if probe.name not in settings.probes.disabled
     ]
 
     def gpu_facts() -> Mapping[str, Any]:
         return {"driver": nvml.driver, "gpus": {gpu.uuid: {"model": gpu.name, "pci": gpu.pci} for gpu in nvml.gpus}}
 
-    return Sources(used, lambda: [gpu.uuid for gpu in nvml.gpus], gpu_facts=gpu_facts)
+    isolated = frozenset(probe.name for probe in brought)
+    return Sources(used, lambda: [gpu.uuid for gpu in nvml.gpus], isolated=isolated, gpu_facts=gpu_facts)

@@ -16,7 +16,7 @@ from rankscope.exporters.otlp_common import EncodedBatch, Scalar, key_values, sc
 from rankscope.exporters.outbox import Signal
 from rankscope.gpu_device import part_of
 from rankscope.metric import Metric
-from rankscope.metrics import METRICS
+from rankscope.metrics import metric_named
 from rankscope.reading import Reading
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class ReadingsEncoder:
         by_metric: dict[str, list[Reading]] = {}
         for reading in readings:
             by_metric.setdefault(reading.metric, []).append(reading)
-        messages = [self._metric(METRICS[name], group) for name, group in by_metric.items()]
+        messages = [self._metric(metric_named(name), group) for name, group in by_metric.items()]
         return metrics_batch(self._resource, messages, len(readings))
 
     def _metric(self, metric: Metric, readings: list[Reading]) -> MetricMessage:

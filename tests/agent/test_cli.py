@@ -109,19 +109,6 @@ def test_top_shows_the_latest_steps(recording: Path) -> None:
     assert "100" in call("top", "--once", recording).stdout
 
 
-def test_doctor_says_what_can_be_read_and_what_would_change_that(tmp_path: Path) -> None:
-    """Every source has a state; a library that is not there and a log that is not there are named with their reason."""
-    config = tmp_path / "agent.toml"
-    config.write_text(f"[roots]\nnvml_library = '{tmp_path}/libnvml.so'\nkernel_log = '{tmp_path}/kmsg'\n")
-    result = call("doctor", "--json", "--config", config, RANKSCOPE_STATE=str(tmp_path), RANKSCOPE_DIR=str(tmp_path))
-    found = {(line["name"], line["outcome"]): line for line in json.loads(result.stdout)}
-    assert str(tmp_path) in found["nvml", "unsupported"]["reason"]
-    assert str(tmp_path) in found["kernel-log", "unsupported"]["reason"]
-    for name in ("cpu", "memory", "network", "rings", "recordings", "process"):
-        assert (name, "ok") in found
-    assert all(line["todo"] for key, line in found.items() if key[1] != "ok")
-
-
 def test_replay_delivers_a_recording(recording: Path) -> None:
     """Everything in a recording arrives, and the accounts say so."""
     with http_receiver() as receiver:
