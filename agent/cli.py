@@ -141,13 +141,30 @@ def _tell(result: RunResult, json_file: str, html: Path | None, perfetto: Path |
 @click.option("--json", "as_json", is_flag=True, help="The verdict as JSON on standard output.")
 @click.option("--html", type=_FILE, help="The verdict as one HTML page.")
 @click.option("--perfetto", type=_FILE, help="The timeline as a trace for ui.perfetto.dev.")
-def report(recordings: Sequence[Path], as_json: bool, html: Path | None, perfetto: Path | None) -> None:
+@click.option(
+    "--markdown",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help='The incident as a page to hand over, "-" for standard output.',
+)
+def report(
+    recordings: Sequence[Path], as_json: bool, html: Path | None, perfetto: Path | None, markdown: Path | None
+) -> None:
     """The verdict over recordings of one run: one file a host, or a directory of them."""
-    from rankscope.agent.verdict import conclude, show, write_outputs
+    from rankscope.agent.hand_off import markdown_page
+    from rankscope.agent.verdict import conclude, show, write_outputs, write_text
 
+    on_standard_output = markdown is not None and str(markdown) == "-"
+    if as_json and on_standard_output:
+        raise click.UsageError("--json and --markdown - both want standard output")
     verdict, window = conclude(recordings)
-    if not as_json:
+    if not (as_json or on_standard_output):
         show(verdict, window, _console())
+    if markdown is not None:
+        page = markdown_page(recordings, verdict, window)
+        if on_standard_output:
+            click.echo(page, nl=False)
+        else:
+            write_text(markdown, page)
     write_outputs(verdict, window, json_file="-" if as_json else "", html=html, perfetto=perfetto)
 
 

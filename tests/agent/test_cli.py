@@ -81,6 +81,16 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     assert line.startswith("rankscope: ")
 
 
+def test_report_hands_over_a_page(recording: Path, tmp_path: Path) -> None:
+    """--markdown writes the page, or prints it alone with "-"; not beside the JSON on the same stream."""
+    page = tmp_path / "incident.md"
+    assert "HEALTHY" in call("report", recording, "--markdown", page).stdout
+    printed = call("report", recording, "--markdown", "-").stdout
+    assert printed == page.read_text()
+    assert printed.startswith("# Incident: job job")
+    assert call("report", recording, "--markdown", "-", "--json").exit_code == 2
+
+
 def test_report_gives_the_contract(recording: Path, tmp_path: Path) -> None:
     """--json prints the verdict of the recording, with what watching cost; a directory stands for its recordings."""
     for named in (recording, tmp_path):
