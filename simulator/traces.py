@@ -121,6 +121,7 @@ class TraceJob:
         if plan.synchronise:
             for rank in self._ranks:
                 if rank.compute > rank.host:
+                    rank.correlation += 1
                     self._call(rank, "cudaStreamSynchronize", rank.host, rank.compute - rank.host)
                 rank.host = max(rank.host, rank.compute) + 10.0
 
