@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from rankscope.agent.kineto_text import TraceText, event_spans, repaired
 from rankscope.rules.trace.events import (
     NONE,
     NS_PER_US,
+    CallTable,
     DeviceTable,
     HostTable,
     IntArray,
@@ -50,6 +51,8 @@ _OTHER_NAMES = "(other names)"
 _LATEST_US = 2.0**62 / NS_PER_US
 _RANK_IN_NAME = re.compile(r"rank[-_ ]?(\d{1,6})", re.IGNORECASE)
 
+#: Columns of a piece.
+_Rows: TypeAlias = "list[np.ndarray[Any, Any]]"
 Number = int | float | str | None
 
 
@@ -57,8 +60,6 @@ class _Args(msgspec.Struct, gc=False):
     stream: Number = None
     device: Number = None
     correlation: Number = None
-    external: Number = msgspec.field(name="External id", default=None)
-    external_old: Number = msgspec.field(name="external id", default=None)
     bytes: Number = None
     collective: str | None = msgspec.field(name="Collective name", default=None)
     group: str | None = msgspec.field(name="Process Group Name", default=None)
@@ -171,8 +172,8 @@ class _Columns:
         self._names_bytes = 0
         self._threads: dict[object, int] = {}
         self._messages: dict[Message, int] = {}
-        self._device: list[IntArray] = []
-        self._host: dict[str, list[IntArray]] = {"calls": [], "operators": [], "frames": []}
+        self._device: list[_Rows] = []
+        self._host: dict[str, list[_Rows]] = {"calls": [], "operators": [], "frames": []}
         self._device_steps: dict[int, int] = {}
         self._zero_us: float | None = None
 
@@ -203,41 +204,31 @@ class _Columns:
             self._device.append(self._device_rows(device))
         for place, found in rows.items():
             if found:
-                self._host[place].append(self._host_rows(found))
+                self._host[place].append(self._host_rows(found, calls=place == "calls"))
 
-    def _device_rows(self, events: list[_Event]) -> IntArray:
+    def _device_rows(self, events: list[_Event]) -> _Rows:
         args = [event.args or _NO_ARGS for event in events]
-        table = np.empty((10, len(events)), np.int64)
-        table[0], table[1] = self._times(events)
-        table[2] = [self._name(event.name) for event in events]
-        table[3] = [
-            _integer(each.device if each.device is not None else event.pid)
-            for each, event in zip(args, events, strict=True)
+        pairs = list(zip(args, events, strict=True))
+        return [
+            *self._times(events),
+            np.array([self._name(event.name) for event in events], np.int32),
+            np.array([_integer(event.pid if each.device is None else each.device) for each, event in pairs], np.int64),
+            np.array([_integer(event.tid if each.stream is None else each.stream) for each, event in pairs], np.int64),
+            np.array([_DEVICE[event.cat.lower()] for event in events], np.int64),
+            np.array([_integer(each.correlation) for each in args], np.int64),
+            np.array([_integer(each.bytes) for each in args], np.int64),
+            np.array([self._message(each) for each in args], np.int32),
         ]
-        table[4] = [
-            _integer(each.stream if each.stream is not None else event.tid)
-            for each, event in zip(args, events, strict=True)
-        ]
-        table[5] = [_DEVICE[event.cat.lower()] for event in events]
-        table[6] = [_integer(each.correlation) for each in args]
-        table[7] = [_integer(each.external if each.external is not None else each.external_old) for each in args]
-        table[8] = [_integer(each.bytes) for each in args]
-        table[9] = [self._message(each) for each in args]
-        return table
 
-    def _host_rows(self, events: list[_Event]) -> IntArray:
+    def _host_rows(self, events: list[_Event], *, calls: bool) -> _Rows:
         args = [event.args or _NO_ARGS for event in events]
-        table = np.empty((6, len(events)), np.int64)
-        table[0], table[1] = self._times(events)
-        table[2] = [self._name(event.name) for event in events]
-        table[3] = [self._thread(event.pid, event.tid) for event in events]
-        calls = events[0].cat.lower() in _CALLS
-        if calls:
-            table[4] = [_integer(each.correlation) for each in args]
-        else:
-            table[4] = [_integer(each.external if each.external is not None else each.external_old) for each in args]
-        table[5] = [self._message(each) for each in args]
-        return table
+        return [
+            *self._times(events),
+            np.array([self._name(event.name) for event in events], np.int32),
+            np.array([self._thread(event.pid, event.tid) for event in events], np.int32),
+            np.array([self._message(each) for each in args], np.int32),
+            *([np.array([_integer(each.correlation) for each in args], np.int64)] if calls else []),
+        ]
 
     def _times(self, events: list[_Event]) -> tuple[IntArray, IntArray]:
         ts = np.array([event.ts for event in events])
@@ -288,14 +279,21 @@ class _Columns:
     def trace(self, rank: int, world_size: int | None, base_ns: int | None) -> Trace:
         """Everything that was taken."""
         zero = int(self._zero_us or 0)
-        device = _joined(self._device, 10)
-        tables = {place: HostTable(*_joined(pieces, 6)) for place, pieces in self._host.items()}
+        device, calls, operators, frames = (
+            _joined(pieces, types)
+            for pieces, types in (
+                (self._device, _DEVICE_TYPES),
+                (self._host["calls"], _CALL_TYPES),
+                (self._host["operators"], _HOST_TYPES),
+                (self._host["frames"], _HOST_TYPES),
+            )
+        )
         return Trace(
             names=tuple(self._names),
             device=DeviceTable(*device),
-            calls=tables["calls"],
-            operators=tables["operators"],
-            frames=tables["frames"],
+            calls=CallTable(*calls),
+            operators=HostTable(*operators),
+            frames=HostTable(*frames),
             messages=tuple(self._messages),
             device_steps=self._device_steps,
             rank=rank,
@@ -305,6 +303,9 @@ class _Columns:
         )
 
 
+_HOST_TYPES = (np.int64, np.int64, np.int32, np.int32, np.int32)
+_CALL_TYPES = (*_HOST_TYPES, np.int64)
+_DEVICE_TYPES = (*(np.int64,) * 2, np.int32, *(np.int64,) * 5, np.int32)
 _PLACES = {
     **dict.fromkeys(_DEVICE, "device"),
     **dict.fromkeys(_CALLS, "calls"),
@@ -314,13 +315,13 @@ _PLACES = {
 }
 
 
-def _joined(pieces: list[IntArray], width: int) -> list[IntArray]:
-    """The columns of all pieces; the pieces are let go as they are joined, column by column."""
-    if not pieces:
-        return [np.zeros(0, np.int64) for _ in range(width)]
-    columns = [np.concatenate([piece[index] for piece in pieces]) for index in range(width)]
-    pieces.clear()
-    return columns
+def _joined(pieces: list[_Rows], types: Sequence[type]) -> _Rows:
+    """The columns of all pieces, one after the other; the pieces are let go as they are joined."""
+    joined = []
+    for column in reversed(types):
+        of = [piece.pop() for piece in pieces]
+        joined.append(np.concatenate(of) if of else np.zeros(0, column))
+    return joined[::-1]
 
 
 def _integer(value: Number) -> int:

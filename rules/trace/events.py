@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+#: Columns of indices: a trace has millions of rows.
+SmallArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 
 #: In columns of rows, threads and streams: there is none.
@@ -35,7 +37,7 @@ class Table:
     start_ns: IntArray
     end_ns: IntArray
     #: Index into the trace's names.
-    name: IntArray
+    name: SmallArray
 
     def __len__(self) -> int:
         return len(self.start_ns)
@@ -49,21 +51,25 @@ class DeviceTable(Table):
     stream: IntArray
     kind: IntArray
     correlation: IntArray
-    external: IntArray
     #: Bytes copied or set; NONE where not said.
     bytes: IntArray
     #: Row of `Trace.messages` with what the profiler says of a collective; NONE where nothing.
-    message: IntArray
+    message: SmallArray
 
 
 @dataclass(frozen=True, slots=True)
 class HostTable(Table):
-    """Runtime calls, operators, annotations or Python frames."""
+    """Runtime calls, operators and annotations, or Python frames."""
 
-    thread: IntArray
-    #: Correlation of a runtime call, "External id" of an operator.
-    key: IntArray
-    message: IntArray
+    thread: SmallArray
+    message: SmallArray
+
+
+@dataclass(frozen=True, slots=True)
+class CallTable(HostTable):
+    """Calls of the runtime, with what links them to the device."""
+
+    correlation: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Trace:
     names: tuple[str, ...]
     device: DeviceTable
     #: Calls of the CUDA or HIP runtime and driver.
-    calls: HostTable
+    calls: CallTable
     #: Operators and annotations of the host.
     operators: HostTable
     #: Python functions, where stacks were recorded.
@@ -106,7 +112,7 @@ class Trace:
     @cached_property
     def launch(self) -> IntArray:
         """Row of the call that launched each device event; NONE where the trace has none."""
-        return rows_of(self.calls.key, self.device.correlation)
+        return rows_of(self.calls.correlation, self.device.correlation)
 
     @cached_property
     def steps(self) -> list[tuple[int, int, int]]:

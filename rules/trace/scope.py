@@ -65,7 +65,7 @@ class Scope:
         return np.array(types, np.int64)[places] if len(keys) else np.zeros(0, np.int64)
 
 
-_COLUMNS = ("start_ns", "end_ns", "name", "device", "stream", "kind", "correlation", "external", "bytes", "message")
+_COLUMNS = ("start_ns", "end_ns", "name", "device", "stream", "kind", "correlation", "bytes", "message")
 
 
 def starts_of(trace: Trace, calls: IntArray) -> IntArray:

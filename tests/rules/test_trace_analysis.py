@@ -9,7 +9,7 @@ import pytest
 
 from rankscope.rules.trace.analysis import Analysis, analyse
 from rankscope.rules.trace.bound import Bound, bound_of
-from rankscope.rules.trace.events import NONE, DeviceTable, HostTable, Kind, Trace
+from rankscope.rules.trace.events import NONE, CallTable, DeviceTable, HostTable, Kind, Trace
 from rankscope.rules.trace.intervals import Intervals
 from rankscope.rules.trace.names import Type, copy_sides, event_type, on_tensor_cores, short
 
@@ -46,20 +46,18 @@ def made(
             stream=column([each[3] for each in events]),
             kind=np.full(count, kind, np.int64),
             correlation=number,
-            external=none,
             bytes=none,
             message=none,
         ),
-        calls=HostTable(calls, calls + US, fill, zero, column([index + 1 for index, _ in launched]), zero - 1),
+        calls=CallTable(calls, calls + US, fill, zero, zero - 1, column([index + 1 for index, _ in launched])),
         operators=HostTable(
             column([start * US for _, start, _ in steps]),
             column([end * US for _, _, end in steps]),
             column([names.index(f"ProfilerStep#{each}") for each, _, _ in steps]),
             np.zeros(len(steps), np.int64),
-            np.zeros(len(steps), np.int64),
             np.full(len(steps), NONE, np.int64),
         ),
-        frames=HostTable(*(np.zeros(0, np.int64) for _ in range(6))),
+        frames=HostTable(*(np.zeros(0, np.int64) for _ in range(5))),
     )
 
 
