@@ -207,7 +207,8 @@ class Recording:
             if number is None:
                 number = self._series[key] = len(self._series) + 1
                 self._add("series", (number, *key))
-            self._add("readings", (number, reading.time_ns, reading.value))
+            # A counter of 64 bits may be larger than the largest whole number of a database.
+            self._add("readings", (number, reading.time_ns, float(reading.value)))
 
     def add_events(self, events: Iterable[Event]) -> None:
         """Add events of this host."""

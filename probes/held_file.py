@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from rankscope.errors import PermissionDenied, ProbeError, Unsupported
+from rankscope.reading import Outcome
 
 _CHUNK_BYTES = 65536
 
@@ -45,3 +46,10 @@ def translated(error: OSError, path: Path) -> ProbeError:
     if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.ENOTDIR):
         return Unsupported("not offered by this kernel", where=where)
     return ProbeError(error.strerror or "cannot be read", where=where)
+
+
+def outcome_of(error: ProbeError) -> Outcome:
+    """What an error says of its source."""
+    if isinstance(error, Unsupported):
+        return Outcome.UNSUPPORTED
+    return Outcome.NO_PERMISSION if isinstance(error, PermissionDenied) else Outcome.FAILED

@@ -20,6 +20,8 @@ _NS = 10**9
 MAX_PORTS = 64
 #: Data counters are in words of four bytes.
 _WORD_BYTES = 4
+#: An adapter that keeps data counters of 32 bits stops counting here, within seconds.
+_SATURATED = (1 << 32) - 1
 
 _COUNTERS = {
     "port_rcv_data": ("ib.rx_bytes", _WORD_BYTES),
@@ -131,7 +133,7 @@ def _values(port: Path) -> dict[str, float]:
     for name, (metric, unit) in _COUNTERS.items():
         # "N/A (no PMA)" where the firmware keeps none.
         count = whole(read_text(port / "counters" / name) or "")
-        if count is not None:
+        if count is not None and not (unit == _WORD_BYTES and count == _SATURATED):
             values[metric] = count * unit
     for name, metric in _HW_COUNTERS.items():
         count = read_number(port / "hw_counters" / name)

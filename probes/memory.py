@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankscope.probes.held_file import HeldFile
+from rankscope.errors import ProbeError
+from rankscope.probes.held_file import HeldFile, outcome_of
 from rankscope.probes.numbers import first_column
-from rankscope.reading import Group, ProbeResult, Reading
+from rankscope.reading import Group, Outcome, ProbeResult, Reading
 
 _NS = 10**9
 _KIB = 1024
@@ -66,8 +67,13 @@ class MemoryProbe:
 
     def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group
         """The values now. Raises ProbeError."""
-        values = parse_meminfo(self._meminfo.read()) | parse_vmstat(self._vmstat.read())
-        return ProbeResult([Reading(metric, value, now_ns) for metric, value in values.items()])
+        values = parse_meminfo(self._meminfo.read())
+        outcomes: list[tuple[str, Outcome, str]] = []
+        try:
+            values |= parse_vmstat(self._vmstat.read())
+        except ProbeError as error:
+            outcomes.append(("", outcome_of(error), str(error)))
+        return ProbeResult([Reading(metric, value, now_ns) for metric, value in values.items()], (), outcomes)
 
     def close(self) -> None:
         """Close the files."""

@@ -64,7 +64,7 @@ def parse(text: str) -> dict[str, Operations]:
         head, _, body = block.partition("\n")
         mount = _mount_point(head)
         # The same superblock has the same server and the same counts.
-        identity = (head.partition(" mounted on ")[0], body)
+        identity = (head.partition(" mounted on ")[0], body.strip())
         if mount is None or identity in seen or len(mounts) >= MAX_MOUNTS:
             continue
         seen.add(identity)

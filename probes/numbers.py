@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-#: Digits of the largest 64-bit number.
+#: Counters have 64 bits: what is larger is no number of the kernel's.
 _MAX_DIGITS = 20
+_MAX = (1 << 64) - 1
 #: More CPUs than any kernel counts (CONFIG_NR_CPUS is at most 8192).
 _MAX_CPUS = 8192
 
@@ -11,7 +12,9 @@ _MAX_CPUS = 8192
 def whole(text: str) -> int | None:
     """A number of 0 and more in decimal digits, or None for anything else ("N/A", "-1", "", "max"). Never raises."""
     text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+        return None
+    return number if (number := int(text)) <= _MAX else None
 
 
 def first_column(text: str, keys: frozenset[str]) -> dict[str, int]:

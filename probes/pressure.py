@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankscope.errors import PermissionDenied, ProbeError, Unsupported
-from rankscope.probes.held_file import HeldFile
+from rankscope.errors import ProbeError
+from rankscope.probes.held_file import HeldFile, outcome_of
 from rankscope.reading import Group, Outcome, ProbeResult, Reading
 
 _NS = 10**9
@@ -50,7 +50,7 @@ class PressureProbe:
                 totals = parse(file.read())
             except ProbeError as error:
                 self._missing.add(resource)
-                outcomes.append(("", _outcome(error), str(error)))
+                outcomes.append(("", outcome_of(error), str(error)))
                 continue
             for kind, total in totals.items():
                 if (metric := _METRICS.get((resource, kind))) is not None:
@@ -61,9 +61,3 @@ class PressureProbe:
         """Close the files."""
         for file in self._files.values():
             file.close()
-
-
-def _outcome(error: ProbeError) -> Outcome:
-    if isinstance(error, Unsupported):
-        return Outcome.UNSUPPORTED
-    return Outcome.NO_PERMISSION if isinstance(error, PermissionDenied) else Outcome.FAILED

@@ -12,11 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rankscope.metrics import METRICS
-from rankscope.probes import process_files, process_tree
+from rankscope.probes import process_tree
 from rankscope.probes.process import ProcessProbe
 from rankscope.probes.process_files import parse_stat, process_state, wait_channel
 from rankscope.reading import Outcome
@@ -102,18 +100,6 @@ def test_a_command_with_brackets_and_spaces_is_no_trap() -> None:
     assert stat is not None
     assert (stat.state, stat.parent, stat.cpu_ns, stat.blkio_ns) == ("D", 42, 150 * TICK_NS, 7 * TICK_NS)
     assert stat.resident_bytes == 5 * PAGE
-
-
-@given(st.text())
-def test_no_text_makes_a_parser_raise(text: str) -> None:
-    """Arbitrary text raises nothing, behind a plausible begin either."""
-    for whole in (text, f"1 (x) S {text}", f"read_bytes: {text}", f"nonvoluntary_ctxt_switches:\t{text}"):
-        parse_stat(whole)
-        process_files.parse_schedstat(whole)
-        process_files.parse_io(whole)
-        process_files.parse_switches(whole)
-        process_files.parse_allowed(whole)
-        process_files.parse_children(whole)
 
 
 def test_a_rank_and_its_workers_give_every_process_metric(tree: Tree) -> None:
