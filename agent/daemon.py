@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rankscope.agent.config import Settings
+from rankscope.agent.containers import ContainerDirectories
 from rankscope.agent.job import WatchedJob
 from rankscope.agent.loop import Agent, waker
 from rankscope.agent.plan import read_plan
@@ -30,9 +31,7 @@ def build_agent(jobs: list[WatchedJob], settings: Settings, clock: Clock) -> Age
 
     def ranks() -> Mapping[int, int]:
         # Two jobs at once have ranks of one number: then neither gets the other's counters.
-        of_jobs = [
-            {rank.identity.rank: rank.identity.pid for rank in job.watcher.ranks if not rank.gone} for job in jobs
-        ]
+        of_jobs = [{rank.identity.rank: rank.handle.pid for rank in job.watcher.ranks if not rank.gone} for job in jobs]
         busy = [of_job for of_job in of_jobs if of_job]
         return busy[0] if len(busy) == 1 else {}
 
@@ -69,6 +68,7 @@ def watch_plan(path: Path) -> None:
         clock=clock,
         environ=os.environ,
         restart=plan.restart,
+        containers=ContainerDirectories(Path(plan.rings), clock).paths,
     )
     agent = build_agent([job], plan.settings, clock)
     if plan.follow_parent:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,12 @@ class WatchedJob:
         environ: Mapping[str, str],
         only_job: str | None = None,
         restart: int = 0,
+        containers: Callable[[], Sequence[Path]] = tuple,
     ) -> None:
-        """`only_job` leaves rings of other jobs in the same directory alone. Raises RecordingError."""
+        """`only_job` leaves rings of other jobs in the same directory alone; `containers` names further directories.
+
+        Raises RecordingError.
+        """
         self.name = job
         self._settings = settings
         self._clock = clock
@@ -73,7 +77,15 @@ class WatchedJob:
             )
         # root reads every user's ring; anybody else only his own.
         owners = frozenset({os.getuid()}) if os.getuid() else None
-        self.watcher = RankWatcher(rings, self.recording, clock=clock, owners=owners, job=only_job, heard=self._heard)
+        self.watcher = RankWatcher(
+            rings,
+            self.recording,
+            clock=clock,
+            owners=owners,
+            job=only_job,
+            heard=self._heard,
+            also=containers,
+        )
         self._hang = HangWatch(settings.hang, clock)
         self._hooks = HookBudget(settings.budget.hook_ratio, clock)
         self._live = LiveRules(recording, settings.rules, clock)

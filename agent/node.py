@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rankscope.agent.config import Settings
+from rankscope.agent.containers import ContainerDirectories
 from rankscope.agent.daemon import build_agent
 from rankscope.agent.job import WatchedJob
+from rankscope.agent.places import find_process, sees_every_process
 from rankscope.agent.recording import new_recording_path, state_directory
 from rankscope.clock import SystemClock
 from rankscope.errors import RingError
@@ -31,11 +33,13 @@ def watch_node(
     state = settings.recording.state_directory
     jobs: list[WatchedJob] = []
     agent = build_agent(jobs, settings, clock)
-    #: Rings looked at by name, so that one header is read once.
+    containers = ContainerDirectories(directory, clock)
+    #: Rings looked at by path, so that one header is read once.
     looked_at: set[str] = set()
 
     def look() -> None:
-        for name in sorted(_jobs(directory, looked_at, refuse) - {job.name for job in agent.jobs}):
+        rings = [path for place in (directory, *containers.paths()) for path in sorted(place.glob(f"*{SUFFIX}"))]
+        for name in sorted(_jobs(rings, looked_at, refuse) - {job.name for job in agent.jobs}):
             path = new_recording_path(Path(state) if state else state_directory(), name, host_name())
             job = WatchedJob(
                 job=name,
@@ -46,6 +50,7 @@ def watch_node(
                 clock=clock,
                 environ=os.environ,
                 only_job=name,
+                containers=containers.paths,
             )
             agent.jobs.append(job)
             say(name, path)
@@ -58,19 +63,20 @@ def watch_node(
     agent.run(look)
 
 
-def _jobs(directory: Path, looked_at: set[str], refuse: Callable[[str], None]) -> set[str]:
-    """Names of the jobs whose rings are new in the directory."""
+def _jobs(rings: Sequence[Path], looked_at: set[str], refuse: Callable[[str], None]) -> set[str]:
+    """Names of the jobs whose rings are new and whose ranks live, as far as can be seen."""
     found: set[str] = set()
-    for path in sorted(directory.glob(f"*{SUFFIX}")):
-        if path.name in looked_at:
+    for path in rings:
+        if str(path) in looked_at:
             continue
-        looked_at.add(path.name)
+        looked_at.add(str(path))
         try:
             reader = RingReader(path, owners=frozenset({os.getuid()}) if os.getuid() else None)
         except RingError as error:
             refuse(f"a ring was refused: {error}")
             continue
-        if Path(f"/proc/{reader.header.identity.pid}").exists():
-            found.add(reader.header.identity.job)
+        identity = reader.header.identity
+        if find_process(identity.pid, identity.start_ticks) is not None or not sees_every_process():
+            found.add(identity.job)
         reader.close()
     return found

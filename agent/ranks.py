@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankscope.agent.fingerprint import RANK_KEY, read_facts
 from rankscope.agent.last_words import ProcessTraces, left_behind
+from rankscope.agent.places import Place, find_process, place_of, sees_every_process
 from rankscope.agent.processes import ProcessHandle, ProcessStat, signal_name
 from rankscope.agent.recording import Recording
 from rankscope.clock import Clock
@@ -22,6 +23,8 @@ from rankscope.ring import SUFFIX, RankStatus, RingReader
 
 #: Steps whose durations say what is usual for a rank.
 _USUAL_STEPS = 256
+#: A rank whose process is not seen, and that did not say goodbye, counts as gone after so long without a word.
+_HIDDEN_SILENCE_NS = 3600 * 10**9
 
 
 @dataclass(slots=True)
@@ -48,6 +51,9 @@ class Rank:
     said_goodbye: bool = False
     failed: bool = False
     gone: bool = False
+    #: It lives where this agent sees no processes: only its ring tells of it.
+    hidden: bool = False
+    heard_ns: int = 0
 
     @property
     def stacks_path(self) -> Path:
@@ -74,8 +80,12 @@ class RankWatcher:
         owners: frozenset[int] | None,
         job: str | None = None,
         heard: Callable[[RankIdentity, list[RingRecord]], None] | None = None,
+        also: Callable[[], Sequence[Path]] = tuple,
     ) -> None:
-        """`owners` limits whose rings are read, `job` whose ranks (None: all); `heard` gets every record too."""
+        """`owners` limits whose rings are read, `job` whose ranks (None: all); `heard` gets every record too.
+
+        `also` names further directories, those of containers.
+        """
         self.ranks: list[Rank] = []
         self._directory = directory
         self._recording = recording
@@ -83,28 +93,33 @@ class RankWatcher:
         self._owners = owners
         self._job = job
         self._heard = heard
-        #: Ring files known, good or refused, by name: inode, so that a file that was replaced is looked at again.
+        self._also = also
+        #: Ring files known, good or refused, by path: inode, so that a file that was replaced is looked at again.
         self._known: dict[str, int] = {}
 
     def scan(self) -> list[Event]:
         """Look for rings that are new."""
-        try:
-            entries = [entry for entry in os.scandir(self._directory) if entry.name.endswith(SUFFIX)]
-        except OSError:
-            # The directory comes with the first ring.
-            return []
         events: list[Event] = []
-        for entry in sorted(entries, key=lambda entry: entry.name):
+        for directory in (self._directory, *self._also()):
             try:
-                inode = entry.inode()
-                if self._known.get(entry.name) == inode or entry.name.startswith("."):
-                    continue
-                self._known[entry.name] = inode
-                events += self._open(Path(entry.path))
-            except RingError as error:
-                text = f"a ring was refused: {error}"
-                events.append(Event("rank-degraded", self._clock.monotonic_ns(), text, Severity.WARNING))
+                entries = [entry for entry in os.scandir(directory) if entry.name.endswith(SUFFIX)]
+            except OSError:
+                # The directory comes with the first ring.
+                continue
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                events += self._look(entry)
         return events
+
+    def _look(self, entry: os.DirEntry[str]) -> list[Event]:
+        try:
+            inode = entry.inode()
+            if self._known.get(entry.path) == inode or entry.name.startswith("."):
+                return []
+            self._known[entry.path] = inode
+            return self._open(Path(entry.path))
+        except RingError as error:
+            text = f"a ring was refused: {error}"
+            return [Event("rank-degraded", self._clock.monotonic_ns(), text, Severity.WARNING)]
 
     def _open(self, path: Path) -> list[Event]:
         reader = RingReader(path, owners=self._owners)
@@ -118,12 +133,19 @@ class RankWatcher:
             # An agent before this one read it that far.
             reader.close()
             reader = RingReader(path, owners=self._owners, after=position)
-        handle = ProcessHandle(identity.pid, identity.start_ticks)
-        rank = Rank(identity, reader, row, handle, reader.header.anchor.monotonic_ns, ProcessTraces(identity.pid))
+        # In a container it calls itself by another number.
+        pid = find_process(identity.pid, identity.start_ticks)
+        handle = ProcessHandle(pid or identity.pid, identity.start_ticks)
+        # 0 is no process: the traces of whoever else has its number are not its own.
+        traces = ProcessTraces(pid or 0)
+        rank = Rank(identity, reader, row, handle, reader.header.anchor.monotonic_ns, traces)
+        # A job's own agent lives where its ranks do: what it does not see is gone.
+        rank.hidden = pid is None and self._job is not None and not sees_every_process()
+        rank.heard_ns = self._clock.monotonic_ns()
         if position:
             self._recall(rank)
         else:
-            events.append(_attached(rank))
+            events.append(_attached(rank, place_of(pid) if pid else Place()))
             if (facts := read_facts(path)) is not None:
                 self._recording.set_meta(f"{RANK_KEY}{row}", facts)
         self.ranks.append(rank)
@@ -151,17 +173,26 @@ class RankWatcher:
         for rank in self.ranks:
             if rank.gone:
                 continue
-            if (look or rank.handle.descriptor < 0) and not rank.handle.alive():
+            if rank.hidden:
+                events += self._read(rank)
+                if rank.said_goodbye or rank.failed or self._silent(rank):
+                    events += self.ended([rank])
+            elif (look or rank.handle.descriptor < 0) and not rank.handle.alive():
                 events += self.ended([rank])
             else:
                 events += self._read(rank)
         return events
+
+    def _silent(self, rank: Rank) -> bool:
+        """Whether a rank whose process is not seen has said nothing for so long that it must be gone."""
+        return self._clock.monotonic_ns() - rank.heard_ns > _HIDDEN_SILENCE_NS
 
     def _read(self, rank: Rank) -> list[Event]:
         batch = rank.reader.read()
         rank.status = rank.reader.status() or rank.status
         if not (batch.records or batch.overwritten or batch.damaged):
             return []
+        rank.heard_ns = self._clock.monotonic_ns()
         events: list[Event] = []
         for record in batch.records:
             if isinstance(record, StepRecord):
@@ -249,7 +280,7 @@ def _note_step(rank: Rank, record: StepRecord) -> None:
         rank.hook_shares.append(record.hook_ns / (record.end_ns - record.start_ns))
 
 
-def _attached(rank: Rank) -> Event:
+def _attached(rank: Rank, place: Place) -> Event:
     identity = rank.identity
     return Event(
         "rank-attached",
@@ -262,6 +293,7 @@ def _attached(rank: Rank) -> Event:
             "gpu_uuid": identity.gpu_uuid,
             "device_clock": identity.device_clock,
             "attempt": identity.attempt,
+            **place.known(),
         },
     )
 

@@ -89,7 +89,8 @@ EVENT_KINDS = {
     "filesystem-recovered": "a filesystem that stalled answers again: path, waited_ns",
     "disk-error": "the kernel reports an error of a disk: disk, error",
     "kernel-log-lost": "kernel log lines were overwritten before they were read: count",
-    "rank-attached": "a rank's ring was found: pid, gpu_uuid, device_clock",
+    "rank-attached": "a rank's ring was found: pid, gpu_uuid, device_clock; container, runtime, pod, pod_name, "
+    "pod_namespace, slurm_job, slurm_step, slurm_task where it runs in one",
     "rank-exited": "a rank's process is gone: pid, clean (1 where it said goodbye), last_step, phase, signal",
     "rank-exception": "the rank's training thread ended with an exception: type, step",
     "rank-hung": "a rank makes no progress: step, phase, since_ns, state (kernel's process state), waited_ns",
