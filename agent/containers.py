@@ -59,7 +59,7 @@ class ContainerDirectories:
             seen = {(self._proc / "self/ns/mnt").stat().st_ino}
         except OSError:
             return
-        for name in os.listdir(self._proc):
+        for name in (entry.name for entry in self._proc.iterdir()):
             if not (name.isascii() and name.isdigit()):
                 continue
             try:

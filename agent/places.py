@@ -133,7 +133,7 @@ def find_process(pid: int, start_ticks: int, proc: Path = Path("/proc")) -> int 
         return pid
     if not start_ticks:
         return None
-    for name in os.listdir(proc):
+    for name in (entry.name for entry in proc.iterdir()):
         if not (name.isascii() and name.isdigit()):
             continue
         try:
@@ -152,7 +152,7 @@ _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 
 
 def sees_every_process(proc: Path = Path("/proc")) -> bool:
-    """Whether what is not seen is gone: not so in a container's PID namespace, or where /proc hides others' processes."""
+    """Whether what is not seen is gone: not so in a PID namespace of its own, or where /proc hides others'."""
     try:
         first = (proc / "self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE
         hidden = any(
