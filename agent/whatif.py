@@ -10,13 +10,15 @@ from typing import Any
 
 import click
 
+from rankscope.agent.load import load_window
 from rankscope.agent.tables import table
-from rankscope.agent.whatif_files import read_recorded
+from rankscope.agent.whatif_files import Recorded, read_recorded
 from rankscope.rules.whatif import WhatIf
 from rankscope.rules.whatif import whatif as replay_operations
 from rankscope.rules.whatif_operations import OperationsError, operations
 from rankscope.rules.whatif_spans import SpanWhatIf, whatif_spans
 from rankscope.rules.whatif_verdict import Reading, read
+from rankscope.rules.whatif_window import operations_of_window
 
 SCHEMA = "rankscope.whatif/1"
 #: Lines of a table on the terminal; --json has them all.
@@ -29,23 +31,29 @@ _SHOWN = 10
     nargs=-1,
     required=True,
     metavar="FILE...",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True),
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON (docs/schemas/whatif.schema.json).")
 def whatif(files: Sequence[Path], as_json: bool) -> None:
     """What slows a job: its operations replayed without one worker's, stage's or kind's slowness.
 
     FILE holds operations of pipeline-parallel training (Parquet, CSV or JSON lines, with the columns dp_rank, stage,
-    step, optype, start_ts, duration), or spans of distributed traces (OTLP as JSON lines or protobuf). Several files
-    are one job.
+    step, optype, start_ts, duration), or spans of distributed traces (OTLP as JSON lines or protobuf), or is a
+    recording of `rankscope run`. Several files are one job.
     """
-    recorded = read_recorded(files)
+    found: WhatIf | None = None
+    recordings = [path for path in files if path.is_dir() or path.suffix == ".db"]
+    if recordings:
+        if len(recordings) < len(files):
+            raise OperationsError("some of these are recordings and some are not", todo="give one kind at a time")
+        found = _of_recordings(recordings)
+    recorded = Recorded() if recordings else read_recorded(files)
     if recorded.spans:
         spans = whatif_spans(recorded.spans)
         text, document = spans_text(spans), spans_document(spans)
     else:
         try:
-            found = replay_operations(operations(recorded.columns))
+            found = found or replay_operations(operations(recorded.columns))
         except OperationsError as error:
             names = ", ".join(map(str, files))
             where = f"{names}: {error.where}" if error.where else names
@@ -53,6 +61,18 @@ def whatif(files: Sequence[Path], as_json: bool) -> None:
         reading = read(found)
         text, document = operations_text(found, reading), operations_document(found, reading)
     click.echo(json.dumps(document, indent=2) if as_json else text)
+
+
+def _of_recordings(paths: Sequence[Path]) -> WhatIf:
+    """The replay of a run of ours, with its hosts priced too."""
+    window = load_window(paths)
+    hosts: dict[str, set[int]] = {}
+    for rank, of in window.ranks.items():
+        hosts.setdefault(of.identity.host, set()).add(rank)
+    try:
+        return replay_operations(operations_of_window(window), hosts if len(hosts) > 1 else None)
+    except OperationsError as error:
+        raise OperationsError(error.what, where=", ".join(map(str, paths)), todo=error.todo) from None
 
 
 def operations_document(found: WhatIf, reading: Reading) -> dict[str, Any]:
@@ -108,6 +128,12 @@ def operations_text(found: WhatIf, reading: Reading) -> str:
         lines.append(f"... {len(found.slowest) - _SHOWN} more workers")
     causes = [(cause.kind, f"{cause.share:.0%}", f"{cause.ms_per_step:,.1f}") for cause in found.causes]
     lines += ["", *table(("without", "of the lost time", "ms a step back"), causes)]
+    if found.by_place:
+        places = sorted(found.by_place.items(), key=lambda item: -item[1])
+        lines += [
+            "",
+            *table(("without host", "ms a step back"), [(name, f"{ms:,.1f}") for name, ms in places[:_SHOWN]]),
+        ]
     kinds = [(name, f"{value:.3f}") for name, value in found.by_optype.items() if value > 1.001]
     if kinds:
         lines += ["", *table(("operation", "slowdown by it alone"), kinds)]

@@ -12,7 +12,7 @@ is taken out alone: what comes back is the share of that cause, whichever other 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,6 +81,10 @@ class WhatIf:
     #: Spread of computation over the microbatches of a worker (standard deviation by mean).
     microbatch_spread: float
     step_slowdown: dict[int, float]
+    #: ms a step that come back with all workers of a place (a host) ideal, where places were given.
+    by_place: dict[str, float] = field(default_factory=dict)
+    #: From a recording of ours: its counters and logs, not this, say why.
+    recorded: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -149,8 +153,11 @@ def slowest_count(workers: int) -> int:
     return math.ceil(SLOWEST_SHARE * workers)
 
 
-def whatif(of: Operations) -> WhatIf:
-    """Replay these operations and say what slows them. Raises OperationsError."""
+def whatif(of: Operations, places: Mapping[str, Collection[int]] | None = None) -> WhatIf:
+    """Replay these operations and say what slows them; `places` names groups of data-parallel ranks, such as hosts.
+
+    Raises OperationsError.
+    """
     built = model(of)
     run = _Replayer(built)
     ranks, stages = len(of.dp_ranks), of.stages
@@ -179,7 +186,7 @@ def whatif(of: Operations) -> WhatIf:
         ideal_ms=run.ideal_s * _MS,
         slowdown=run.actual_s / run.ideal_s,
         m_w=run.share(run.without(chosen[:, run.stage].T)),
-        m_s=run.share(run.without(last)),
+        m_s=run.share(run.without(last)) if stages > 1 else None,
         slowest=[
             _worker(run, dp, stage, float(score[dp, stage]), priced=place < _PRICED)
             for place, (dp, stage) in enumerate(slowest)
@@ -190,8 +197,16 @@ def whatif(of: Operations) -> WhatIf:
         correlation=correlation,
         microbatch_spread=spread,
         step_slowdown={step: float(value) for step, value in zip(of.steps, step_s / run.ideal_s, strict=True)},
+        by_place={name: _place_price(run, members) for name, members in (places or {}).items()},
+        recorded=of.recorded,
         notes=of.notes,
     )
+
+
+def _place_price(run: _Replayer, members: Collection[int]) -> float:
+    of = run.of.operations
+    inside = np.array([rank in members for rank in of.dp_ranks])
+    return (run.actual_s - run.without(np.broadcast_to(inside, (len(of.nodes), len(of.dp_ranks))))) * _MS
 
 
 def _worker(run: _Replayer, dp: int, stage: int, slowdown: float, *, priced: bool) -> Worker:

@@ -52,6 +52,8 @@ class Operations:
     ranks: dict[tuple[int, int], int]
     #: What was left out or assumed, one line each.
     notes: list[str] = field(default_factory=list)
+    #: From a recording of ours, which holds counters that a replay does not look at.
+    recorded: bool = False
 
     @property
     def end_s(self) -> FloatArray:

@@ -35,6 +35,8 @@ MESSAGES = {
 _DATA_PARALLEL = frozenset({GATHER, SCATTER, LATE_GRADIENTS})
 #: What runs once a step, behind the last computation.
 _AFTER = frozenset({"gc", "layernorm-grads-all-reduce", EMBEDDING, SCATTER, LATE_GRADIENTS, CLIP, "optimizer"})
+#: Work of the worker alone that a recording of ours names; it holds up what comes behind it.
+_OWN = frozenset({"data-wait", "checkpoint", "evaluation", "other"})
 #: Words by which an operation of a name that is not known here is taken for communication.
 _COMMUNICATION = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "broadcast", "send", "recv", "barrier")
 #: Clocks of two streams agree this well (s).
@@ -135,7 +137,8 @@ class _Builder:
         last = max((float(self._end[node]) for node in inside), default=0.0)
         for name, nodes in by_type.items():
             if name not in _AFTER and name not in MESSAGES and name not in (FORWARD, BACKWARD, GATHER):
-                self._unknown.add(name)
+                if name not in _OWN:
+                    self._unknown.add(name)
                 # In the way of the computation: loading, evaluation, an exchange between experts.
                 inside += [node for node in nodes if float(self._start[node]) < last]
         ordered = self._in_order(inside)

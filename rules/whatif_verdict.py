@@ -30,6 +30,8 @@ FEW_WORKERS, STAGE, SEQUENCE, MICROBATCH, COMMUNICATION = (
     "communication",
 )
 NONE, MANY_WORKERS, UNEXPLAINED = "no straggler", "many uneven workers", "unexplained"
+#: What stands in place of a guess where counters and logs were recorded too.
+_REPORT = "Why, say the counters and logs of the recording: `rankscope report` weighs them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,9 @@ def read(found: WhatIf) -> Reading:
     if not told and found.m_s is not None and found.m_s >= _EXPLAINS:
         also += (f"the last stage: {found.m_s:.0%} of the lost time comes back if all of it were ideal (M_S)",)
     words, looks_like = _words(found, main, share)
+    if found.recorded:
+        # A pattern alone never accuses where evidence lies beside it.
+        words, looks_like = (*words[:1], _REPORT), "unknown"
     return Reading(main, looks_like, (*words, *doubt), also)
 
 
