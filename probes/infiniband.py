@@ -46,7 +46,13 @@ _HW_COUNTERS = {
     "np_cnp_sent": "ib.cnps_sent",
     "rp_cnp_handled": "ib.cnps_handled",
     "out_of_buffer": "ib.out_of_buffer",
-    "rnr_nak_retry_err": "ib.rnr_retries_exceeded",
+    "rnr_nak_retry_err": "ib.rnr_naks",
+    # Elastic Fabric Adapters (the efa driver of Linux), which keep nothing under counters/. Their bytes are bytes.
+    "rx_bytes": "ib.rx_bytes",
+    "tx_bytes": "ib.tx_bytes",
+    "retrans_pkts": "ib.retransmitted_packets",
+    "retrans_timeout_events": "ib.ack_timeouts",
+    "unresponsive_remote_events": "ib.retries_exceeded",
 }
 _STATE = re.compile(r"(\d{1,2}): ?([A-Za-z_ ]{1,32})")
 _RATE = re.compile(r"(\d{1,5}(?:\.\d{1,3})?) Gb/sec")
@@ -138,5 +144,5 @@ def _values(port: Path) -> dict[str, float]:
     for name, metric in _HW_COUNTERS.items():
         count = read_number(port / "hw_counters" / name)
         if count is not None:
-            values[metric] = count
+            values.setdefault(metric, count)
     return values

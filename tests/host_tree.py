@@ -140,7 +140,7 @@ def _lines(probe: Probe, now_ns: int, root: Path) -> list[str]:
     lines: list[str] = []
     for group in probe.groups:
         # Ticks of the log's clock are before every read.
-        result = _read(probe, group.name, now_ns or _LATER_NS // 2)
+        result = read_group(probe, group.name, now_ns or _LATER_NS // 2)
         lines += [
             f"{probe.name}: {reading.metric}{{{reading.device}}} {reading.value:.15g}"
             for reading in sorted(result.readings, key=lambda r: (r.metric, r.device))
@@ -153,7 +153,8 @@ def _lines(probe: Probe, now_ns: int, root: Path) -> list[str]:
     return lines
 
 
-def _read(probe: Probe, group: str, now_ns: int) -> ProbeResult:
+def read_group(probe: Probe, group: str, now_ns: int) -> ProbeResult:
+    """One group of a probe that has been told of the rank, its typed errors as outcomes."""
     if isinstance(probe, FollowsRanks):
         probe.set_ranks(RANKS)
     try:

@@ -219,6 +219,12 @@ INFINIBAND_METRICS = (
         "Fault: connections that gave up sending again",
     ),
     counter(
+        "ib.retransmitted_packets",
+        "{packet}",
+        "rankscope.ib.fault.retransmitted",
+        "Fault: packets sent again (Elastic Fabric Adapters)",
+    ),
+    counter(
         "ib.icrc_errors",
         "{error}",
         "rankscope.ib.fault.icrc",
@@ -261,10 +267,10 @@ INFINIBAND_METRICS = (
         "Slow receiver: packets dropped because no receive was posted",
     ),
     counter(
-        "ib.rnr_retries_exceeded",
-        "{error}",
-        "rankscope.ib.receiver.rnr_retries_exceeded",
-        "Slow receiver: connections that gave up because the peer was never ready",
+        "ib.rnr_naks",
+        "{packet}",
+        "rankscope.ib.receiver.rnr_naks",
+        "Slow receiver: times a peer said that it was not ready to receive",
     ),
 )
 
