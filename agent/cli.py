@@ -32,6 +32,7 @@ _RECORDINGS = click.argument(
 #: Commands that stand in modules of their own, as `module:function`; imported when they are called or listed.
 _COMMANDS: dict[str, str] = {
     "compare": "rankscope.agent.compare:compare",
+    "gpus": "rankscope.agent.gpus:gpus",
     "hang": "rankscope.agent.hang_command:hang",
     "prioritise": "rankscope.agent.prioritise:prioritise",
     "quantiles": "rankscope.agent.quantiles:quantiles",

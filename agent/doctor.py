@@ -20,7 +20,7 @@ from rankscope.agent.recording import state_directory
 from rankscope.agent.sources import build_sources
 from rankscope.clock import SystemClock
 from rankscope.errors import PermissionDenied, ProbeError, Unsupported
-from rankscope.reading import DeviceProbe, Outcome, Probe
+from rankscope.reading import DeviceProbe, Event, Outcome, Probe, Reading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,19 +71,26 @@ class Found:
 
 
 @dataclass(slots=True)
-class _Heard:
+class Heard:
     """What one probe said to all its groups."""
 
     probe: Probe
-    metrics: set[str] = field(default_factory=set)
+    readings: list[Reading] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     answered: set[str] = field(default_factory=set)
     #: (outcome, reason) -> devices.
     troubles: dict[tuple[Outcome, str], list[str]] = field(default_factory=dict)
 
+    @property
+    def metrics(self) -> set[str]:
+        """Names of what was read."""
+        return {reading.metric for reading in self.readings}
+
     def take(self, answer: Answer) -> None:
         """One answer more."""
         self.answered.add(answer.watched.group.name)
-        self.metrics |= {reading.metric for reading in answer.result.readings}
+        self.readings += answer.result.readings
+        self.events += answer.result.events
         for device, outcome, reason in answer.result.outcomes:
             if outcome is not Outcome.OK:
                 self.note(outcome, reason, device)
@@ -125,7 +132,7 @@ class _Heard:
 def examine(settings: Settings) -> list[Found]:
     """Read every source and look at what a run needs. Raises ConfigurationError."""
     sources = build_sources(settings, lambda: {0: os.getpid()})
-    found = [line for heard in _ask(sources.probes) for line in heard.found()]
+    found = [line for heard in ask(sources.probes) for line in heard.found()]
     found.append(_directory("rings", ring_root(settings), "set RANKSCOPE_DIR to a directory in memory"))
     state = settings.recording.state_directory
     found.append(_directory("recordings", Path(state) if state else state_directory(), "set RANKSCOPE_STATE"))
@@ -134,11 +141,11 @@ def examine(settings: Settings) -> list[Found]:
     return found
 
 
-def _ask(probes: Iterable[Probe]) -> list[_Heard]:
+def ask(probes: Iterable[Probe]) -> list[Heard]:
     """Every group of every probe, each probe in a thread of its own: one that hangs holds up no other."""
     clock = SystemClock()
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-    heard = {probe.name: _Heard(probe) for probe in probes}
+    heard = {probe.name: Heard(probe) for probe in probes}
     watched = {name: [Watched(one.probe, group) for group in one.probe.groups] for name, one in heard.items()}
     lanes = {name: Lane(answers, clock, checking=True) for name in heard}
     deadline = time.monotonic() + _ASK_FOR_SECONDS
@@ -172,11 +179,11 @@ def _ask(probes: Iterable[Probe]) -> list[_Heard]:
     return list(heard.values())
 
 
-def _known(heard: _Heard) -> bool:
+def _known(heard: Heard) -> bool:
     return not isinstance(heard.probe, DeviceProbe) or bool(heard.probe.devices)
 
 
-def _wants_more(heard: _Heard, rounds: int) -> bool:
+def _wants_more(heard: Heard, rounds: int) -> bool:
     """Whether asking again may bring more: a helper starts first, and some metrics are differences."""
     if any(outcome is not Outcome.NO_DATA for outcome, _ in heard.troubles) and not heard.metrics:
         return False

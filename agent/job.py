@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankscope.agent.attribution import GpuUse, RankProcess
 from rankscope.agent.config import Settings
 from rankscope.agent.export import Export, export_targets
 from rankscope.agent.fingerprint import GPU_KEY, HOST_KEY
@@ -92,6 +93,7 @@ class WatchedJob:
         self._rules_trouble = ""
         self._gpus: list[str] = []
         self._commit_due_ns = self._scan_due_ns = self._hang_due_ns = 0
+        self._uses = GpuUse(job)
         #: Ranks that took a step far slower than usual since the last look.
         self._slow: dict[int, RankIdentity] = {}
         #: Rank -> (step, usual duration of its steps then).
@@ -133,10 +135,16 @@ class WatchedJob:
         if self._export is not None:
             self._export.add(readings=tick.readings)
         self._add_events(tick.events)
+        self._add_events(self._uses.take(tick.readings, tick.events, self._rank_processes(), now_ns))
         if any(event.kind in HARDWARE_EVENTS and not event.attributes.get("history") for event in tick.events):
             # The rules read the recording: what they are called for has to be in it.
             self.commit()
             self._live.hurry()
+
+    def _rank_processes(self) -> Iterator[RankProcess]:
+        for rank in self.watcher.ranks:
+            if not rank.gone and not rank.hidden:
+                yield RankProcess(rank.identity.job, rank.identity.rank, rank.handle.pid, rank.identity.gpu_uuid)
 
     def add_readings(self, readings: list[Reading]) -> None:
         """Record readings of the agent itself."""

@@ -64,6 +64,7 @@ EVENT_KINDS = {
     "gpu-lost": "NVML says the GPU is lost or it vanished from the bus: source",
     "gpu-event": "a structured GPU event of the driver: source_module, event_code, severity, xid, group, primary",
     "gpu-described": "a GPU as its driver tells it, once and after a change: name, driver, firmware, NUMA node, peers",
+    "gpu-shared": "a process that is none of the job's uses its GPU: pid, process, memory_bytes, and where it runs",
     "gpu-counters-reset": "a GPU's counters began anew (reset or driver reload): uptime_seconds",
     "gpu-fallen-off": "the kernel log says a GPU has fallen off the bus: pci",
     "gpu-init-failed": "the kernel log says a GPU could not be initialised: pci, code",

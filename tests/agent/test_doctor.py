@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 
 from rankscope.agent.config import RootSettings, Settings
-from rankscope.agent.doctor import Found, State, _ask, document, examine, print_examination
+from rankscope.agent.doctor import Found, State, document, examine, print_examination
+from rankscope.agent.doctor import ask as ask_all
 from rankscope.errors import PermissionDenied, Unsupported
 from rankscope.reading import Outcome, Probe, ProbeResult, Reading
 from rankscope.simulator.build import LIBRARY, build
@@ -68,7 +69,7 @@ def test_a_configuration_that_cannot_be_used_is_one_line(tmp_path: Path, config:
 
 def ask(*probes: Probe) -> dict[tuple[str, State], Found]:
     """What the doctor finds of these probes, by name and state."""
-    return {(line.name, line.state): line for heard in _ask(probes) for line in heard.found()}
+    return {(line.name, line.state): line for heard in ask_all(probes) for line in heard.found()}
 
 
 def test_each_way_to_fail_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
