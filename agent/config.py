@@ -59,6 +59,16 @@ class HangSettings(Struct, forbid_unknown_fields=True, frozen=True):
         Text,
         _say("Signal on which a rank writes its stacks, only where it has no handler of its own. Empty: never."),
     ] = "SIGUSR2"
+    pyspy: Annotated[
+        bool, _say("Whether py-spy, where it is installed and permitted, takes the stacks, and no signal is sent.")
+    ] = True
+    flight_recorder: Annotated[
+        bool,
+        _say(
+            "Whether ranks answer for their flight recorder on a Unix socket in the run's own directory, by a "
+            "thread of torch's."
+        ),
+    ] = True
 
 
 class ProbeSettings(Struct, forbid_unknown_fields=True, frozen=True):

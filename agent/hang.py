@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankscope.agent.config import HangSettings
+from rankscope.agent.rank_state import RankState, StateTaker, find_pyspy, wait_channel
 from rankscope.agent.ranks import Rank
 from rankscope.clock import Clock
 from rankscope.reading import Event, Severity
@@ -37,9 +38,11 @@ class _Asked:
 class HangWatch:
     """Looks at all ranks of a job together: one that is late makes all others wait."""
 
-    def __init__(self, settings: HangSettings, clock: Clock) -> None:
+    def __init__(self, settings: HangSettings, clock: Clock, *, states: StateTaker | None = None) -> None:
         self._settings = settings
         self._clock = clock
+        self._states = states or StateTaker(pyspy=find_pyspy() if settings.pyspy else None)
+        self._by_row: dict[int, Rank] = {}
         #: Progress of each hung rank when it was reported, so that a hang is told once and again after it moved.
         self._told: dict[int, int] = {}
         self._asked: list[_Asked] = []
@@ -67,7 +70,10 @@ class HangWatch:
             self._told[rank.row] = _updates(rank)
             events.append(_hung(rank, now, waited[rank.row]))
         for rank in live:
-            events += self._ask(rank, now)
+            self._by_row[rank.row] = rank
+            self._states.take(rank.row, rank.identity.pid, _flight_path(rank))
+            if self._states.pyspy is None:
+                events += self._ask(rank, now)
         return events
 
     def _limit_ns(self, rank: Rank, live: list[Rank]) -> int:
@@ -100,6 +106,8 @@ class HangWatch:
     def _collect(self) -> list[Event]:
         events: list[Event] = []
         now = self._clock.monotonic_ns()
+        for state in self._states.done():
+            events += self._told_by(self._by_row[state.row], state, now)
         for asked in list(self._asked):
             size = _size(asked.rank.stacks_path)
             if size > asked.offset and size == asked.size:
@@ -110,16 +118,32 @@ class HangWatch:
                 events.append(event)
                 self._asked.remove(asked)
             elif now > asked.deadline_ns or asked.rank.gone:
-                state = found.state if (found := asked.rank.handle.stat()) is not None else "gone"
-                events.append(_no_stacks(asked.rank, now, f"it did not answer (state {state})"))
+                how = found.state if (found := asked.rank.handle.stat()) is not None else "gone"
+                events.append(_no_stacks(asked.rank, now, f"it did not answer (state {how})"))
                 self._asked.remove(asked)
             asked.size = size
+        return events
+
+    def _told_by(self, rank: Rank, state: RankState, now: int) -> list[Event]:
+        """What one rank answered; where py-spy may not look at it, its own fault handler is asked."""
+        number = rank.identity.rank
+        attributes: dict[str, str | int | float | None] = {"pid": rank.identity.pid}
+        events = []
+        if state.flight:
+            events.append(Event("rank-flight", now, state.flight, rank=number, attributes=attributes))
+        elif rank.tells_flight:
+            text = f"no flight recorder of rank {number}: {state.flight_unseen}"
+            events.append(Event("rank-flight", now, text, Severity.WARNING, rank=number, attributes={"source": "none"}))
+        if state.stacks:
+            events.append(Event("rank-stacks", now, state.stacks, rank=number, attributes={"source": "py-spy"}))
+        elif self._states.pyspy is not None:
+            events += self._ask(rank, now)
         return events
 
     @property
     def waiting(self) -> bool:
         """Whether stacks were asked for that have not come."""
-        return bool(self._asked)
+        return bool(self._asked) or self._states.waiting
 
 
 def _phase(rank: Rank) -> Phase:
@@ -139,10 +163,12 @@ def _hung(rank: Rank, now: int, waited_ns: int) -> Event:
     state = found.state if found is not None else "gone"
     step = rank.last_step if rank.status is None else rank.status.step
     phase, number = _phase(rank).name.lower(), rank.identity.rank
+    channel = wait_channel(rank.identity.pid)
+    where = f"process state {state}" + (f", waits in {channel}" if channel else "")
     return Event(
         "rank-hung",
         now,
-        f"rank {number} has been in {phase} of step {step} for {waited_ns / 1e9:.1f} s (process state {state})",
+        f"rank {number} has been in {phase} of step {step} for {waited_ns / 1e9:.1f} s ({where})",
         Severity.CRITICAL,
         device=rank.identity.gpu_uuid or "",
         rank=number,
@@ -151,10 +177,15 @@ def _hung(rank: Rank, now: int, waited_ns: int) -> Event:
             "phase": phase,
             "since_ns": now - waited_ns,
             "state": state,
+            "wait_channel": channel or None,
             "waited_ns": waited_ns,
             "pid": rank.identity.pid,
         },
     )
+
+
+def _flight_path(rank: Rank) -> Path | None:
+    return rank.reader.path.with_name(f"{rank.identity.pid}.flight") if rank.tells_flight else None
 
 
 def _no_stacks(rank: Rank, now: int, why: str) -> Event:

@@ -47,6 +47,8 @@ class Rank:
     longest_ns: dict[Phase, int] = field(default_factory=dict)
     #: Signal on which it writes its stacks, as it announced.
     stack_signal: str = ""
+    #: Its flight recorder can be asked for, over a socket beside its ring.
+    tells_flight: bool = False
     #: It ended or detached by itself, or its hooks gave up: silence means nothing any more.
     said_goodbye: bool = False
     failed: bool = False
@@ -220,6 +222,8 @@ class RankWatcher:
                 key, _, value = word.partition("=")
                 if key == "stacks" and value.startswith("SIG"):
                     rank.stack_signal = value
+                elif key == "flight":
+                    rank.tells_flight = value == "1"
         elif mark.mark in (MarkKind.ENDED, MarkKind.DETACHED):
             rank.said_goodbye = True
         elif mark.mark == MarkKind.DEGRADED:

@@ -75,7 +75,7 @@ def picture(recording: Path) -> Picture:
                 power_watts=latest.get(("gpu.power_watts", gpu)),
             )
         )
-    told = [event.text for event in window.events if event.kind not in ("rank-attached", "rank-stacks")]
+    told = [event.text for event in window.events if event.kind not in ("rank-attached", "rank-stacks", "rank-flight")]
     return Picture(window.job, window.job_status, tuple(ranks), tuple(told[-5:]))
 
 

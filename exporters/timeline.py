@@ -28,6 +28,8 @@ LANE_POINTS = 1_500
 EVENTS = 500
 #: Findings with a band on the timeline.
 FAULTS = 20
+#: Events whose text is data, with what is shown instead.
+_TAKEN = {"rank-stacks": "stacks were taken", "rank-flight": "its flight recorder was read"}
 
 
 def timeline(verdict: Verdict, window: Window, summaries: list[RankSummary]) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _events(window: Window, axis: TimeAxis) -> list[dict[str, Any]]:
         {
             "t": max(0, axis.at(event.host, event.time_ns) // 1_000),
             "kind": visible(event.kind),
-            "text": visible(event.text if event.kind != "rank-stacks" else "stacks were taken")[:300],
+            "text": visible(_TAKEN.get(event.kind, event.text))[:300],
             "rank": event.rank if event.rank is not None else owners.get(event.device),
             "severity": str(event.severity),
         }

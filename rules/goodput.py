@@ -133,7 +133,9 @@ def _failures(window: Window, attempt: Attempt) -> Sequence[Failure]:
             continue
         if event.kind == "rank-exception":
             failures.append(Failure(event.rank, event.time_ns, event.text, host=event.host))
-        elif event.kind == "rank-exited" and event.attributes.get("clean") not in (1, True):
+        elif event.kind == "rank-exited" and (
+            event.attributes.get("clean") not in (1, True) or event.attributes.get("status")
+        ):
             signal, status = (event.attributes.get(name) for name in ("signal", "status"))
             failures.append(
                 Failure(

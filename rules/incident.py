@@ -16,6 +16,7 @@ from rankscope.rules import gpu_trouble
 from rankscope.rules.evidence import Observation, unseen
 from rankscope.rules.failure import ECHO, OWN, Failure, kind_of_text
 from rankscope.rules.first_failure import first_failure
+from rankscope.rules.flight_live import live_comparison, named
 from rankscope.rules.frame import Frame
 from rankscope.rules.table import Symptom
 from rankscope.rules.telemetry import Telemetry
@@ -69,7 +70,9 @@ def _deaths(events: Sequence[Event]) -> list[Event]:
     """Ranks that ended without a goodbye or with an exception of their own making, in order."""
     found = []
     for event in events:
-        gone = event.kind == "rank-exited" and event.attributes.get("clean") not in (1, True)
+        # A rank that says goodbye and ends with a status has failed: its launcher takes it so.
+        bad = event.attributes.get("clean") not in (1, True) or event.attributes.get("status")
+        gone = event.kind == "rank-exited" and bad
         failed = event.kind == "rank-exception" and not _BY_HAND.search(event.text)
         if event.rank is not None and (gone or failed):
             found.append(event)
@@ -196,8 +199,7 @@ def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[E
         what = f"rank {missing.rank} ended while ranks {_names(hung)} wait for it"
         behind = Observation(1.0, what, missing.attributes.get("last_step"))
     else:
-        root, strength, why = _standing_out(hung)
-        behind = Observation(strength, why + _stack_of(events, root.rank), root.attributes.get("state"))
+        root, behind = _behind(events, hung)
     if _went_on(frame, hung):
         behind = Observation(0.5 * (behind.strength or 0.0), behind.what + "; it went on later", behind.value)
     located = broken is not None or (behind.strength or 0.0) >= 0.5 or len(hung) == 1
@@ -213,6 +215,19 @@ def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[E
         phase if isinstance(phase, str) else None,
         seen,
     )
+
+
+def _behind(events: Sequence[Event], hung: list[Event]) -> tuple[Event, Observation]:
+    """Who is not where the others wait, by its own status and, where ranks answered for them, by flight recorders."""
+    root, strength, why = _standing_out(hung)
+    comparison = live_comparison(events)
+    suspect = named(comparison)
+    if comparison is not None and suspect is not None:
+        of_rank = next((event for event in hung if event.rank == suspect.rank), None)
+        if of_rank is not None and ("mismatch" in suspect.kinds or strength < 0.9 or of_rank is root):
+            root, strength = of_rank, max(strength if of_rank is root else 0.0, 0.9)
+            why = f"{root.text}; flight recorders: {comparison.summary.rstrip('.')}"
+    return root, Observation(strength, why + _stack_of(events, root.rank), root.attributes.get("state"))
 
 
 def _names(hung: Sequence[Event]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rankscope.finding import Advice, Evidence, Finding, Overhead, Side, Verdict
 from rankscope.reading import Severity
 from rankscope.rules import gpu_trouble
+from rankscope.rules.attempts import by_attempt
 from rankscope.rules.evidence import Observation, observe
 from rankscope.rules.evidence_gpu import held_by_heat
 from rankscope.rules.explain import explain
@@ -21,7 +23,7 @@ from rankscope.rules.locate import LEAST_JUDGED, suspects
 from rankscope.rules.progress import progress
 from rankscope.rules.table import Table, load
 from rankscope.rules.telemetry import Telemetry
-from rankscope.window import Window
+from rankscope.window import Attempt, Window
 
 TABLE = load()
 #: Every class by slug.
@@ -38,9 +40,11 @@ def diagnose(window: Window, table: Table = TABLE) -> tuple[Finding, ...]:
     """What is wrong with the job in this window, the most important first; nothing for a healthy one."""
     frame, telemetry = Frame(window), Telemetry(window)
     found: list[Finding] = []
-    stopped = incident(window, frame, telemetry)
-    if stopped is not None:
-        found.append(broken(table, window, stopped, explain(table, stopped.symptom, stopped.seen)))
+    for attempt, part in reversed(by_attempt(window)):
+        stopped = incident(part, frame, telemetry)
+        if stopped is not None:
+            ended = broken(table, part, stopped, explain(table, stopped.symptom, stopped.seen))
+            found.append(ended if part.job_status == window.job_status else _of_attempt(ended, attempt))
     for suspect in suspects(frame):
         seen = observe(SLOWNESS, frame, telemetry, suspect)
         explanation = explain(table, suspect.symptom, seen)
@@ -90,6 +94,14 @@ def _importance(table: Table, finding: Finding) -> tuple[bool, bool, float]:
     ended = finding.impact.ms_per_step is None
     hours = finding.impact.gpu_hours_per_day or 0.0
     return not _counts(table, finding), not ended, -hours * finding.confidence
+
+
+def _of_attempt(finding: Finding, attempt: Attempt | None) -> Finding:
+    """The end of an attempt that another followed: over, and told as that attempt's."""
+    if attempt is None:
+        return finding
+    summary = f"Attempt {attempt.number}, before a restart: {finding.summary}"
+    return replace(finding, summary=summary, until_ns=attempt.end_ns)
 
 
 def _once(found: Sequence[Finding]) -> list[Finding]:

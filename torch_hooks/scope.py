@@ -26,6 +26,7 @@ from rankscope.records import MarkKind, Phase
 from rankscope.ring import RingWriter, ring_path
 from rankscope.torch_hooks.clocks import choose_clock, device_undecided
 from rankscope.torch_hooks.fingerprint import write_fingerprint
+from rankscope.torch_hooks.flight_socket import FlightSocket, flight_path
 from rankscope.torch_hooks.loop import TrainingLoop
 from rankscope.torch_hooks.nonfinite import NonFiniteWatch
 from rankscope.torch_hooks.patches import Patches
@@ -151,11 +152,13 @@ class Scope:
         clock = StepClock(ring, device, world_size=identity.world_size, gc_watch=gc_watch, usage=usage, coarse=coarse)
         clock.on_step = self._obey(ControlReader(path))
         dumper = StackDumper(path.with_name(f"{path.name}.stacks"), self._environ)
+        flight = FlightSocket(flight_path(path, identity.pid), self._environ)
         gc_watch.install()
-        self._stop_watching += [gc_watch.remove, usage.close, clock.close, dumper.remove]
+        self._stop_watching += [gc_watch.remove, usage.close, clock.close, dumper.remove, flight.close]
         self._stop_watching.append(device.watch_synchronize(clock.synchronized))
         version = getattr(sys.modules.get("torch"), "__version__", "?")
-        clock.mark(MarkKind.ATTACHED, f"stacks={dumper.install()} torch={version} python={sys.executable}")
+        can = f"stacks={dumper.install()} flight={int(flight.open())}"
+        clock.mark(MarkKind.ATTACHED, f"{can} torch={version} python={sys.executable}")
         for line in self._patches.unavailable:
             clock.mark(MarkKind.DEGRADED, line)
         self._device, self._signals = device, Signals(ring, device)
