@@ -35,6 +35,7 @@ from rankscope.torch_hooks.signals import Signals
 from rankscope.torch_hooks.stacks import StackDumper
 from rankscope.torch_hooks.step_clock import StepClock
 from rankscope.torch_hooks.usage import GcWatch, ThreadUsage
+from rankscope.torch_hooks.window import Window, make_window
 
 Batch = TypeVar("Batch")
 
@@ -115,11 +116,18 @@ class Scope:
         self._loop = self._clock = None
         self._ended = True
 
-    def _obey(self, control: ControlReader) -> Callable[[], None]:
+    def _obey(self, control: ControlReader, clock: StepClock, window: Window | None) -> Callable[[], None]:
         """What is asked at each step's end: whether the agent wants something."""
 
         def poll() -> None:
-            if control.poll() is Command.DETACH:
+            command = control.poll()
+            if window is not None:
+                if command is Command.WINDOW:
+                    window.ask()
+                said = window.step_end(clock.step - 1, clock.last_step_ns)
+                if said is not None:
+                    clock.mark(MarkKind.WINDOW, said)
+            if command is Command.DETACH:
                 self._patches.remove()
                 if self._clock is not None:
                     self._clock.mark(MarkKind.DETACHED, "the agent asked for it")
@@ -150,12 +158,15 @@ class Scope:
         # With one hardware queue, timing events between kernels were seen to break compute/communication overlap.
         coarse = self._environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1"
         clock = StepClock(ring, device, world_size=identity.world_size, gc_watch=gc_watch, usage=usage, coarse=coarse)
-        clock.on_step = self._obey(ControlReader(path))
+        window = make_window(path, identity.rank, self._environ)
+        clock.on_step = self._obey(ControlReader(path), clock, window)
         dumper = StackDumper(path.with_name(f"{path.name}.stacks"), self._environ)
         flight = FlightSocket(flight_path(path, identity.pid), self._environ)
         gc_watch.install()
         self._stop_watching += [gc_watch.remove, usage.close, clock.close, dumper.remove, flight.close]
         self._stop_watching.append(device.watch_synchronize(clock.synchronized))
+        if window is not None:
+            self._stop_watching.append(window.close)
         version = getattr(sys.modules.get("torch"), "__version__", "?")
         can = f"stacks={dumper.install()} flight={int(flight.open())}"
         clock.mark(MarkKind.ATTACHED, f"{can} torch={version} python={sys.executable}")

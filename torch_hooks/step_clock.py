@@ -110,9 +110,9 @@ class StepClock:
         self.step += 1
         if "torch._dynamo" in sys.modules:
             self._compile.install()
-        self._hook_ns = self._monotonic_ns() - now
         if self.on_step is not None:
             self.on_step()
+        self._hook_ns = self._monotonic_ns() - now
 
     def _write(self, now: int, spent: list[int]) -> None:
         own, wait = spent[Phase.BACKWARD], spent[Phase.COLLECTIVE_WAIT]

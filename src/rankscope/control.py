@@ -29,6 +29,8 @@ class Command(IntEnum):
     NONE = 0
     #: Stop watching for good: the hooks cost more than they may.
     DETACH = 1
+    #: Record a window of the profiler as soon as its cost allows it.
+    WINDOW = 2
 
 
 def control_path(ring: Path) -> Path:

@@ -88,6 +88,7 @@ class MarkKind(IntEnum):
     LOADER = 9
     NONFINITE = 10
     SNAPSHOT = 11
+    WINDOW = 12
 
 
 def _absent(values: Iterable[int]) -> list[Any]:
