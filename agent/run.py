@@ -55,11 +55,14 @@ def run_job(
     output: Path | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),  # noqa: T201 - standard error of the command
     progress: Callable[[Path], None] = lambda _recording: None,
+    rings_made: Callable[[Path], None] = lambda _rings: None,
+    job_ended: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Run `command` watched and give the verdict. Call it from the main thread, before any other is started.
 
     `environ` is the environment to begin with, `job_environ` and `agent_environ` what either gets besides; `output`
-    takes the job's standard output and error; `progress` is called with the recording twice a second or so. Raises
+    takes the job's standard output and error; `progress` is called with the recording twice a second or so.
+    `rings_made` hears where the ranks' rings will be, once the job runs, and `job_ended` that it does no more. Raises
     ConfigurationError where the command cannot be started.
     """
     environ = dict(os.environ if environ is None else environ)
@@ -87,6 +90,7 @@ def run_job(
                 run.discard(agent)
                 raise
             pythons = JobPythons(pid)
+            rings_made(rings)
 
             def tick() -> None:
                 if not run.seen_rank():
@@ -95,6 +99,7 @@ def run_job(
 
             supervisor = Supervisor(pid, own_group, agent, run.restart_agent, tick)
             status = exit_status(supervisor.wait_job())
+            job_ended()
             finished = supervisor.end_agent(_FINISH_SECONDS + settings.export.drain_seconds)
         if not finished:
             say(f"rankscope: the agent did not finish; the verdict rests on what it had written{run.last_words()}")

@@ -1,6 +1,7 @@
 """A rank without torch: writes a real ring as the hooks do, from a process of its own. Arguments: key=value words.
 
-steps, step_ms, rank, world, gpu (UUID), then=(end | exception | exit | stuck | spin): what it does after its last step.
+steps, step_ms, rank, world, gpu (UUID), slow_file: while that file is there, a step takes twice as long.
+then=(end | exception | exit | stuck | spin): what it does after its last step.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def main() -> None:
     for step in range(steps):
         start = time.monotonic_ns()
         ring.set_status(start, step, Phase.FORWARD)
-        time.sleep(step_ms / 1000)
+        slow = "slow_file" in options and Path(options["slow_file"]).exists()
+        time.sleep(step_ms / 1000 * (1 + slow))
         end = time.monotonic_ns()
         ring.append_record(StepRecord(step, start, end, 0, end - start, 0, 0, 0, 0, 0, 0, hook_ns=1000))
     match options.get("then", "end"):

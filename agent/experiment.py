@@ -1,0 +1,246 @@
+"""`rankscope experiment`: what a knob really does to the step, and whether two series are a feedback loop."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from rankscope.agent.config import load_settings
+from rankscope.agent.switchback import AgentKnob, CommandKnob, Design, Knob, Switchback
+from rankscope.errors import ConfigurationError
+from rankscope.rules import feedback
+from rankscope.rules.switchback import LEAST_BLOCKS, Decision, Interval
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def experiment() -> None:
+    """What a knob really does to the step, by randomised windows; and feedback loops told from coincidence."""
+
+
+@experiment.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--on", "on_command", default="", help="Command that turns the knob on.")
+@click.option("--off", "off_command", default="", help="Command that turns it off; it is off at the end.")
+@click.option("--agent", "the_agent", is_flag=True, help="The knob is Rankscope's own agent.")
+@click.option("--window-steps", default=20, show_default=True, type=click.IntRange(2), help="Steps of a window.")
+@click.option("--settle-steps", default=3, show_default=True, type=click.IntRange(0), help="Steps left out before.")
+@click.option("--max-blocks", default=200, show_default=True, type=click.IntRange(LEAST_BLOCKS), help="Then stop.")
+@click.option("--margin", default=0.005, show_default=True, help="Share of the step that does not matter.")
+@click.option("--seed", default=0, help="Of the order of the windows.")
+@click.option("--config", type=_FILE, help="Configuration (TOML); also $RANKSCOPE_CONFIG.")
+@click.option("--json", "json_file", default="", metavar="FILE", help='As JSON into FILE, "-" for standard output.')
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    on_command: str,
+    off_command: str,
+    the_agent: bool,
+    window_steps: int,
+    settle_steps: int,
+    max_blocks: int,
+    margin: float,
+    seed: int,
+    config: Path | None,
+    json_file: str,
+    command: Sequence[str],
+) -> None:
+    """Run COMMAND and switch a knob on and off in random order: what a step costs with it, until that is decided.
+
+    Ends with the job's own status. The job goes on when it is decided.
+    """
+    from rankscope.agent.run import run_job
+
+    if the_agent == bool(on_command or off_command):
+        raise ConfigurationError("needs one knob", where="experiment run", todo="give --on and --off, or --agent")
+    knob = AgentKnob() if the_agent else CommandKnob(on_command, off_command)
+    design = Design(window_steps, settle_steps, max_blocks=max_blocks, margin=margin, seed=seed)
+    begun: list[Switchback] = []
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    def begin(rings: Path) -> None:
+        begun.append(Switchback(rings, knob, design, say))
+        begun[0].start()
+
+    def end() -> None:
+        for ran in begun:
+            ran.stop()
+
+    result = run_job(command, settings=load_settings(config), say=say, rings_made=begin, job_ended=end)
+    document = switchback_document(begun[0] if begun else None, knob, design)
+    _put(document, json_file)
+    click.echo(told_switchback(document), err=True)
+    ctx.exit(result.exit_status)
+
+
+def switchback_document(ran: Switchback | None, knob: Knob, design: Design) -> dict[str, Any]:
+    """The outcome as JSON (docs/schemas/experiment.schema.json)."""
+    document: dict[str, Any] = {
+        "schema": "rankscope.experiment/1",
+        "knob": knob.name,
+        "windows": len(ran.stretches) if ran is not None else 0,
+        "decision": str(Decision.UNDECIDED),
+        "error": ran.error if ran is not None else "the job was not watched",
+        "margin": design.margin,
+        "effect": None,
+    }
+    found = ran.found if ran is not None else None
+    if found is not None:
+        document["decision"] = str(found.decision)
+        document["effect"] = {key: value for key, value in asdict(found).items() if key != "decision"}
+        document["effect"]["fraction"] = asdict(found.fraction)
+    return document
+
+
+def told_switchback(document: dict[str, Any]) -> str:
+    """The outcome for a person."""
+    effect = document["effect"]
+    if effect is None:
+        why = document["error"] or f"{document['windows']} windows, and it takes {2 * LEAST_BLOCKS}"
+        return f"no effect can be told: {why}"
+    cost, share = _interval(effect["mean_ms"], "ms a step"), _percent(effect["fraction"])
+    lines = [
+        f"{document['decision']}: the {document['knob']} costs {cost}",
+        f"  {share} of {effect['off_ms']:.4g} ms, from {effect['blocks']} blocks",
+        f"  median {_interval(effect['p50_ms'], 'ms')}; 99th percentile {_interval(effect['p99_ms'], 'ms')}",
+    ]
+    carried = effect["carry_over_ms"]
+    if carried is not None and (carried["low"] > 0 or carried["high"] < 0):
+        adjusted = _interval(effect["adjusted_ms"], "ms")
+        lines.append(
+            f"  it outlasts its window by {_interval(carried, 'ms')}: without that {adjusted}; raise --settle-steps"
+        )
+    return "\n".join(lines)
+
+
+@experiment.command("loop")
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--cause", required=True, help="Column of the series that may be driven.")
+@click.option("--effect", "effect_name", required=True, help="Column of the series that may come back into it.")
+@click.option("--cut", "cut_name", default="cut", show_default=True, help="Column: 1 where the return path was cut.")
+@click.option("--max-delay", default=12, show_default=True, type=click.IntRange(1), help="Samples to look back.")
+@click.option("--period", type=click.IntRange(2), help="Length of a shared cycle, in samples (24 hours of a day).")
+@click.option("--alpha", default=0.01, show_default=True, help="Chance to call a coincidence a loop.")
+@click.option("--seed", default=0, help="Of the redraws.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def loop(
+    table: Path,
+    cause: str,
+    effect_name: str,
+    cut_name: str,
+    max_delay: int,
+    period: int | None,
+    alpha: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Whether one column of TABLE (CSV, evenly spaced rows) comes back into another: gain, delay, interval.
+
+    Without windows in which the return path was cut there is no telling: `experiment schedule` draws them.
+    """
+    columns = read_table(table, (cause, effect_name, cut_name))
+    cut = columns[cut_name]
+    if not np.isin(cut, (0.0, 1.0)).all():
+        raise ConfigurationError(f'column "{cut_name}" holds more than 0 and 1', where=str(table))
+    found = feedback.loop(
+        columns[cause],
+        columns[effect_name],
+        cut.astype(bool),
+        max_delay=max_delay,
+        period=period,
+        alpha=alpha,
+        seed=seed,
+    )
+    if found is None:
+        raise ConfigurationError(
+            f'fewer than {feedback.LEAST_WINDOWS} windows of either kind in column "{cut_name}"',
+            where=str(table),
+            todo="cut the return path in windows drawn by chance: `rankscope experiment schedule`",
+        )
+    document = {"schema": "rankscope.loop/1", "cause": cause, "effect": effect_name, **asdict(found)}
+    document["verdict"] = str(found.verdict)
+    click.echo(json.dumps(document, indent=2) if as_json else told_loop(document))
+
+
+def told_loop(document: dict[str, Any]) -> str:
+    """The outcome for a person."""
+    cause, effect = document["cause"], document["effect"]
+    windows = f"{document['open_windows']} open windows and {document['cut_windows']} cut ones"
+    back = f"gain {_interval(document['returned'])} after {document['return_delay']} samples"
+    lines = [
+        f"{document['verdict']}: {document['samples']} samples, {windows}",
+        f"  {effect} -> {cause}: {back}, p = {document['p_value']:.3g}",
+    ]
+    if document["forward"] is not None:
+        lines += [
+            f"  {cause} -> {effect}: gain {_interval(document['forward'])} after {document['forward_delay']} samples",
+            f"  once around: {_interval(document['gain'])} (1 and more grows without end)",
+        ]
+    lines.append(f"  correlation {document['correlation']:.2f}, which says nothing by itself")
+    return "\n".join(lines)
+
+
+@experiment.command("schedule")
+@click.option("--windows", default=40, show_default=True, type=click.IntRange(2 * feedback.LEAST_WINDOWS))
+@click.option("--length", default=12, show_default=True, type=click.IntRange(1), help="Samples of a window.")
+@click.option("--share", default=0.3, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True))
+@click.option("--seed", default=0)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def schedule(windows: int, length: int, share: float, seed: int, as_json: bool) -> None:
+    """Windows in which to cut the return path, drawn by chance: a column of 0 and 1, one a sample."""
+    cut = feedback.schedule(windows, length, share, seed).astype(int).tolist()
+    click.echo(json.dumps({"cut": cut}) if as_json else "cut\n" + "\n".join(map(str, cut)))
+
+
+def read_table(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Columns of numbers. Raises ConfigurationError that names the file, the column and the line."""
+    try:
+        stream = sys.stdin if str(path) == "-" else path.open(newline="", encoding="utf-8")
+        with stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigurationError(f"cannot be read ({error})", where=str(path)) from error
+    if not rows:
+        raise ConfigurationError("holds no rows under a header", where=str(path))
+    columns = {}
+    for name in names:
+        if name not in rows[0]:
+            there = ", ".join(str(column) for column in rows[0])
+            raise ConfigurationError(f'no column "{name}"; there are {there}', where=str(path))
+        try:
+            columns[name] = np.array([float(row[name]) for row in rows])
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f'column "{name}" holds what is no number ({error})', where=str(path)) from error
+        if not np.isfinite(columns[name]).all():
+            raise ConfigurationError(f'column "{name}" holds what is not finite', where=str(path))
+    return columns
+
+
+def _put(document: dict[str, Any], json_file: str) -> None:
+    from rankscope.agent.verdict import write_text
+
+    text = json.dumps(document, indent=2) + "\n"
+    if json_file == "-":
+        click.echo(text, nl=False)
+    elif json_file:
+        write_text(Path(json_file), text)
+
+
+def _interval(interval: dict[str, float], unit: str = "") -> str:
+    found = Interval(**interval)
+    return f"{found.value:+.3g} ({found.low:+.3g} to {found.high:+.3g}){f' {unit}' if unit else ''}"
+
+
+def _percent(interval: dict[str, float]) -> str:
+    return "{value:+.2%} ({low:+.2%} to {high:+.2%})".format(**interval)

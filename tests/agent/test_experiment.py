@@ -1,0 +1,137 @@
+"""`rankscope experiment` as a person uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from rankscope.rules.feedback import schedule
+
+COMMAND = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "experiment"]
+SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
+FAKE_RANK = str(Path(__file__).with_name("fake_rank.py"))
+
+
+def run(*words: object, environ: dict[str, str] | None = None) -> tuple[int, str, str]:
+    """(status, standard output, standard error)."""
+    done = subprocess.run(
+        [*COMMAND, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, **(environ or {})},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def looped(path: Path) -> None:
+    """A table of a loop of 0.5 and 0.6."""
+    draw = np.random.default_rng(1)
+    cut = schedule(120, 12, 0.3, 1)
+    cause, effect = np.zeros(len(cut)), np.zeros(len(cut))
+    for at in range(len(cut)):
+        cause[at] = draw.normal() + (0.5 * effect[at - 2] if at >= 2 and not cut[at] else 0)
+        effect[at] = draw.normal() + (0.6 * cause[at - 3] if at >= 3 else 0)
+    rows = [f"{int(off)},{x:.6f},{y:.6f}" for off, x, y in zip(cut, cause, effect, strict=True)]
+    path.write_text("cut,throttle,retries\n" + "\n".join(rows) + "\n")
+
+
+def test_a_loop_in_a_table(tmp_path: Path) -> None:
+    """The JSON fits its schema and says what the text says."""
+    looped(tmp_path / "t.csv")
+    words = ("loop", tmp_path / "t.csv", "--cause", "throttle", "--effect", "retries", "--max-delay", 4)
+    status, out, err = run(*words, "--json")
+    assert status == 0, err
+    document: dict[str, Any] = json.loads(out)
+    jsonschema.validate(document, json.loads((SCHEMAS / "loop.schema.json").read_text()))
+    assert (document["verdict"], document["return_delay"], document["forward_delay"]) == ("loop", 2, 3)
+    assert "loop: 1440 samples" in run(*words)[1]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("", "holds no rows"),
+        ("throttle,retries\n1,2\n", 'no column "cut"; there are throttle, retries'),
+        ("cut,throttle,retries\n0,1,2\n0,x,2\n", 'column "throttle" holds what is no number'),
+        ("cut,throttle,retries\n0,nan,2\n", "not finite"),
+        ("cut,throttle,retries\n0.5,1,2\n", "more than 0 and 1"),
+        ("cut,throttle,retries\n0,1,2\n1,1,2\n", "fewer than 6 windows"),
+    ],
+)
+def test_tables_that_cannot_answer_are_refused_in_a_line(tmp_path: Path, table: str, said: str) -> None:
+    """Status 2 and one line that says what and where."""
+    (tmp_path / "t.csv").write_text(table)
+    status, out, err = run("loop", tmp_path / "t.csv", "--cause", "throttle", "--effect", "retries")
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_schedule_is_drawn() -> None:
+    """A header and one line a sample; the same seed, the same draw."""
+    out = run("schedule", "--windows", 20, "--length", 3, "--seed", 4)[1]
+    lines = out.split()
+    assert (lines[0], len(lines), set(lines[1:])) == ("cut", 61, {"0", "1"})
+    assert json.loads(run("schedule", "--windows", 20, "--length", 3, "--seed", 4, "--json")[1])["cut"] == [
+        int(line) for line in lines[1:]
+    ]
+
+
+@pytest.mark.parametrize("words", [(), ("--agent", "--on", "true")], ids=["no knob", "two knobs"])
+def test_one_knob_it_is(words: tuple[str, ...]) -> None:
+    """None, or two at once, is refused before the job starts."""
+    status, out, err = run("run", *words, "--", "sh", "-c", "echo ran")
+    assert (status, out) == (2, "")
+    assert "needs one knob" in err
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, str]:
+    """An environment of its own."""
+    (tmp_path / "agent.toml").write_text('[probes]\ndisabled = ["nvml"]\n[rules]\nlive = false\n')
+    (tmp_path / "shm").mkdir()
+    return {
+        "RANKSCOPE_STATE": str(tmp_path / "state"),
+        "RANKSCOPE_DIR": str(tmp_path / "shm"),
+        "RANKSCOPE_CONFIG": str(tmp_path / "agent.toml"),
+    }
+
+
+@pytest.mark.alone
+def test_a_knob_that_slows_the_step_is_found(tmp_path: Path, places: dict[str, str]) -> None:
+    """A file that makes a step twice as long, made and removed by the knob: found, and gone at the end."""
+    slow = tmp_path / "slow"
+    status, out, err = run(
+        "run", "--on", f"touch {slow}", "--off", f"rm -f {slow}", "--window-steps", 5, "--settle-steps", 1,
+        "--max-blocks", 40, "--json", "-", "--", sys.executable, FAKE_RANK, "steps=1200", "step_ms=4",
+        f"slow_file={slow}", environ=places,
+    )  # fmt: skip
+    assert status == 0, err
+    document = json.loads(out)
+    jsonschema.validate(document, json.loads((SCHEMAS / "experiment.schema.json").read_text()))
+    assert document["decision"] == "effect"
+    assert document["effect"]["fraction"]["low"] > 0
+    assert 0.5 < document["effect"]["fraction"]["value"] < 2
+    assert not slow.exists()
+
+
+@pytest.mark.alone
+def test_a_knob_that_cannot_be_turned_leaves_the_job_alone(places: dict[str, str]) -> None:
+    """The command's failure is one line; the job ends with its own status."""
+    status, _, err = run(
+        "run", "--on", "echo no such knob >&2; exit 9", "--off", "true", "--", sys.executable, FAKE_RANK,
+        "steps=60", "step_ms=4", "then=exit", "status=7", environ=places,
+    )  # fmt: skip
+    assert status == 7
+    assert "the command ended with 9: no such knob" in err
+    assert "Traceback" not in err
