@@ -238,13 +238,14 @@ def top(recording: Path, once: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(config: Path | None, as_json: bool) -> None:
     """What can be read on this machine, what cannot, and what would change that."""
-    from rankscope.agent.doctor import document, examine, print_examination
+    from rankscope.agent.doctor import document, examine, find_profile, print_examination
 
-    found = examine(load_settings(config))
+    settings = load_settings(config)
+    found, profile = examine(settings), find_profile(settings)
     if as_json:
-        _put(document(found))
+        _put(document(found, profile))
     else:
-        print_examination(found, _console())
+        print_examination(found, profile, _console())
 
 
 @main.command()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from rankscope.agent.config import Settings, ring_root
 from rankscope.agent.lane import Answer, Lane, Read, Watched, close_within
+from rankscope.agent.privileges import Profile, gather_facts, profile_of
 from rankscope.agent.recording import state_directory
 from rankscope.agent.sources import build_sources
 from rankscope.clock import SystemClock
@@ -141,6 +142,11 @@ def examine(settings: Settings) -> list[Found]:
     return found
 
 
+def find_profile(settings: Settings) -> Profile:
+    """Which privileges this process has."""
+    return profile_of(gather_facts(Path(settings.roots.proc), Path(settings.roots.kernel_log)))
+
+
 def ask(probes: Iterable[Probe]) -> list[Heard]:
     """Every group of every probe, each probe in a thread of its own: one that hangs holds up no other."""
     clock = SystemClock()
@@ -217,16 +223,17 @@ def _pidfd() -> Found:
     return Found("pidfd", State.OK, "the kernel tells at once when a rank dies", "")
 
 
-def document(found: Sequence[Found]) -> dict[str, object]:
+def document(found: Sequence[Found], profile: Profile) -> dict[str, object]:
     """The examination as plain values (docs/schemas/doctor.schema.json)."""
-    return {"schema": "rankscope.doctor/1", "sources": [line.document() for line in found]}
+    sources = [line.document() for line in found]
+    return {"schema": "rankscope.doctor/1", "profile": profile.document(), "sources": sources}
 
 
 #: Lines of one probe and state on the terminal; JSON has them all.
 _SHOWN = 3
 
 
-def print_examination(found: Sequence[Found], console: Console) -> None:
+def print_examination(found: Sequence[Found], profile: Profile, console: Console) -> None:
     """The examination as a table."""
     from rich.markup import escape
     from rich.table import Table
@@ -250,3 +257,8 @@ def print_examination(found: Sequence[Found], console: Console) -> None:
         if count > _SHOWN:
             table.add_row(escape(name), str(state), f"and {count - _SHOWN} more (--json lists them)", "")
     console.print(table)
+    console.print()
+    console.print(f"profile: [bold]{profile.name}[/], {escape(profile.meaning)}")
+    for grant in profile.lacks:
+        how = grant.container if profile.facts.container else grant.service
+        console.print(f"  {escape(grant.name)} would add {escape(grant.adds)}: {escape(how)}")

@@ -151,14 +151,19 @@ def find_process(pid: int, start_ticks: int, proc: Path = Path("/proc")) -> int 
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 
 
+def first_pid_namespace(proc: Path = Path("/proc")) -> bool:
+    """Whether this process lives in the host's PID namespace."""
+    try:
+        return (proc / "self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE
+    except OSError:
+        return False
+
+
 def sees_every_process(proc: Path = Path("/proc")) -> bool:
     """Whether what is not seen is gone: not so in a PID namespace of its own, or where /proc hides others'."""
     try:
-        first = (proc / "self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE
-        hidden = any(
-            " - proc " in line and re.search(r"hidepid=(?!0\b|off\b)", line)
-            for line in (proc / "self/mountinfo").read_text(errors="replace").splitlines()
-        )
+        mounts = (proc / "self/mountinfo").read_text(errors="replace").splitlines()
     except OSError:
         return False
-    return first and (not hidden or os.getuid() == 0)
+    hidden = any(" - proc " in line and re.search(r"hidepid=(?!0\b|off\b)", line) for line in mounts)
+    return first_pid_namespace(proc) and (not hidden or os.getuid() == 0)

@@ -141,9 +141,11 @@ class Meter:
         self._first = self._look()
 
     def _look(self) -> tuple[int, int, int, dict[str, int], int]:
-        groups = {watched.name: watched.cpu_ns for watched in self._agent._scheduler.watched}
+        watched = self._agent._scheduler.watched
+        groups = {group.name: group.cpu_ns for group in watched}
         pid = self._bench.nvml.helper_pid
-        helper = cpu_time_ns(pid) if pid else 0
+        # What its reads took is in the groups.
+        helper = (cpu_time_ns(pid) if pid else 0) - sum(group.helper_cpu_ns for group in watched)
         count = self._bench.job.recording.connection.execute("SELECT count(*) FROM readings").fetchone()[0]
         now = self._bench.clock.monotonic_ns()
         return now, self._cost.cpu_ns() - self._harness_ns(), helper, groups, count
@@ -154,9 +156,8 @@ class Meter:
         then, cpu_then, helper_then, groups_then, count_then = self._first
         passed = now - then
         parts = {key: (value - groups_then[key]) / passed for key, value in groups.items()}
-        parts["NVML helper process"] = (helper - helper_then) / passed
+        parts["NVML helper beside its reads: messages, events"] = (helper - helper_then) / passed
         known = sum(parts.values())
-        # What the probe reports of its helper is in the helper's share already.
         ratio = (cpu - cpu_then) / passed
         parts["loop, rings, recording, governor, live rules"] = ratio - known
         rate = (count - count_then) / (passed / SECOND)

@@ -15,6 +15,7 @@ GENERATED = {
     "docs/xids.md": "rankscope.rules.xids_page:xids_markdown",
     "docs/classes.md": "rankscope.rules.documentation:classes_markdown",
     "docs/configuration.md": "rankscope.agent.config_docs:configuration_markdown",
+    "docs/privileges.md": "rankscope.agent.privileges_docs:privileges_markdown",
     "docs/rates.md": "rankscope.agent.rates_docs:rates_markdown",
     "dashboards/grafana/job.json": "dashboards.job:dashboard_json",
     "dashboards/rules/rankscope.rules.json": "dashboards.alerts:rules_json",

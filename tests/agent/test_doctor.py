@@ -19,6 +19,7 @@ from rich.console import Console
 from rankscope.agent.config import RootSettings, Settings
 from rankscope.agent.doctor import Found, State, document, examine, print_examination
 from rankscope.agent.doctor import ask as ask_all
+from rankscope.agent.privileges import GRANTS, PROFILES, Facts, gather_facts, parse_capabilities, profile_of
 from rankscope.errors import PermissionDenied, Unsupported
 from rankscope.reading import Outcome, Probe, ProbeResult, Reading
 from rankscope.simulator.build import LIBRARY, build
@@ -120,10 +121,48 @@ def test_the_table_is_for_people() -> None:
     """Many lines of one source are cut to three and a count; markup in a reason is text."""
     found = [Found("nvml", State.UNSUPPORTED, f"[red]metric {n}", "nothing", ["GPU-a", "GPU-b"]) for n in range(9)]
     console = Console(width=120, record=True, file=io.StringIO())
-    print_examination(found, console)
+    profile = profile_of(Facts(False, frozenset(), True, False, False, False, True))
+    print_examination(found, profile, console)
     text = console.export_text()
     assert "2 devices: [red]metric 0" in text
     assert "metric 3" not in text
     assert "and 6 more" in text
-    said: dict[str, Any] = document(found)
+    assert "profile: container" in text
+    assert "hostPID: true" in text
+    said: dict[str, Any] = document(found, profile)
     assert len(said["sources"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("root", "capabilities", "container", "host", "log", "name"),
+    [
+        (False, "", True, False, False, "container"),
+        (True, "", True, False, False, "container"),
+        (False, "", False, True, False, "job-user"),
+        (False, "", True, True, False, "node-unprivileged"),
+        (True, "", True, True, False, "node"),
+        (False, "SYSLOG", True, True, True, "node"),
+        (True, "SYSLOG SYS_PTRACE", True, True, True, "node-full"),
+    ],
+)
+def test_the_profile_is_named(root: bool, capabilities: str, container: bool, host: bool, log: bool, name: str) -> None:
+    """From the least to the most; what is lacking is said with what it adds and how to get it."""
+    profile = profile_of(Facts(root, frozenset(capabilities.split()), container, host, host, log, True))
+    assert profile.name == name
+    assert len(profile.has) + len(profile.lacks) == len(GRANTS)
+    assert bool(profile.lacks) is (name != "node-full")
+    assert name in PROFILES
+
+
+def test_capabilities_are_read_from_the_status() -> None:
+    """Three bits of the effective set; nonsense has none."""
+    assert parse_capabilities("CapEff:\t0000000400080004\n") == {"DAC_READ_SEARCH", "SYS_PTRACE", "SYSLOG"}
+    assert parse_capabilities("CapEff:\t0000000000000000\n") == frozenset()
+    assert parse_capabilities("CapEff: zz\nCapPrm:\tffffffffffffffff\n") == frozenset()
+
+
+def test_facts_of_this_process_and_of_a_tree_that_is_none(tmp_path: Path) -> None:
+    """Real ones are gathered; where there is nothing, nothing is claimed."""
+    assert gather_facts().root is (os.geteuid() == 0)
+    facts = gather_facts(tmp_path, tmp_path / "kmsg", tmp_path)
+    assert facts == Facts(facts.root, frozenset(), True, False, False, False, False)
