@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ OPTIONAL = ("seq_id", "mc", "gmc", "rank")
 #: A step is judged where every worker has every operation; a rank is left out where it is whole in fewer than this
 #: share of the steps.
 _PRESENT_SHARE = 0.5
+#: Operations x steps x ranks that are replayed at most: 1.6 GB an array.
+_CELLS = 200_000_000
 
 
 class OperationsError(RankscopeError):
@@ -71,7 +74,7 @@ def operations(columns: Mapping[str, NDArray[np.generic]]) -> Operations:
     start, duration = (_seconds(named[name], name) for name in ("start_ts", "duration"))
     if float(duration.min()) < 0:
         raise OperationsError("an operation ends before it starts (negative duration)", where="column duration")
-    types, code = np.unique(named["optype"].astype(str), return_inverse=True)
+    types, code = _coded(named["optype"])
     ranks = _integers(named["rank"], "rank") if "rank" in named else numbers["dp_rank"]
     keep = _folded(numbers, ranks, notes)
     if not keep.all():
@@ -123,6 +126,13 @@ def _seconds(values: NDArray[np.generic], name: str) -> FloatArray:
     return floats
 
 
+def _coded(names: NDArray[np.generic]) -> tuple[list[str], IntArray]:
+    """(distinct names, place of each row's among them); without a sort, of millions of rows a handful of names."""
+    places: dict[object, int] = {}
+    code = np.fromiter((places.setdefault(name, len(places)) for name in names.tolist()), np.int64, len(names))
+    return [str(name) for name in places], code
+
+
 def _folded(numbers: Mapping[str, IntArray], ranks: IntArray, notes: list[str]) -> NDArray[np.bool_]:
     """Rows of one rank a worker: tensor-parallel ranks of a stage work in lockstep, so one speaks for all."""
     worker = numbers["dp_rank"] * (int(numbers["stage"].max()) + 1) + numbers["stage"]
@@ -157,7 +167,7 @@ def _chunks(named: Mapping[str, NDArray[np.generic]], stage: IntArray) -> IntArr
 
 def _gridded(
     numbers: Mapping[str, IntArray],
-    types: NDArray[np.str_],
+    types: Sequence[str],
     code: IntArray,
     number: IntArray,
     chunk: IntArray,
@@ -167,13 +177,22 @@ def _gridded(
     notes: list[str],
 ) -> Operations:
     """Rows onto the grid, steps that are not whole left out."""
-    keys = np.stack([numbers["stage"], code, number], axis=1)
-    names, node = np.unique(keys, axis=0, return_inverse=True)
-    node = node.reshape(-1)
+    most = int(number.max()) + 1
+    if int(number.min()) < 0 or int(numbers["stage"].min()) < 0:
+        raise OperationsError("holds a negative number", where="column stage or seq_id")
+    keys = (numbers["stage"] * len(types) + code) * most + number
+    found, first_row, node = np.unique(keys, return_index=True, return_inverse=True)
+    names = np.stack([numbers["stage"], code, number], axis=1)[first_row]
     steps, step = np.unique(numbers["step"], return_inverse=True)
     dp_ranks, dp = np.unique(numbers["dp_rank"], return_inverse=True)
-    counts = np.zeros((len(names), len(steps), len(dp_ranks)), dtype=np.int32)
-    np.add.at(counts, (node, step, dp), 1)
+    shape = (len(found), len(steps), len(dp_ranks))
+    if math.prod(shape) > _CELLS:
+        raise OperationsError(
+            f"{len(found)} operations x {len(steps)} steps x {len(dp_ranks)} ranks are more than one machine holds",
+            todo="give fewer steps",
+        )
+    cell = np.ravel_multi_index((node, step, dp), shape)
+    counts = np.bincount(cell, minlength=math.prod(shape)).reshape(shape)
     if int(counts.max()) > 1:
         place = np.argwhere(counts > 1)[0]
         raise OperationsError(
@@ -182,16 +201,15 @@ def _gridded(
             todo="name each operation once (column seq_id)",
         )
     nodes, steps_kept, ranks_kept = _whole(counts > 0, notes)
-    shape = counts.shape
     begins, lengths = np.zeros(shape), np.zeros(shape)
     begins[node, step, dp], lengths[node, step, dp] = start, duration
-    chunks = np.full(len(names), -1, dtype=np.int64)
-    chunks[node] = chunk
+    chunks = chunk[first_row]
     cut = np.ix_(nodes, steps_kept, ranks_kept)
     begins = begins[cut]
     # A start may count from the step's begin or from any other moment.
     begins -= begins.min(axis=(0, 2), keepdims=True)
-    workers = {(int(d), int(s)): int(r) for d, s, r in zip(numbers["dp_rank"], numbers["stage"], ranks, strict=True)}
+    _, one = np.unique(numbers["dp_rank"] * (int(numbers["stage"].max()) + 1) + numbers["stage"], return_index=True)
+    workers = {(int(numbers["dp_rank"][row]), int(numbers["stage"][row])): int(ranks[row]) for row in one}
     return Operations(
         nodes=[Node(int(names[n][0]), str(types[names[n][1]]), int(names[n][2]), int(chunks[n])) for n in nodes],
         steps=[int(steps[s]) for s in steps_kept],

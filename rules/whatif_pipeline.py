@@ -68,22 +68,22 @@ def model(of: Operations) -> Model:
     if isinstance(plan, int):
         node = of.nodes[plan]
         raise OperationsError(f"{node.optype} {node.number} of stage {node.stage} waits for itself: no such schedule")
-    transfer = of.duration_s.copy()
+    transfer, ends = of.duration_s.copy(), of.end_s
     for unit in units:
         if unit.collective:
             members = list(unit.members)
             latest = of.start_s[members].max(axis=0)
             if unit.across:
                 latest = latest.max(axis=-1, keepdims=True)
-            transfer[members] = np.maximum(0.0, of.end_s[members] - latest)
-    return Model(of, plan, transfer, _delays(of, plan))
+            transfer[members] = np.maximum(0.0, ends[members] - latest)
+    return Model(of, plan, transfer, _delays(of, plan, ends))
 
 
-def _delays(of: Operations, plan: Schedule) -> FloatArray:
+def _delays(of: Operations, plan: Schedule, ends: FloatArray) -> FloatArray:
     delay = of.start_s.copy()
     for node, before in enumerate(plan.depends):
         if before:
-            delay[node] -= of.end_s[list(before)].max(axis=0)
+            delay[node] -= ends[list(before)].max(axis=0)
     return np.maximum(0.0, delay)
 
 
@@ -174,27 +174,30 @@ class _Builder:
         """Message -> place among the computations of its direction. Messages that were never sent are left out."""
         if not messages or not work:
             return {}
-        if receives:
-            last = float(self._start[work].max())
-            real = [node for node in messages if self._start[node] <= last + _CLOCK_S]
-        else:
-            first = float(self._end[work].min())
-            real = [node for node in messages if self._end[node] >= first - _CLOCK_S]
         direction = MESSAGES[name][0]
-        needing = [
-            place for place, node in enumerate(work) if not self._alone(self._nodes[node], direction, receives=receives)
-        ]
-        if len(real) == len(work):
-            return dict(zip(real, range(len(work)), strict=True))
-        if len(real) == len(needing):
-            return dict(zip(real, needing, strict=True))
-        if receives and len(real) == len(work) - 1:
-            # The first was not recorded.
-            return dict(zip(real, range(1, len(work)), strict=True))
+        alone = [self._alone(self._nodes[node], direction, receives=receives) for node in work]
+        needing = [place for place, one in enumerate(alone) if not one]
+        for real in (self._real(messages, work, receives=receives), messages):
+            if len(real) == len(work):
+                return dict(zip(real, range(len(work)), strict=True))
+            if len(real) == len(needing):
+                return dict(zip(real, needing, strict=True))
+            if receives and len(real) == len(work) - 1:
+                # The first was not recorded.
+                return dict(zip(real, range(1, len(work)), strict=True))
         raise OperationsError(
-            f"stage {stage} has {len(real)} {name} for {len(work)} {direction}",
+            f"stage {stage} has {len(messages)} {name} for {len(work)} {direction}",
             todo="a step must hold every message, or none of those that have no peer",
         )
+
+    def _real(self, messages: list[int], work: list[int], *, receives: bool) -> list[int]:
+        """Messages less those that some recorders write and nobody sends: received after the last computation has
+        begun, sent before the first has ended."""
+        if receives:
+            last = float(self._start[work].max())
+            return [node for node in messages if self._start[node] <= last + _CLOCK_S]
+        first = float(self._end[work].min())
+        return [node for node in messages if self._end[node] >= first - _CLOCK_S]
 
     def _data_parallel(self, by_type: dict[str, list[int]]) -> None:
         """Gathered parameters before their chunk's first forward; scattered gradients after its last backward."""
