@@ -130,33 +130,49 @@ def otlp_request(trace: str, stock_ms: int) -> dict:
     return {"resourceSpans": [resource("web", [web]), resource("stock", [stock])]}
 
 
-def test_spans_as_json_and_as_protobuf(tmp_path: Path) -> None:
-    """The slow call is priced alike from JSON lines and from length-prefixed protobuf."""
-    import base64
-
-    from google.protobuf.json_format import ParseDict
-    from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
-
+def test_spans_of_a_collectors_file_exporter(tmp_path: Path) -> None:
+    """One request a line, ids in hex and times as text: the slow call is priced by what a trace gives back."""
     requests = [otlp_request(f"{number:032x}", 100 if number == 1 else 10) for number in range(1, 6)]
-    (tmp_path / "spans.jsonl").write_text("\n".join(json.dumps(request) for request in requests))
+    path = tmp_path / "spans.jsonl"
+    path.write_text("\n".join(json.dumps(request) for request in requests))
+    found = document(path)
+    assert (found["kind"], found["traces"], found["spans"]) == ("spans", 5, 10)
+    assert found["operations"][0]["service"] == "stock"
+    assert found["operations"][0]["returns_ms"] == pytest.approx(90 / 5)
+    assert "speeding stock GET / to its median returns 18.000 ms a trace" in call(path).stdout
 
-    def binary(value: object) -> object:
-        """OTLP writes ids as hex, protobuf's own JSON as base 64."""
-        if isinstance(value, dict):
-            return {
-                key: base64.b64encode(bytes.fromhex(each)).decode() if key.lower().endswith("id") else binary(each)
-                for key, each in value.items()
-            }
-        return [binary(each) for each in value] if isinstance(value, list) else value
 
-    messages = [ParseDict(binary(request), TracesData()).SerializeToString() for request in requests]
-    (tmp_path / "spans.pb").write_bytes(b"".join(len(each).to_bytes(4, "big") + each for each in messages))
-    for name in ("spans.jsonl", "spans.pb"):
-        found = document(tmp_path / name)
-        assert (found["kind"], found["traces"], found["spans"]) == ("spans", 5, 10)
-        assert found["operations"][0]["service"] == "stock"
-        assert found["operations"][0]["returns_ms"] == pytest.approx(90 / 5)
-        assert "speeding stock GET / to its median returns 18.000 ms a trace" in call(tmp_path / name).stdout
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_spans_that_the_sdk_made_as_protobuf(tmp_path: Path, prefixed: bool) -> None:
+    """OpenTelemetry's own SDK and encoder: parents, a link to another trace, bare and behind lengths."""
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from opentelemetry.trace import Link, set_span_in_context
+
+    memory = InMemorySpanExporter()
+    provider = TracerProvider(resource=Resource({"service.name": "shop"}), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    tracer = provider.get_tracer("test")
+    ms = 1_000_000
+    for number in range(5):
+        begin, work = 10_000 * ms * (number + 1), 300 if number == 0 else 20
+        order = tracer.start_span("order", start_time=begin)
+        store = tracer.start_span("store", context=set_span_in_context(order), start_time=begin + ms)
+        store.end(begin + 5 * ms)
+        order.end(begin + 6 * ms)
+        ship = tracer.start_span("ship", links=[Link(order.get_span_context())], start_time=begin + 16 * ms)
+        ship.end(begin + (16 + work) * ms)
+    data = encode_spans(memory.get_finished_spans()).SerializeToString()
+    path = tmp_path / "spans.pb"
+    path.write_bytes(len(data).to_bytes(4, "big") + data if prefixed else data)
+    found = document(path)
+    assert (found["traces"], found["spans"]) == (5, 15)
+    assert found["mean_ms"] == pytest.approx((316 + 4 * 36) / 5)
+    first = found["operations"][0]
+    assert (first["service"], first["operation"], first["returns_ms"]) == ("shop", "ship", pytest.approx(280 / 5))
 
 
 @pytest.mark.parametrize(
