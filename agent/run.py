@@ -14,11 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankscope.agent.config import Settings, ring_root
+from rankscope.agent.job_signals import JobSignal, signal_event
 from rankscope.agent.plan import Plan, write_plan
 from rankscope.agent.processes import PROC, process_stat
 from rankscope.agent.pythons import JobPythons
 from rankscope.agent.recording import new_recording_path, state_directory
-from rankscope.agent.supervisor import AgentProcess, SignalsHeld, Supervisor, exit_status, has_terminal, spawn_job
+from rankscope.agent.supervisor import (
+    AgentProcess,
+    SignalsHeld,
+    Supervisor,
+    exit_status,
+    has_terminal,
+    spawn_job,
+)
 from rankscope.errors import RankscopeError, RingError
 from rankscope.finding import Verdict
 from rankscope.identity import host_name, job_name, safe_name
@@ -107,7 +115,7 @@ def run_job(
             say(f"rankscope: {pythons.advice()}")
     finally:
         shutil.rmtree(rings, ignore_errors=True)
-    return run.conclude(status, interrupted=bool(supervisor.passed_on))
+    return run.conclude(status, supervisor.passed_on)
 
 
 def _run_unwatched(command: Sequence[str], environ: Mapping[str, str], output: Path | None) -> int:
@@ -246,12 +254,15 @@ class _Run:
         for suffix in ("", "-wal", "-shm"):
             self._recording.with_name(self._recording.name + suffix).unlink(missing_ok=True)
 
-    def conclude(self, status: int, *, interrupted: bool) -> RunResult:
+    def conclude(self, status: int, signals: Sequence[JobSignal]) -> RunResult:
         """The verdict over what was recorded."""
-        from rankscope.agent.verdict import conclude, keep_status, keep_verdict
+        from rankscope.agent.verdict import conclude, keep_events, keep_status, keep_verdict
+
+        interrupted = bool(signals)
 
         try:
             keep_status(self._recording, status)
+            keep_events(self._recording, [signal_event(each, self._agent_environ) for each in signals])
             verdict, window = conclude([self._recording])
             keep_verdict(self._recording, verdict, window)
         except Exception as error:

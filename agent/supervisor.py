@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from rankscope.agent.daemon import READY
+from rankscope.agent.job_signals import JobSignal, process_name
 from rankscope.errors import ConfigurationError
 
 _FORWARDED = (
@@ -131,7 +132,7 @@ class Supervisor:
     #: Called twice a second or so.
     tick: Callable[[], None]
     #: Signals passed on to the job, in order.
-    passed_on: list[int] = field(default_factory=list)
+    passed_on: list[JobSignal] = field(default_factory=list)
 
     def wait_job(self) -> int:
         """The job's wait status."""
@@ -148,7 +149,9 @@ class Supervisor:
         found = signal.sigtimedwait(_MINDED, seconds)
         if found is None or found.si_signo == signal.SIGCHLD:
             return
-        self.passed_on.append(found.si_signo)
+        keys = found.si_code == _FROM_KERNEL
+        sender = "" if keys else process_name(found.si_pid)
+        self.passed_on.append(JobSignal(found.si_signo, time.monotonic_ns(), found.si_pid, sender, keys))
         try:
             if self.own_group:
                 os.killpg(self.job, found.si_signo)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankscope.agent.load import load_window, open_reader, recordings
+from rankscope.agent.schema import INSERTS
 from rankscope.errors import RankscopeError, RecordingError
 from rankscope.finding import Overhead, Verdict
+from rankscope.reading import Event
 from rankscope.window import Window
 
 if TYPE_CHECKING:
@@ -97,6 +99,23 @@ def keep_verdict(path: Path, verdict: Verdict, window: Window) -> None:
         connection.execute("INSERT INTO verdict VALUES (?, ?)", (window.end_ns, json_text(verdict, window)))
     except sqlite3.Error as error:
         raise RecordingError(f"cannot keep the verdict ({error})", where=str(path)) from error
+    finally:
+        connection.close()
+
+
+def keep_events(path: Path, events: Sequence[Event]) -> None:
+    """Add events that the agent did not see to the recording. Raises RecordingError."""
+    import sqlite3
+
+    if not events:
+        return
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+    try:
+        for event in events:
+            row = (event.kind, event.time_ns, event.text, str(event.severity), event.device, event.rank)
+            connection.execute(INSERTS["events"], (*row, json.dumps(event.attributes)))
+    except sqlite3.Error as error:
+        raise RecordingError(f"cannot keep what happened ({error})", where=str(path)) from error
     finally:
         connection.close()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankscope.finding import AttemptSummary, Goodput
-from rankscope.rules.failure import Failure
+from rankscope.rules.failure import OWN, Failure
 from rankscope.rules.first_failure import FirstFailure, first_failure
 from rankscope.window import Attempt, Window
 
@@ -84,7 +84,7 @@ def goodput(window: Window) -> Goodput | None:
                 steps=len(each.steps),
                 lost_seconds=gone,
                 root_rank=root.rank if root is not None else None,
-                ended=_ended(failed, root),
+                ended=_ended(window, each, failed, root),
             )
             for each, gone, (failed, root) in zip(attempts, lost, failures, strict=True)
         ),
@@ -149,7 +149,15 @@ def _failures(window: Window, attempt: Attempt) -> Sequence[Failure]:
     return failures
 
 
-def _ended(failed: bool, root: FirstFailure | None) -> str:
+def _ended(window: Window, attempt: Attempt, failed: bool, root: FirstFailure | None) -> str:
+    # A signal to the job that came while this attempt ran, and not after its ranks had failed by themselves.
+    signalled = [
+        event.text
+        for event in window.events
+        if event.kind == "job-signalled" and attempt.begin_ns <= event.time_ns <= attempt.end_ns
+    ]
+    if signalled and (root is None or root.kind not in OWN):
+        return f"stopped: {signalled[0]}"[:300]
     if not failed:
         return "still running or ended well"
     if root is None:

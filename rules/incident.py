@@ -37,6 +37,10 @@ _FROM_OUTSIDE = {9: 1.0, 15: 0.4, 6: 0.45, 7: 0.45, 11: 0.45, 4: 0.45, 8: 0.45}
 _STOPPED = frozenset("TtZX")
 #: Events of what a process left behind: its launcher's error file, the end of its standard error.
 _LEFT_BEHIND = frozenset({"rank-error"})
+#: Files that are not the job's own.
+_LIBRARY = re.compile(r"/(site|dist)-packages/|/lib(64)?/python\d|^<|/rankscope/torch_hooks/")
+#: What the end of a standard error says where native code or an interpreter gave up.
+_TELLING = re.compile(r"(?:Error|Exception|Interrupt)\b|what\(\):|terminate called|Fatal |fault\b")
 _WAITING = Phase.COLLECTIVE_WAIT.name.lower()
 
 
@@ -102,7 +106,7 @@ def _crash(window: Window, telemetry: Telemetry, events: Sequence[Event], deaths
     rank = root.rank
     seen = _gpu_evidence(window, telemetry, rank)
     seen["killed"] = _killed(events, root, rank in failed)
-    seen["exception"] = _exception(deaths, root, own)
+    seen["exception"] = _exception(events, deaths, root, own)
     step = root.attributes.get("step", root.attributes.get("last_step"))
     phase = root.attributes.get("phase")
     return Incident(
@@ -179,14 +183,30 @@ def _killed(events: Sequence[Event], root: Event, failed: bool) -> Observation:
     return Observation(_from_outside(events, root), what, root.attributes.get("signal"))
 
 
-def _exception(deaths: Sequence[Event], root: Event, own: Sequence[Event]) -> Observation:
+def _exception(events: Sequence[Event], deaths: Sequence[Event], root: Event, own: Sequence[Event]) -> Observation:
     mine = [event for event in deaths if event.kind == "rank-exception" and event.rank == root.rank]
     echoes = sorted({event.rank for event in deaths if event.rank != root.rank and event.rank is not None})
     after = f"; the ends of ranks {', '.join(map(str, echoes))} follow from it" if echoes else ""
+    left = _left_words(events, root) if not mine else None
+    if left is not None:
+        return Observation(left[0], f"{root.text}; it left: {left[1]}{after}", left[2])
     if not mine:
         return Observation(0.0, f"no exception of rank {root.rank}{after}")
     strength = 0.2 if mine[0] not in own else 0.6 if _DEVICE.search(mine[0].text) else 1.0
     return Observation(strength, mine[0].text + after, mine[0].attributes.get("type"))
+
+
+def _left_words(events: Sequence[Event], root: Event) -> tuple[float, str, str] | None:
+    """(strength, words, source) of a rank that said nothing itself: its error file, the end of its standard error."""
+    for kind, strength in (("rank-error", 1.0), ("rank-stderr", 0.7)):
+        for event in reversed(events):
+            same = event.rank == root.rank and event.attributes.get("pid") == root.attributes.get("pid")
+            if event.kind == kind and same and not event.attributes.get("shared"):
+                telling = [line for line in event.text.split("\n") if _TELLING.search(line)]
+                words = event.text.partition("\n")[0] if kind == "rank-error" else (telling or [""])[-1]
+                if words and kind_of_text(words) not in ECHO:
+                    return strength, words.strip()[:300], kind
+    return None
 
 
 def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[Event], hung: list[Event]) -> Incident:
@@ -288,10 +308,12 @@ def _stack_of(events: Sequence[Event], rank: int | None) -> str:
     if not texts:
         return ""
     main = re.split(r"(?=^(?:Current thread|Thread) )", texts[-1], flags=re.MULTILINE)[-1]
-    found = re.search(r'File "([^"]+)", line (\d+) in (\S+)', main)
-    if found is None:
+    frames = re.findall(r'File "([^"]+)", line (\d+) in (.+)', main)
+    if not frames:
         return ""
-    return f"; it stands in {found[3]} ({found[1].rpartition('/')[2]}:{found[2]})"
+    # The job's own call says more than the library's that it ended in.
+    file, line, function = next((frame for frame in frames if not _LIBRARY.search(frame[0])), frames[0])
+    return f"; it stands in {function} ({file.rpartition('/')[2]}:{line})"
 
 
 def _broken(window: Window, telemetry: Telemetry, ranks: Sequence[int | None]) -> int | None:

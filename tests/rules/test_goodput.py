@@ -110,3 +110,13 @@ def test_thinned_steps() -> None:
     )
     found = told(window([whole], 50))
     assert found.productive_seconds == pytest.approx(40, abs=4)
+
+
+def test_stopped_by_a_signal() -> None:
+    """A job that a scheduler ended says so; where a rank had failed by itself before, that is the reason."""
+    ended = Event("job-signalled", 50 * S, "SIGTERM from slurmstepd 7 was passed on to the job")
+    found = told(window([attempt(0, 0, 40, until=60)], 60, status=143, events=(ended,)))
+    assert found.attempts[0].ended.startswith("stopped: SIGTERM from slurmstepd")
+    death = Event("rank-exception", 45 * S, "rank 2 ended with KeyError: 'x'", rank=2, attributes={"pid": 100})
+    found = told(window([attempt(0, 0, 40, until=60)], 60, status=143, events=(death, ended)))
+    assert "KeyError" in found.attempts[0].ended

@@ -261,3 +261,31 @@ class TestHang:
             made.event("rank-exited", 140, "gone", rank=rank, clean=0, signal=9)
         made.job_status = 1
         assert first(made).class_slug == "rank-hang"
+
+
+class TestLastWords:
+    """What a dead rank's process left says more than its exit status."""
+
+    def test_error_file(self) -> None:
+        """A rank without a word of its own whose launcher's error file has one: that is its exception."""
+        made = Job(job_status=1).event(
+            "rank-exited", 60, "rank 1 ended with status 1", rank=1, clean=0, status=1, pid=9
+        )
+        made.event("rank-error", 60, "KeyError: 'tokens'\nTraceback", rank=1, pid=9)
+        found = first(made)
+        assert (found.class_slug, found.where.rank) == ("rank-exception", 1)
+        assert "KeyError" in found.summary
+
+    def test_standard_error(self) -> None:
+        """The end of its standard error counts where no other rank writes to that file."""
+        text = "step 12\nterminate called after throwing an instance of 'std::bad_alloc'\n"
+        for shared in (0, 1):
+            made = Job(job_status=1).event("rank-exited", 60, "aborted", rank=1, clean=0, signal=6, pid=9)
+            made.event("rank-stderr", 60, text, rank=1, pid=9, shared=shared)
+            evidence = {piece.family: piece.what for piece in first(made).evidence}
+            assert ("bad_alloc" in evidence["exception"]) == (not shared)
+
+    def test_restarted_job(self) -> None:
+        """Ranks that end with a status after a goodbye have failed."""
+        made = Job(job_status=3).event("rank-exited", 60, "rank 1 ended with status 3", rank=1, clean=1, status=3)
+        assert first(made).where.rank == 1
