@@ -128,6 +128,16 @@ class BudgetSettings(Struct, forbid_unknown_fields=True, frozen=True):
         return max(self.cpu_ratio, self.burst_cpu_ratio) if bursting else self.cpu_ratio
 
 
+class WindowSettings(Struct, forbid_unknown_fields=True, frozen=True):
+    """Windows of the profiler inside the ranks: three steps of one rank at a time, within 0.2 % of the job's time."""
+
+    period_seconds: Annotated[
+        float,
+        Meta(ge=0),
+        _say("Least time between two windows on this host; longer where they cost more. 0: none, ranks load nothing."),
+    ] = 0.0
+
+
 class RuleSettings(Struct, forbid_unknown_fields=True, frozen=True):
     """Rules while the job runs. The verdict at its end does not depend on them."""
 
@@ -149,6 +159,7 @@ class Settings(Struct, forbid_unknown_fields=True, frozen=True):
     export: ExportSettings = ExportSettings()
     budget: BudgetSettings = BudgetSettings()
     rules: RuleSettings = RuleSettings()
+    windows: WindowSettings = WindowSettings()
 
 
 def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -19,6 +19,7 @@ from rankscope.agent.ranks import Rank, RankWatcher
 from rankscope.agent.recording import Recording, is_begun
 from rankscope.agent.scheduler import Tick
 from rankscope.agent.triggers import HARDWARE_EVENTS
+from rankscope.agent.windows import WindowWatch
 from rankscope.clock import Clock, boot_id
 from rankscope.identity import RankIdentity
 from rankscope.probes.host_facts import host_facts
@@ -89,6 +90,7 @@ class WatchedJob:
         )
         self._hang = HangWatch(settings.hang, clock)
         self._hooks = HookBudget(settings.budget.hook_ratio, clock)
+        self._windows = WindowWatch(settings.windows, clock)
         self._live = LiveRules(recording, settings.rules, clock)
         self._rules_trouble = ""
         self._gpus: list[str] = []
@@ -112,6 +114,7 @@ class WatchedJob:
                 usual = self._usual_step_ns(identity, record.step)
                 if usual and record.end_ns - record.start_ns > _SLOW_STEP * usual:
                     self._slow[identity.rank] = identity
+                    self._windows.suspect(identity.rank)
 
     def _usual_step_ns(self, identity: RankIdentity, step: int) -> int | None:
         """What is usual for a rank, looked at anew every few steps."""
@@ -168,11 +171,16 @@ class WatchedJob:
             # A rank's first seconds are in its ring: half a second until it is found loses nothing.
             self._scan_due_ns = now + _SECOND_NS // 2
             self._add_events(self.watcher.scan())
-        self._add_events(self.watcher.poll())
+        said = self.watcher.poll()
+        self._add_events(said)
+        for event in said:
+            if event.kind == "profiler-window" and isinstance(cost_ns := event.attributes["cost_ns"], int):
+                self._windows.recorded(cost_ns)
         if now >= self._hang_due_ns or self._hang.waiting:
             self._hang_due_ns = now + min(_SECOND_NS, int(self._settings.hang.floor_seconds * _SECOND_NS / 4))
             self._add_events(self._hang.check(self.watcher.ranks))
             self._add_events(self._hooks.check(self.watcher.ranks))
+            self._add_events(self._windows.check(self.watcher.ranks))
         self._take_findings(now)
         if now >= self._commit_due_ns:
             self._commit_due_ns = now + int(self._settings.recording.commit_seconds * _SECOND_NS)
@@ -234,6 +242,7 @@ class WatchedJob:
 
     def close(self, reason: str) -> None:
         """Read what is left, write it, let the outbox drain and leave one file."""
+        self._windows.close()
         self._add_events(self.watcher.scan())
         self._add_events(self.watcher.poll(look=True))
         now = self._clock.monotonic_ns()

@@ -235,6 +235,8 @@ class RankWatcher:
             kind = "training-nonfinite" if mark.mark == MarkKind.NONFINITE else "memory-snapshot"
             text, attributes = f"rank {number}: {mark.text}", {"step": mark.step}
             return Event(kind, mark.time_ns, text, Severity.WARNING, rank=number, attributes={**attributes})
+        elif mark.mark == MarkKind.WINDOW:
+            return _window(number, mark)
         elif mark.mark == MarkKind.EXCEPTION:
             rank.failed = True
             # Hooks of another version may not have taken secrets out.
@@ -282,6 +284,16 @@ def _note_step(rank: Rank, record: StepRecord) -> None:
     rank.steps_ns.append(record.end_ns - record.start_ns - sum(long.values()))
     if record.hook_ns is not None and record.end_ns > record.start_ns:
         rank.hook_shares.append(record.hook_ns / (record.end_ns - record.start_ns))
+
+
+def _window(number: int, mark: MarkRecord) -> Event:
+    said = dict(word.split("=", 1) for word in mark.text.split() if "=" in word)
+    cost = said.get("cost_ns", "")
+    attributes: dict[str, str | int | float | None] = {
+        "step": mark.step,
+        "cost_ns": int(cost) if cost.isascii() and cost.isdigit() else None,
+    }
+    return Event("profiler-window", mark.time_ns, f"rank {number}: {mark.text}", rank=number, attributes=attributes)
 
 
 def _attached(rank: Rank, place: Place) -> Event:

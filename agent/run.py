@@ -86,6 +86,7 @@ def run_job(
         "RANKSCOPE_DIR": str(rings),
         "RANKSCOPE_STACK_SIGNAL": settings.hang.stack_signal,
         "RANKSCOPE_FLIGHT": str(int(settings.hang.flight_recorder)),
+        "RANKSCOPE_WINDOWS": str(int(settings.windows.period_seconds > 0)),
     }
     run = _Run(name, rings, recording, settings, environ | dict(agent_environ or {}), say)
     own_group = not has_terminal()

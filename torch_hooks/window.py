@@ -17,12 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-#: Steps in a window. The analysis leaves the last one out, whose kernels the end cuts off.
-STEPS = 3
-#: Share of the training that windows may take, all costs counted.
-SHARE = 0.002
-#: What a window is taken to cost before one has been measured: three steps of 12 ms cost 30 ms on a CPU.
-EXPECTED_NS = 60_000_000
+from rankscope.profiler_window import EXPECTED_NS, SHARE, STEPS, window_path
+
 #: Steps whose median is the usual step.
 _USUAL_STEPS = 16
 #: Rings lie in memory: a window is written only where this much is free, and kept only below it.
@@ -263,8 +259,3 @@ def make_window(ring: Path, rank: int, environ: Mapping[str, str]) -> Window | N
         # Other names, a build without Kineto, a driver that refuses: a signal less, and nothing else.
         return None
     return Window(window_path(ring, rank), profiler, rank=rank)
-
-
-def window_path(ring: Path, rank: int) -> Path:
-    """Where a rank leaves the trace of its window."""
-    return ring.with_name(f"{ring.name}.rank{rank}.window.json")

@@ -100,6 +100,9 @@ EVENT_KINDS = {
     "ring-damaged": "slots were unreadable: count",
     "training-nonfinite": "the output of a module was NaN or infinite: step; text names the module",
     "memory-snapshot": "the allocator's state was left in a file, where memory ran out or on request: step; text",
+    "profiler-window": "a rank recorded a window of the profiler: step, cost_ns (all that it cost the training)",
+    "kernel-stalls": "what a window showed, in text: bound, step_us, idle_fraction, overlap_fraction, tensor_fraction, "
+    "launches, stall_kernel, stall_cause, stall_us, stall_operator, stall_host_doing of the longest stall",
     "rank-degraded": "a rank's hooks lost a signal: text says which",
     "agent-started": "an agent began to record: pid, restart",
     "agent-stopped": "an agent ended: reason",

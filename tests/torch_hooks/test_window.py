@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from rankscope.torch_hooks.window import STEPS, KinetoProfiler, Window, make_window, window_path
+from rankscope.profiler_window import STEPS, window_path
+from rankscope.torch_hooks.window import KinetoProfiler, Window, make_window
 
 MS = 1_000_000
 
