@@ -53,12 +53,16 @@ class GpuWorker(threading.Thread):
     def run(self) -> None:
         """Read until told to finish or until the GPU is down."""
         index = self._reader.gpu.identity.index
+        accounted_ns = time.thread_time_ns()
         while (asked := self._asked.get()) is not None:
             group, seen = asked
-            before, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+            before = time.monotonic_ns()
             sample = self._reader.read(group, before) if seen is None else self._reader.read(group, before, seen)
             message = sample_message(index, group, (before + time.monotonic_ns()) // 2, sample)
-            self._send(message | {"cpu_ns": time.thread_time_ns() - cpu_ns})
+            # With what it took to send the message before, and to wake up for this one.
+            cpu_ns = time.thread_time_ns()
+            self._send(message | {"cpu_ns": cpu_ns - accounted_ns})
+            accounted_ns = cpu_ns
             if sample.down is not None:
                 return
 

@@ -87,7 +87,7 @@ def field_batches(group: str, driver: tuple[int, int]) -> list[list[FieldSource]
     if group == "health":
         return [
             _ecc(),
-            _rows_and_pcie(),
+            _plain(),
             [FieldSource("gpu.nvlink_links", 91), FieldSource("gpu.nvlink_ecc_errors", 160)],
         ]
     if group == "rare":
@@ -106,11 +106,6 @@ def _counters(driver: tuple[int, int]) -> list[FieldSource]:
         FieldSource("gpu.energy_joules", 83, 1e-3),
         FieldSource("gpu.throttle_sw_power_ns", 74),
         FieldSource("gpu.throttle_sync_boost_ns", 76),
-        FieldSource("gpu.throttle_board_limit_ns", 77),
-        FieldSource("gpu.throttle_low_utilization_ns", 78),
-        FieldSource("gpu.throttle_reliability_ns", 79),
-        FieldSource("gpu.throttle_application_clocks_ns", 80),
-        FieldSource("gpu.throttle_base_clocks_ns", 81),
         FieldSource("gpu.pcie_tx_bytes", 197),
         FieldSource("gpu.pcie_rx_bytes", 198),
     ]
@@ -143,8 +138,14 @@ def _ecc() -> list[FieldSource]:
 
 
 #: Field id -> metric, each as it is.
-_ROWS_AND_PCIE = {
+_PLAIN = {
     1: "gpu.ecc_mode",
+    # Reasons that change seldom, and totals: no need to know them to the second.
+    77: "gpu.throttle_board_limit_ns",
+    78: "gpu.throttle_low_utilization_ns",
+    79: "gpu.throttle_reliability_ns",
+    80: "gpu.throttle_application_clocks_ns",
+    81: "gpu.throttle_base_clocks_ns",
     29: "gpu.retired_pages_single_bit",
     30: "gpu.retired_pages_double_bit",
     31: "gpu.retired_pages_pending",
@@ -170,9 +171,9 @@ _ROWS_AND_PCIE = {
 }
 
 
-def _rows_and_pcie() -> list[FieldSource]:
+def _plain() -> list[FieldSource]:
     limit = FieldSource("gpu.power_default_limit_watts", 189, 1e-3)
-    return [limit, *(FieldSource(metric, field_id) for field_id, metric in _ROWS_AND_PCIE.items())]
+    return [limit, *(FieldSource(metric, field_id) for field_id, metric in _PLAIN.items())]
 
 
 def _nvlink_bytes() -> list[FieldSource]:
