@@ -20,7 +20,7 @@ from rankscope.agent.privileges import Profile, gather_facts, profile_of
 from rankscope.agent.recording import state_directory
 from rankscope.agent.sources import build_sources
 from rankscope.clock import SystemClock
-from rankscope.errors import PermissionDenied, ProbeError, Unsupported
+from rankscope.errors import Absent, PermissionDenied, ProbeError, Unsupported
 from rankscope.reading import DeviceProbe, Event, Outcome, Probe, Reading
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Heard:
                 self.note(outcome, reason, device)
         error = answer.raised
         if isinstance(error, Unsupported):
-            self.note(Outcome.UNSUPPORTED, str(error), "")
+            self.note(Outcome.NO_DATA if isinstance(error, Absent) else Outcome.UNSUPPORTED, str(error), "")
         elif isinstance(error, PermissionDenied):
             self.note(Outcome.NO_PERMISSION, str(error), "")
         elif error is not None:

@@ -19,7 +19,7 @@ from typing import cast
 
 from rankscope.agent.lane import Answer, Lane, Read, Watched, close_within
 from rankscope.clock import Clock
-from rankscope.errors import PermissionDenied, ProbeError, Unsupported
+from rankscope.errors import Absent, PermissionDenied, ProbeError, Unsupported
 from rankscope.reading import DeviceProbe, Event, Outcome, Priority, Probe, Reading, Severity
 
 _SECOND_NS = 1_000_000_000
@@ -231,7 +231,9 @@ class Scheduler:
     def _failed(self, watched: Watched, error: BaseException, now: int, tick: Tick) -> None:
         if isinstance(error, Unsupported):
             watched.rest_until_ns = now + _UNSUPPORTED_REST_NS
-            self._say(tick, watched, "", Outcome.UNSUPPORTED, str(error))
+            # What the machine does not have is nothing that could not be seen.
+            outcome = Outcome.NO_DATA if isinstance(error, Absent) else Outcome.UNSUPPORTED
+            self._say(tick, watched, "", outcome, str(error))
             return
         watched.failures += 1
         period = int(watched.group.steady_ns * watched.stretch)

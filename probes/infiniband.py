@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankscope.errors import Unsupported
+from rankscope.errors import Absent
 from rankscope.probes.numbers import whole
 from rankscope.probes.sysfs import children, read_number, read_text
 from rankscope.reading import Event, Group, Priority, ProbeResult, Reading, Severity
@@ -90,10 +90,10 @@ class InfinibandProbe:
         self._states: dict[str, tuple[int, str]] = {}
 
     def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group
-        """Every port now. Raises Unsupported without an RDMA device, PermissionDenied, ProbeError."""
+        """Every port now. Raises Absent without an RDMA device, PermissionDenied, ProbeError."""
         ports = [port for device in children(self._devices) for port in children(device / "ports", "[0-9]*")]
         if not ports:
-            raise Unsupported("no InfiniBand or RoCE device here", where=str(self._devices))
+            raise Absent("no InfiniBand or RoCE device here", where=str(self._devices))
         readings: list[Reading] = []
         events: list[Event] = []
         for port in ports[:MAX_PORTS]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankscope.errors import PermissionDenied, Unsupported
+from rankscope.errors import Absent, PermissionDenied
 from rankscope.probes.numbers import whole
 from rankscope.probes.sysfs import children, read_text
 from rankscope.reading import Group, Outcome, ProbeResult, Reading
@@ -93,11 +93,11 @@ class LustreProbe:
         self._roots = (sys / "kernel/debug/lustre", sys / "fs/lustre", proc / "fs/lustre")
 
     def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group
-        """Every mount and target now. Raises Unsupported without a Lustre client, PermissionDenied, ProbeError."""
+        """Every mount and target now. Raises Absent without a Lustre client, PermissionDenied, ProbeError."""
         mounts = self._directories("llite")[:MAX_MOUNTS]
         targets = self._directories("osc")[:MAX_TARGETS]
         if not mounts and not targets:
-            raise Unsupported("no Lustre client here", where=str(self._roots[-1]))
+            raise Absent("no Lustre client here", where=str(self._roots[-1]))
         readings: list[Reading] = []
         refused = ""
         for directory in mounts:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankscope.errors import Unsupported
+from rankscope.errors import Absent
 from rankscope.probes.numbers import whole
 from rankscope.probes.sysfs import children, read_text
 from rankscope.reading import Group, Priority, ProbeResult, Reading
@@ -65,7 +65,7 @@ class PcieProbe:
         self._looked_ns: int | None = None
 
     def read(self, group: str, now_ns: int) -> ProbeResult:
-        """One group now. Raises Unsupported where there is no PCI bus, PermissionDenied, ProbeError."""
+        """One group now. Raises Absent where there is no PCI bus, PermissionDenied, ProbeError."""
         readings: list[Reading] = []
         for device, is_bridge in self._found(now_ns):
             values = _errors(device) if group == "errors" else _link(device)
@@ -83,7 +83,7 @@ class PcieProbe:
         if self._looked_ns is None or now_ns - self._looked_ns >= 300 * _NS:
             devices = children(self._devices)[:MAX_DEVICES]
             if not devices:
-                raise Unsupported("no PCI device here", where=str(self._devices))
+                raise Absent("no PCI device here", where=str(self._devices))
             self._looked_ns = now_ns
             classes = [(device, read_text(device / "class") or "") for device in devices]
             self._known = tuple(

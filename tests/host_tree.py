@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rankscope.errors import PermissionDenied, ProbeError, Unsupported
+from rankscope.errors import Absent, PermissionDenied, ProbeError, Unsupported
 from rankscope.probes.filesystem import FilesystemProbe
 from rankscope.probes.nvml import NvmlProbe
 from rankscope.probes.registry import FollowsRanks, ProbeSettings, built_in
@@ -159,6 +159,8 @@ def read_group(probe: Probe, group: str, now_ns: int) -> ProbeResult:
         probe.set_ranks(RANKS)
     try:
         return probe.read(group, now_ns)
+    except Absent as error:
+        return ProbeResult(outcomes=[("", Outcome.NO_DATA, str(error))])
     except Unsupported as error:
         return ProbeResult(outcomes=[("", Outcome.UNSUPPORTED, str(error))])
     except PermissionDenied as error:

@@ -46,6 +46,10 @@ class Unsupported(ProbeError):
     """This machine, device or driver does not offer the source: never will until something is replaced."""
 
 
+class Absent(Unsupported):
+    """This machine has no such thing (no InfiniBand adapter, no Lustre client): there is nothing to be missed."""
+
+
 class PermissionDenied(ProbeError):
     """The source is there but this user may not read it."""
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from rankscope.agent.scheduler import Scheduler, phase
-from rankscope.errors import PermissionDenied, Unsupported
+from rankscope.errors import Absent, PermissionDenied, Unsupported
 from rankscope.reading import Event, Group, Outcome, Priority, ProbeResult, Reading
 from rankscope.testing import FakeClock, FakeProbe, run_probes
 
@@ -121,10 +121,14 @@ def test_a_probe_that_raises_is_told_once_and_rests() -> None:
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(Unsupported("none here"), Outcome.UNSUPPORTED), (PermissionDenied("no"), Outcome.NO_PERMISSION)],
+    [
+        (Unsupported("not by this kernel"), Outcome.UNSUPPORTED),
+        (Absent("no such adapter"), Outcome.NO_DATA),
+        (PermissionDenied("no"), Outcome.NO_PERMISSION),
+    ],
 )
 def test_a_typed_error_is_an_outcome_and_no_event(error: Exception, outcome: Outcome) -> None:
-    """What a machine does not offer or a user may not read is a state, told once."""
+    """What a machine does not offer or have, or a user may not read, is a state, told once."""
 
     def fail() -> None:
         raise error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,10 @@ def _missing() -> str:
     return "no mount namespace can be made here" if done.returncode else ""
 
 
+#: Process ids of the journalds of this module.
+PIDS: list[int] = []
+
+
 @pytest.fixture(scope="module")
 def journald(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory in which a journald of our own, in a mount namespace of its own, keeps the kernel log."""
@@ -44,6 +49,7 @@ def journald(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         f"mount --bind {directory} /run/log/journal && exec {JOURNALD}"
     )
     process = subprocess.Popen(["unshare", "-m", "sh", "-c", script], stderr=subprocess.DEVNULL)
+    PIDS.append(process.pid)
     until(lambda: any(directory.glob("*/system.journal")))
     yield next(directory.glob("*"))
     process.terminate()
@@ -78,6 +84,21 @@ def test_new_lines_of_the_kernel_are_followed(journald: Path) -> None:
     assert records[0].priority == 4
     assert journal.read(100) == ([], 0)
     journal.close()
+    journal.close()
+
+
+def test_a_new_file_of_the_journal_is_followed(journald: Path) -> None:
+    """journald begins a new file when one is full: nothing is lost, and nothing comes twice."""
+    journal = Journal(from_start=False, directory=journald, boot_id=BOOT_ID)
+    log(f"{NEWS} 1")
+    records: list[KernelRecord] = []
+    until(lambda: records.extend(journal.read(100)[0]) or records)
+    files = set(journald.iterdir())
+    os.kill(PIDS[-1], signal.SIGUSR2)
+    until(lambda: set(journald.iterdir()) - files)
+    log(f"{NEWS} 2")
+    until(lambda: records.extend(journal.read(100)[0]) or len(records) > 1)
+    assert [record.text for record in records if record.text.startswith(NEWS)] == [f"{NEWS} 1", f"{NEWS} 2"]
     journal.close()
 
 
