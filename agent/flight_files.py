@@ -52,6 +52,7 @@ def read_dumps(paths: Sequence[Path]) -> DumpFiles:
     """
     notes: list[str] = []
     found: dict[int, tuple[RankFlight, int]] = {}
+    twice: set[Path] = set()
     for path in paths:
         for file, named in _files(path):
             try:
@@ -65,6 +66,8 @@ def read_dumps(paths: Sequence[Path]) -> DumpFiles:
             last = max((operation.created_ns or 0 for operation in dump.operations), default=0)
             if dump.rank in found:
                 other = found[dump.rank]
+                if file.parent != Path(other[0].source).parent:
+                    twice |= {file.parent, Path(other[0].source).parent}
                 kept = max((dump, last), other, key=lambda each: each[1])
                 notes.append(f"two dumps of rank {dump.rank}: the later one is taken ({kept[0].source})")
                 found[dump.rank] = kept
@@ -74,6 +77,11 @@ def read_dumps(paths: Sequence[Path]) -> DumpFiles:
         what = f"no flight-recorder dump in it ({notes[0]})" if notes else "no flight-recorder dump in it"
         todo = "name the files that TORCH_FR_DUMP_TEMP_FILE (or TORCH_NCCL_DEBUG_INFO_TEMP_FILE) had written"
         raise DumpError(what, where=", ".join(map(str, paths))[:300], todo=todo)
+    if len(twice) > 1:
+        sets = ", ".join(sorted(map(str, twice)))[:300]
+        raise DumpError(
+            f"dumps of the same ranks in several directories ({sets})", todo="name the directory of one job"
+        )
     return DumpFiles(tuple(dump for _, (dump, _) in sorted(found.items())), tuple(notes))
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rankscope.errors import RankscopeError
 
+_Part = TypeVar("_Part")
 #: What a dump may hold at most: the recorder's buffer is 2,000 entries unless set otherwise.
 MAX_ENTRIES = 1_000_000
 _MAX_FRAMES = 64
@@ -115,8 +116,10 @@ def parse_dump(document: object, rank: int, source: str = "") -> RankFlight:
     entries = [entry for entry in raw[-MAX_ENTRIES:] if isinstance(entry, Mapping)]
     operations: list[Operation] = []
     names: dict[int, GroupKey] = {}
+    # Thousands of entries come from a few calls: equal parts are kept once.
+    known: dict[Any, Any] = {}
     for place, entry in enumerate(entries):
-        operation, number = _operation(entry, rank, place, configured)
+        operation, number = _operation(entry, rank, place, configured, known)
         if operation is not None:
             operations.append(operation)
             groups.setdefault(operation.group, _description(entry.get("process_group")))
@@ -174,7 +177,7 @@ def _ranks(value: object) -> tuple[int, ...]:
 
 
 def _operation(
-    entry: Mapping[Any, Any], rank: int, place: int, groups: Mapping[GroupKey, str]
+    entry: Mapping[Any, Any], rank: int, place: int, groups: Mapping[GroupKey, str], known: dict[Any, Any]
 ) -> tuple[Operation | None, int | None]:
     """One entry, and the rank-local number of its group."""
     backend, _, name = str(entry.get("profiling_name", "")).rpartition(":")
@@ -205,12 +208,12 @@ def _operation(
         peer=peer,
         point_to_point=point_to_point,
         state=state if state in ("scheduled", "started", "completed") else "scheduled",
-        input_sizes=_sizes(entry.get("input_sizes")),
-        output_sizes=_sizes(entry.get("output_sizes")),
-        input_dtypes=_texts(entry.get("input_dtypes")),
-        output_dtypes=_texts(entry.get("output_dtypes")),
+        input_sizes=_one(_sizes(entry.get("input_sizes")), known),
+        output_sizes=_one(_sizes(entry.get("output_sizes")), known),
+        input_dtypes=_one(_texts(entry.get("input_dtypes")), known),
+        output_dtypes=_one(_texts(entry.get("output_dtypes")), known),
         created_ns=_integer(entry.get("time_created_ns")),
-        frames=_frames(entry.get("frames")),
+        frames=_one(_frames(entry.get("frames"), known), known),
     )
     return operation, number
 
@@ -335,11 +338,25 @@ def _sizes(value: object) -> tuple[tuple[int, ...], ...] | None:
     return tuple(sizes)
 
 
-def _frames(value: object) -> tuple[Frame, ...]:
+def _one(value: _Part, known: dict[Any, Any]) -> _Part:
+    """The one of its kind."""
+    kept: _Part = known.setdefault(value, value)
+    return kept
+
+
+def _frames(value: object, known: dict[Any, Any]) -> tuple[Frame, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return ()
-    return tuple(
-        Frame(str(frame.get("name", "?"))[:256], str(frame.get("filename", "?"))[:512], _integer(frame.get("line")))
-        for frame in value[:_MAX_FRAMES]
-        if isinstance(frame, Mapping)
-    )
+    found = []
+    for frame in value[:_MAX_FRAMES]:
+        if isinstance(frame, Mapping):
+            parts = (
+                str(frame.get("name", "?"))[:256],
+                str(frame.get("filename", "?"))[:512],
+                _integer(frame.get("line")),
+            )
+            kept = known.get(parts)
+            if kept is None:
+                kept = known[parts] = Frame(*parts)
+            found.append(kept)
+    return tuple(found)

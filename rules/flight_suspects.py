@@ -23,6 +23,7 @@ _BEHIND = 5.0
 _AWAITED = 3.0
 _CYCLE = 2.0
 _TOGETHER = 1.0
+_STOPPED_FIRST = 0.5
 _NOT_STARTED = 2.0
 #: With this share of the dumps missing, a dump that is missing says nothing of its rank.
 _MOSTLY_MISSING = 0.5
@@ -134,9 +135,15 @@ def _judge_operation(each: Stuck, flights: Flights, stuck: Sequence[Stuck], add:
             reason = f"its device has not started {name}, which {len(each.waiting) - len(idle)} others have"
             add(rank, _NOT_STARTED, "not-started", reason, frozenset(others))
     elif len(each.waiting) <= _CROWD and others:
+        ahead = {rank: flights.ahead(rank) for rank in each.waiting}
+        least, most = min(ahead.values()), max(ahead.values())
         for rank in each.waiting:
             reason = f"it is in {name}, which all members have entered and which does not end"
-            add(rank, _TOGETHER, "together", reason, frozenset(others))
+            first = ahead[rank] == least < most
+            if first:
+                # Healthy hosts run ahead of a device that stands still; one that met an error does not.
+                reason += f"; its host stopped first ({least} operations later, others {most})"
+            add(rank, _TOGETHER + (_STOPPED_FIRST if first else 0.0), "together", reason, frozenset(others))
 
 
 def _judge_root(root: Root, flights: Flights, few: bool, share: float, add: _Add) -> None:

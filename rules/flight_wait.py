@@ -135,6 +135,13 @@ class Flights:
         ]
         return min(unfinished, key=lambda operation: operation.order, default=None)
 
+    def ahead(self, rank: int) -> int:
+        """Operations that a rank enqueued after its front."""
+        front = self.fronts[rank]
+        if front is None:
+            return 0
+        return sum(operation.order > front.order for operation in self.by_rank[rank].operations)
+
     def _batch(self, front: Operation) -> list[Operation]:
         """The messages that were given out together with a front, or the front alone."""
         if not front.point_to_point:

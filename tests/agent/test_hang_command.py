@@ -168,3 +168,14 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         assert hang(path).exit_code == 2
     with pytest.raises(DumpError, match="no flight-recorder dump"):
         read_dumps([tmp_path / "empty"])
+
+
+def test_two_sets_of_dumps(tmp_path: Path, documents: dict[int, dict[str, Any]]) -> None:
+    """A directory with the dumps of two jobs in it is not one job: the person is asked which."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name, documents)
+    result = hang(tmp_path)
+    assert result.exit_code == 2
+    assert "several directories" in result.output
+    assert hang(tmp_path / "first").exit_code == 0

@@ -69,6 +69,13 @@ class TestSuspects:
         assert len({suspect.score for suspect in found.suspects}) <= 1
         assert not {suspect.rank for suspect in found.suspects} or 6 in {suspect.rank for suspect in found.suspects}
 
+    def test_host_that_stopped_first(self) -> None:
+        """Where all are in an operation that does not end, the host that enqueued least after it comes first."""
+        documents = dumps(parallel_job(4, 4), Fault("device", (6,), 17), only_active=True)
+        assert {suspect.rank for suspect in compared(documents).suspects[:4]} == {4, 5, 6, 7}
+        del documents[6]["entries"][-2:]
+        assert compared(documents).suspects[0].rank == 6
+
     def test_victims_wait_over_groups(self) -> None:
         """A rank stuck in its tensor group makes its data-parallel peers wait: it is told, and they are not."""
         found = compared(dumps(parallel_job(4, 4), Fault("host", (6,), 9)))
