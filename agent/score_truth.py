@@ -23,6 +23,8 @@ _SHOWS = {
     "cpu-frequency-low": ("launch-bound",),
     "numa-misbound": ("launch-bound",),
 }
+#: Faults of links that only their counters tell the place of.
+_ANYWHERE = ("nvlink-degraded", "network-link-flap", "network-link-errors", "network-congestion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,9 @@ def _expected(scenario: Scenario, fault: Fault) -> Expected:
         sides, classes = (HEALTHY,), ()
     elif not fault.counters:
         shows = _SHOWS.get(fault.class_slug, ())
+        if fault.class_slug in _ANYWHERE:
+            # Everybody's transfers are longer, and nothing says whose link it is.
+            rank = host = None
         sides = (Side.UNKNOWN, *((Side.CODE,) if shows else ()))
         classes = (UNEXPLAINED, *shows)
     elif seen is Seen.PARSING and not FAULT_CLASSES[fault.class_slug].fatal:

@@ -20,8 +20,13 @@ LEAST_FRACTION = 0.02
 DATA_FRACTION = 0.1
 #: A rank waits "as much" from this share of the longest wait.
 DATA_SHARED = 0.4
+#: Jobs up to this size have every rank looked at closely; of larger ones first in so many stretches of the run.
+_FEW = 64
+_STRETCHES = 24
 #: Loaders stall in every n-th step, n being their workers: means over this many steps show the level.
 DATA_SMOOTH = 6
+#: Links that flap hold up single steps: means over this many show the level.
+TRANSFER_SMOOTH = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +48,46 @@ def rank_shifts(frame: Frame, *, data: bool = True) -> list[RankShift]:
     if frame.shape[0] < 2:
         return _alone(frame)
     least = LEAST_FRACTION * frame.typical_ms
-    signals = [("work", frame.steady_ms, 1)]
+    signals = [("work", frame.steady_ms, 1), ("copy", frame.parts["copy"], 1)]
     if data:
         signals.append(("data_wait", frame.parts["data_wait"], DATA_SMOOTH))
     found = []
     for what, own, smooth in signals:
-        distance = own - _reference(own, smooth)
-        for row in range(frame.shape[0]):
+        if not np.isfinite(own).any():
+            continue
+        distance = own - _reference(frame, own, smooth)
+        for row in _standing_out(frame, distance, least):
             shift = _shift(judged(frame, distance[row]), own[row], least, smooth)
             if shift is not None:
                 found.append(RankShift(row, what, shift))
     return found
 
 
-def _reference(own: FloatArray, smooth: int) -> FloatArray:
+def _standing_out(frame: Frame, distance: FloatArray, least: float) -> list[int]:
+    """Rows worth a closer look: of many, those that some stretch of the run lies above their peers in."""
+    count = len(distance)
+    if count <= _FEW:
+        return list(range(count))
+    usable = distance[:, frame.usable]
+    size = max(LEAST_STEPS, usable.shape[1] // _STRETCHES)
+    stretches = usable.shape[1] // size
+    if stretches < 1:
+        return list(range(count))
+    shaped = np.nan_to_num(usable[:, : stretches * size]).reshape(count, stretches, size)
+    # Half of what is looked for: a stretch may hold the begin of it, and rare stalls lie in its mean.
+    high = np.maximum(np.median(shaped, axis=2), shaped.mean(axis=2)).max(axis=1)
+    return [int(row) for row in np.flatnonzero(high >= 0.5 * least)]
+
+
+def _reference(frame: Frame, own: FloatArray, smooth: int) -> FloatArray:
     if smooth == 1:
-        return peers_median(own)
+        reference = peers_median(own, frame.roles)
+        alone = np.isnan(reference).all(axis=1)
+        # Nobody has the same role: only the own past is left, so what it always was is no offset.
+        if alone.any():
+            reference = reference.copy()
+            reference[alone] = median(own[alone][:, frame.usable], axis=1)[:, np.newaxis]
+        return reference
     count = len(own)
     filled: FloatArray = np.nan_to_num(own)
     others: FloatArray = (filled.sum(axis=0, keepdims=True) - filled) / max(1, count - 1)
@@ -97,6 +126,58 @@ def own_shift(frame: Frame) -> Shift | None:
 def job_shift(frame: Frame) -> Shift | None:
     """The job's step became longer than it was."""
     return shift_of(judged(frame, frame.job_ms), LEAST_FRACTION * frame.typical_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class HostShift:
+    """All ranks of a host became, or always were, slower than those of other hosts."""
+
+    host: int
+    rows: tuple[int, ...]
+    shift: Shift
+
+
+def host_shifts(frame: Frame) -> list[HostShift]:
+    """Hosts whose ranks stand out together."""
+    hosts = int(frame.hosts.max()) + 1 if frame.ranks else 0
+    if hosts < 2 or frame.shape[0] < 2 * hosts:
+        return []
+    # Stages differ: each rank is compared with those of its own role first.
+    usual = _role_medians(frame, frame.steady_ms)
+    rows_of = [tuple(int(row) for row in np.flatnonzero(frame.hosts == host)) for host in range(hosts)]
+    signals = np.stack([median((frame.steady_ms / usual)[list(rows)]) for rows in rows_of]) * frame.typical_ms
+    lowest = np.stack([np.quantile((frame.steady_ms / usual)[list(rows)], 0.25, axis=0) for rows in rows_of])
+    found = []
+    for host in range(hosts):
+        others = median(np.delete(signals, host, axis=0))
+        distance = judged(frame, signals[host] - others)
+        shift = shift_of(distance, LEAST_FRACTION * frame.typical_ms)
+        if shift is None or not _moved_itself(median(frame.steady_ms[list(rows_of[host])]), shift, 1):
+            continue
+        # Most of its ranks, not one or two of them.
+        if middle(lowest[host][shift.mask]) - middle(lowest[host][shift.baseline]) > 0.5 * LEAST_FRACTION:
+            found.append(HostShift(host, rows_of[host], shift))
+    return found
+
+
+def _role_medians(frame: Frame, values: FloatArray) -> FloatArray:
+    """For each row what its role usually takes, over all of the run's usable steps: one number a row."""
+    usual = np.ones((frame.shape[0], 1))
+    for role in range(int(frame.roles.max()) + 1):
+        rows = np.flatnonzero(frame.roles == role)
+        usual[rows] = max(middle(values[rows][:, frame.usable]), 1e-9)
+    return usual
+
+
+def transfer_shift(frame: Frame) -> Shift | None:
+    """Collectives came to take longer for all, those who come last included: the least wait of each step."""
+    waits = frame.wait_ms
+    if frame.shape[0] < 2 or not np.isfinite(waits).any():
+        return None
+    least = np.min(np.where(np.isfinite(waits), waits, np.inf), axis=0)
+    least = judged(frame, np.where(np.isfinite(least), least, np.nan))
+    steady = shift_of(least, LEAST_FRACTION * frame.typical_ms)
+    return steady or shift_of(least, LEAST_FRACTION * frame.typical_ms, smooth=TRANSFER_SMOOTH)
 
 
 def data_shift(frame: Frame) -> Shift | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rankscope.rules.frame import BoolArray, Frame, Intervals
 from rankscope.rules.suspect import Suspect
+from rankscope.rules.table import Symptom
 from rankscope.rules.telemetry import Telemetry
 
 
@@ -24,6 +25,9 @@ class Observation:
     what: str
     value: float | str | None = None
     peers: float | str | None = None
+    #: Where it was seen, for what is looked for anywhere in the job.
+    rank: int | None = None
+    host: str | None = None
 
 
 def unseen(what: str) -> Observation:
@@ -111,10 +115,20 @@ Family = Callable[[Case], Observation]
 
 
 def observe(
-    families: Mapping[str, Family], frame: Frame, telemetry: Telemetry, suspect: Suspect
+    families: Mapping[str, Family],
+    frame: Frame,
+    telemetry: Telemetry,
+    suspect: Suspect,
+    anywhere: Mapping[str, Family],
 ) -> dict[str, Observation]:
-    """Every family on a suspect. Where it is on several ranks, the one of middling strength speaks for them."""
+    """Every family on a suspect. Where it is on several ranks, the one of middling strength speaks for them.
+
+    Those of `anywhere` look at the whole job at once, and only where it is the transfers that grew.
+    """
     seen = {}
+    if suspect.symptom is Symptom.TRANSFER_SLOW:
+        whole = Case(frame, telemetry, suspect, suspect.rows[0])
+        seen = {name: family(whole) for name, family in anywhere.items()}
     for name, family in families.items():
         each = [family(Case(frame, telemetry, suspect, row)) for row in _speakers(suspect.rows)]
         seen[name] = _together(each)

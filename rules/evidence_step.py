@@ -62,6 +62,20 @@ def starved(case: Case) -> Observation:
     return Observation(strength, what, round(lead, 2), None if not np.isfinite(peers) else round(peers, 2))
 
 
+def launch(case: Case) -> Observation:
+    """The device caught up with its host, which it did not before: the host launches more slowly than it computes."""
+    leads = np.fmax(case.frame.device("lead_forward_ns"), case.frame.device("lead_backward_ns")) / NS_PER_MS
+    if not case.frame.on_device or not np.isfinite(leads[case.row]).any():
+        return unseen("no device clock: cannot tell a slow device from a slow host")
+    if not case.has_past:
+        return unseen("no own past to compare the host's lead with")
+    now, before = middle(leads[case.row][case.mask]), middle(leads[case.row][case.baseline])
+    caught_up = 1 - graded(now / case.frame.typical_ms, _STARVED / 2, 2 * _STARVED)
+    lost = graded(1 - now / before, 0.3, 0.7) if before > 0 else 0.0
+    what = f"the host ran {now:.1f} ms ahead of its device ({before:.1f} ms before)"
+    return Observation(min(caught_up, lost), what, round(now, 2))
+
+
 def _stall(case: Case, field: str, name: str) -> Observation:
     """What a stall of the host explains of the excess, above what it was before."""
     values = case.frame.host(field)

@@ -25,6 +25,10 @@ LARGE_WAIT_FRACTION = 0.35
 #: What nothing explains, and what cores that are shared explain, must last this many steps and this share of them.
 LASTED_STEPS = 20
 LASTED_SHARE = 0.15
+#: Transfers that nothing explains are told where they are this much of the step: no core of a host does the moving.
+LARGE_TRANSFER_FRACTION = 0.1
+#: A family that weighs this much decides its class, and says where.
+_DECIDES = 5.0
 #: Steps over which a slowness must last before acting on it.
 _ACT_STEPS = 30
 #: Above this share of the step a slowness is critical.
@@ -42,6 +46,8 @@ def worth_telling(table: Table, frame: Frame, suspect: Suspect, explanation: Exp
     if explanation.normal or grown < table.relevant.get(suspect.symptom, 0.0):
         return False
     of = explanation.told
+    if suspect.symptom is Symptom.TRANSFER_SLOW and of is None:
+        return suspect.fraction >= LARGE_TRANSFER_FRACTION and int(suspect.mask.sum()) >= LASTED_STEPS
     large = suspect.fraction >= (LARGE_WAIT_FRACTION if suspect.phase == "collective_wait" else LARGE_FRACTION)
     lasted = int(suspect.mask.sum()) >= max(LASTED_STEPS, LASTED_SHARE * int(frame.usable.sum()))
     if of is not None:
@@ -49,6 +55,8 @@ def worth_telling(table: Table, frame: Frame, suspect: Suspect, explanation: Exp
         if not (of.place is Place.RANK and of.side is Side.ENVIRONMENT):
             return True
         return lasted if suspect.located else large
+    if suspect.host is not None and of is None:
+        return lasted and not suspect.from_start
     if not suspect.located:
         return large and not suspect.from_start
     if not suspect.from_start:
@@ -67,14 +75,10 @@ def slowness(
     """The finding of a slowness."""
     of = explanation.told or table.unknown
     row = suspect.rows[0]
-    where = _where(frame.window, frame.ranks[row] if suspect.located else None, of, _phase(suspect, of))
-    if not suspect.located and of.place is Place.HOST:
-        where = _shared_host(frame, suspect, where)
+    where = _place(frame, suspect, of, seen)
     evidence = evidence_for(of, seen) if explanation.told else evidence_shown(table, suspect.symptom, seen)
+    # Of what nothing explains it is the probability that none of the known causes is the one.
     confidence = explanation.confidence(of)
-    if explanation.told is None and explanation.leading is not None:
-        # Sure that it is there; the probability is that none of the known causes is the one.
-        confidence = max(confidence, 1 - explanation.confidence(explanation.leading))
     places = np.flatnonzero(suspect.mask)
     last = int(places[-1])
     begin = suspect.begin
@@ -204,7 +208,7 @@ def _phase(suspect: Suspect, of: FaultClass) -> str | None:
     if of.slug in ("host-sync", "gc-pause"):
         return None
     phase = suspect.phase
-    return None if phase in ("sync", "gc", "work") else phase
+    return None if phase in ("sync", "gc", "work", "pause", "compile", "transfer") else phase
 
 
 def _where(window: Window, rank: int | None, of: FaultClass, phase: str | None) -> Where:
@@ -226,6 +230,25 @@ def _shared_host(frame: Frame, suspect: Suspect, where: Where) -> Where:
     return Where(host=hosts.pop(), phase=where.phase) if len(hosts) == 1 else where
 
 
+def _place(frame: Frame, suspect: Suspect, of: FaultClass, seen: Mapping[str, Observation]) -> Where:
+    """Where a slowness is: its rank, host or stage; of what is everywhere, where its class's evidence was seen."""
+    phase = _phase(suspect, of)
+    if suspect.located:
+        return _where(frame.window, frame.ranks[suspect.rows[0]], of, phase)
+    if suspect.stage is not None:
+        return Where(device=f"stage:{suspect.stage}", phase=phase)
+    if suspect.host is not None:
+        return Where(host=suspect.host, phase=phase)
+    hints = [seen[family] for family, odds in of.evidence.items() if odds.present >= _DECIDES and family in seen]
+    hint = max(hints, key=lambda each: each.strength or 0.0, default=None)
+    if hint is not None and hint.rank is not None and of.place is Place.GPU:
+        return _where(frame.window, hint.rank, of, phase)
+    if hint is not None and hint.host is not None:
+        return Where(host=hint.host, phase=phase)
+    where = Where(phase=phase)
+    return _shared_host(frame, suspect, where) if of.place is Place.HOST else where
+
+
 def _time(frame: Frame, row: int, place: int) -> int:
     begins = frame.host("start_ns")[row]
     known = np.flatnonzero(np.isfinite(begins))
@@ -236,6 +259,8 @@ def _time(frame: Frame, row: int, place: int) -> int:
 
 def _who(where: Where) -> str:
     if where.rank is None:
+        if where.device:
+            return where.device.replace(":", " ")
         return f"host {where.host}" if where.host else "all ranks"
     if where.gpu_uuid:
         return f"rank {where.rank}, {where.gpu_uuid} on {where.host}"

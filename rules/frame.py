@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rankscope.finding import Basis
 from rankscope.identity import RankIdentity
+from rankscope.records import GroupKind
 from rankscope.window import Columns, RankWindow, Window
 
 FloatArray = NDArray[np.float64]
@@ -22,6 +23,7 @@ NS_PER_MS = 1e6
 #: Parts of a step that are the rank's own, by the fields that hold them. Waiting for peers is in none.
 DEVICE_PARTS: Mapping[str, str] = {
     "data_wait": "data_wait_ns",
+    "copy": "h2d_ns",
     "forward": "forward_ns",
     "backward": "backward_own_ns",
     "optimizer": "optimizer_ns",
@@ -29,6 +31,7 @@ DEVICE_PARTS: Mapping[str, str] = {
 }
 HOST_PARTS: Mapping[str, str] = {
     "data_wait": "data_wait_ns",
+    "copy": "h2d_ns",
     "forward": "forward_ns",
     "backward": "backward_own_ns",
     "optimizer": "optimizer_ns",
@@ -73,8 +76,14 @@ def mean(values: FloatArray) -> float:
     return float(there.mean()) if there.size else float("nan")
 
 
-def peers_median(values: FloatArray) -> FloatArray:
-    """For each rank and step the median of the other ranks."""
+def peers_median(values: FloatArray, roles: IntArray | None = None) -> FloatArray:
+    """For each rank and step the median of the other ranks; with `roles`, of those that have the same role."""
+    if roles is not None and roles.size and roles.max() > 0:
+        result = np.full_like(values, np.nan)
+        for role in range(int(roles.max()) + 1):
+            rows = np.flatnonzero(roles == role)
+            result[rows] = peers_median(values[rows])
+        return result
     count = len(values)
     if count < 2:
         return np.full_like(values, np.nan)
@@ -159,6 +168,10 @@ class Frame:
         """The rank's own time by phase."""
         if self.on_device:
             parts = {name: self.device(field) / NS_PER_MS for name, field in DEVICE_PARTS.items()}
+            # What the device did meanwhile is part of "other" in its records; it is known, and no work of every step.
+            for name in ("checkpoint", "evaluation"):
+                parts[name] = self.device(f"{name}_ns") / NS_PER_MS
+                parts["other"] = np.maximum(0.0, parts["other"] - np.nan_to_num(parts[name]))
         else:
             parts = {name: self.host(field) / NS_PER_MS for name, field in HOST_PARTS.items()}
             # Where no own backward time is known (no gradient all-reduce), all of backward is the rank's own.
@@ -199,6 +212,32 @@ class Frame:
         return np.where(np.isfinite(everywhere), everywhere, in_backward) / NS_PER_MS
 
     @cached_property
+    def roles(self) -> IntArray:
+        """For each row the number of its role: rows of one role do the same work (one stage's copies of one shard)."""
+        return _numbered([_role(self.of(row)) for row in range(len(self.ranks))])
+
+    @cached_property
+    def hosts(self) -> IntArray:
+        """For each row the number of its host, in the order of ranks."""
+        return _numbered([self.identity(row).host for row in range(len(self.ranks))])
+
+    @cached_property
+    def stages(self) -> IntArray | None:
+        """For each row its pipeline stage; None where there is no pipeline."""
+        found = [_stage(self.of(row), self.ranks[row]) for row in range(len(self.ranks))]
+        known = [stage for stage in found if stage is not None]
+        return np.array(known, dtype=np.int64) if found and len(known) == len(found) else None
+
+    def in_group(self, row: int, kind: GroupKind) -> int:
+        """Size of the row's largest process group of a kind; 0 where it has none."""
+        sizes = [
+            middle(_column(columns, "size"))
+            for columns in self.of(row).groups.values()
+            if _kind(columns) == kind and len(columns)
+        ]
+        return int(max(sizes, default=0))
+
+    @cached_property
     def job_ms(self) -> FloatArray:
         """Length of the job's step: the median over its ranks, which a collective makes alike."""
         return median(self.step_ms)
@@ -236,6 +275,45 @@ class Frame:
         return tuple(
             (int(begin[first]), int(end[last - 1])) for first, last in zip(edges[::2], edges[1::2], strict=True)
         )
+
+
+def _kind(columns: Columns) -> int:
+    kinds = columns.columns.get("group_kind")
+    return int(kinds[0]) if kinds is not None and len(kinds) and kinds[0] == kinds[0] else GroupKind.UNKNOWN
+
+
+def _role(of: RankWindow) -> str:
+    """Whom a rank shares its role with: the members of its data-parallel group; all where it has no other groups."""
+    kinds = {name: _kind(columns) for name, columns in of.groups.items()}
+    if not any(kind in (GroupKind.PIPELINE, GroupKind.TENSOR) for kind in kinds.values()):
+        return ""
+    copies = [name for name, kind in kinds.items() if kind in (GroupKind.DATA, GroupKind.SHARD)]
+    if not copies:
+        return str(of.identity.rank)
+    return of.members.get(copies[0]) or copies[0]
+
+
+def _stage(of: RankWindow, rank: int) -> int | None:
+    for name, columns in of.groups.items():
+        if _kind(columns) == GroupKind.PIPELINE:
+            members = _ranks_of(of.members.get(name, ""))
+            return members.index(rank) if rank in members else None
+    return None
+
+
+def _ranks_of(text: str) -> list[int]:
+    """Ranks of a text like "0-3,8"; what was cut off at its end is left out."""
+    ranks: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (not last or last.isdigit()):
+            ranks += range(int(first), int(last or first) + 1)
+    return ranks
+
+
+def _numbered(keys: list[str]) -> IntArray:
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
 
 
 def _column(columns: Columns, field: str) -> FloatArray:

@@ -1,11 +1,14 @@
-"""GPUs that broke within the window: lost, or with an uncorrectable memory error. History is not an event."""
+"""GPUs that broke within the window: lost, with memory errors, or with an Xid that names its cause.
+
+History is not an event, and a root comes before what follows from it: the first Xid that is no derivative speaks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rankscope.reading import Event
-from rankscope.rules.evidence import Observation, unseen
+from rankscope.rules.evidence import Observation, graded, unseen
 from rankscope.rules.telemetry import Telemetry
 from rankscope.rules.xids import XIDS
 from rankscope.window import Window
@@ -18,6 +21,23 @@ _SILENT_NS = 5 * _NS
 #: Read of every GPU at the highest rate.
 _PULSE = ("gpu.sm_clock_mhz", "gpu.power_watts", "gpu.temperature_celsius", "gpu.utilization_ratio")
 UNCORRECTED = "gpu.ecc_uncorrected_volatile"
+#: Corrected errors a second from which on a rate is worth an eye.
+_CORRECTED = (0.5, 5.0)
+_ECC = frozenset({48, 140, 171, 172})
+#: Xids that say which class an end is of, by family.
+_NAMED: Mapping[str, frozenset[int]] = {
+    "contained": frozenset({94, 95}),
+    "engine-exception": frozenset({13}),
+    "page-fault": frozenset({31}),
+    "nvlink-down": frozenset({74}),
+    "fabric": frozenset({144, 145, 146, 147, 148, 149, 150, 155}),
+    "link-training": frozenset({136}),
+    "peer-access": frozenset({137}),
+    "board": frozenset({121, 122, 123, 124, 125}),
+}
+_FIRMWARE = frozenset({61, 62, 109, 119, 120})
+
+Look = Callable[[Window, Telemetry, str, str], Observation]
 
 
 def events_of(window: Window, uuid: str) -> list[Event]:
@@ -29,6 +49,10 @@ def events_of(window: Window, uuid: str) -> list[Event]:
     ]
 
 
+def _numbered(events: Sequence[Event], numbers: frozenset[int]) -> list[Event]:
+    return [event for event in events if event.kind == "xid" and event.attributes.get("number") in numbers]
+
+
 def _xids(events: Sequence[Event], meaning: str) -> list[Event]:
     found = []
     for event in events:
@@ -38,6 +62,14 @@ def _xids(events: Sequence[Event], meaning: str) -> list[Event]:
             if meaning in entry.means and not entry.derivative:
                 found.append(event)
     return found
+
+
+def _said(events: Sequence[Event]) -> str:
+    return "; ".join(dict.fromkeys(event.text for event in events))
+
+
+def _whole(window: Window) -> tuple[tuple[int, int], ...]:
+    return ((window.begin_ns, max(window.end_ns, window.begin_ns + 1)),)
 
 
 def _last_pulse(telemetry: Telemetry, host: str, uuid: str) -> int | None:
@@ -56,8 +88,7 @@ def off_bus(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Obser
     if told:
         first = min(told, key=lambda event: event.time_ns)
         alive = last is not None and last > max(event.time_ns for event in told) + _ALIVE_NS
-        what = "; ".join(dict.fromkeys(event.text for event in told))
-        return Observation(0.1 if alive else 1.0, what + (", but it still answers" if alive else ""), first.kind)
+        return Observation(0.1 if alive else 1.0, _said(told) + (", but it still answers" if alive else ""), first.kind)
     if last is None:
         return unseen(f"no readings of {uuid}")
     if others is not None and others - last > _SILENT_NS:
@@ -68,9 +99,9 @@ def off_bus(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Obser
 
 def ecc(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
     """An uncorrectable memory error: the volatile counter moved, or an Xid says so. Lifetime counts are history."""
-    told = _xids(events_of(window, uuid), "ecc")
-    moved = telemetry.growth(host, UNCORRECTED, uuid, ((window.begin_ns, max(window.end_ns, window.begin_ns + 1)),))
-    said = "; ".join(dict.fromkeys(event.text for event in told))
+    told = _numbered(events_of(window, uuid), _ECC)
+    moved = telemetry.growth(host, UNCORRECTED, uuid, _whole(window))
+    said = _said(told)
     if moved is not None and moved >= 0.5:
         what = f"{moved:.0f} uncorrectable memory errors in the window" + (f"; {said}" if said else "")
         return Observation(1.0, what, round(moved))
@@ -82,3 +113,95 @@ def ecc(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observati
     if moved is None:
         return unseen(f"no volatile ECC counters of {uuid}")
     return Observation(0.0, "no uncorrectable memory error in the window", 0)
+
+
+def remap_failed(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
+    """A row could not be remapped in this window: the Xid, or the flag that was not there before."""
+    told = _numbered(events_of(window, uuid), frozenset({64}))
+    risen = _risen(telemetry, host, "gpu.row_remap_failure", uuid, window)
+    if told:
+        return Observation(1.0, _said(told), 64)
+    if risen is None:
+        return unseen(f"no row remapping of {uuid}")
+    return Observation(0.8 if risen else 0.0, "a row could not be remapped" if risen else "no row remap failed")
+
+
+def _risen(telemetry: Telemetry, host: str, metric: str, uuid: str, window: Window) -> bool | None:
+    """Whether a flag rose within the window; None where it was not read."""
+    values = telemetry.values(host, metric, uuid, _whole(window))
+    return None if values is None else bool(values[-1] >= 0.5 and values[0] < 0.5)
+
+
+def firmware(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
+    """A processor inside the GPU does not answer: its Xids, and calls of NVML that do not return."""
+    del telemetry
+    told = _numbered(events_of(window, uuid), _FIRMWARE)
+    stalled = [
+        event
+        for event in window.events
+        if event.kind == "probe-stalled" and event.host == host and event.attributes.get("probe") == "nvml"
+    ]
+    if told:
+        also = f"; {stalled[0].text}" if stalled else ""
+        return Observation(1.0, _said(told) + also, told[0].attributes.get("number"))
+    return Observation(0.25 if stalled else 0.0, stalled[0].text if stalled else "NVML answers, and no Xid of firmware")
+
+
+def corrected(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
+    """Corrected memory errors at a rate, or the driver's own word on one."""
+    told = _numbered(events_of(window, uuid), frozenset({92}))
+    rate = telemetry.rate(host, "gpu.ecc_corrected_volatile", uuid, _whole(window))
+    if told:
+        return Observation(1.0, _said(told), 92)
+    if rate is None:
+        return unseen(f"no corrected ECC errors of {uuid}")
+    return Observation(graded(rate, *_CORRECTED), f"{rate:.2f} corrected memory errors a second", round(rate, 3))
+
+
+def remap_pending(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
+    """A row came to wait for a reset within this window."""
+    risen = _risen(telemetry, host, "gpu.row_remap_pending", uuid, window)
+    if risen is None:
+        return unseen(f"no row remapping of {uuid}")
+    return Observation(1.0 if risen else 0.0, "a row waits for a reset" if risen else "no row came to wait for a reset")
+
+
+def _by_xid(family: str) -> Look:
+    def look(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
+        del telemetry, host
+        events = events_of(window, uuid)
+        told = _numbered(events, _NAMED[family])
+        if not told:
+            return Observation(0.0, "no such Xid")
+        first = min(event.time_ns for event in told)
+        roots = [
+            event
+            for event in events
+            if event.kind == "xid" and event.time_ns < first and _is_root(event.attributes.get("number"))
+        ]
+        if roots:
+            return Observation(0.1, f"{_said(told)}; it follows {roots[0].text}", told[0].attributes.get("number"))
+        return Observation(1.0, _said(told), told[0].attributes.get("number"))
+
+    return look
+
+
+def _is_root(number: object) -> bool:
+    entry = XIDS.get(number) if isinstance(number, int) else None
+    return entry is not None and not entry.derivative and bool(entry.means - {"informational"})
+
+
+#: Every look at a GPU that broke, by family.
+LOOKS: Mapping[str, Look] = {
+    "off-bus": off_bus,
+    "ecc": ecc,
+    "remap-failed": remap_failed,
+    "firmware": firmware,
+    "corrected": corrected,
+    "remap-pending": remap_pending,
+    **{family: _by_xid(family) for family in _NAMED},
+}
+#: Those that make a GPU the root of an end; the others only tell of it.
+BREAKING = ("off-bus", "ecc", "remap-failed", "firmware", "contained", "nvlink-down", "fabric", "link-training")
+#: Xids of the job's own doing: they say why a rank died of a device error, and nothing where it died of another.
+OF_THE_CODE = ("engine-exception", "page-fault", "peer-access")

@@ -18,6 +18,7 @@ from rankscope.rules.failure import ECHO, OWN, Failure, kind_of_text
 from rankscope.rules.first_failure import first_failure
 from rankscope.rules.flight_live import live_comparison, named
 from rankscope.rules.frame import Frame
+from rankscope.rules.last_words import DEVICE, contradicted, last_words
 from rankscope.rules.table import Symptom
 from rankscope.rules.telemetry import Telemetry
 from rankscope.window import Window
@@ -27,9 +28,6 @@ _ENDED_BY_HAND = frozenset({130, 143})
 _BY_HAND = re.compile(r"KeyboardInterrupt|SystemExit|SignalException")
 #: What follows a signal to the whole job comes within this time.
 _BY_HAND_NS = 2_000_000_000
-#: What a rank says when its device failed: the code, the driver or the board. An assertion or a lack of memory is the
-#: code's own.
-_DEVICE = re.compile(r"CUDA error(?!: device-side assert)|DeviceError|AcceleratorError|cudaError|GPU is lost")
 #: How surely an end by this signal came from outside: SIGKILL does; the launcher sends SIGTERM to survivors; a fault
 #: in native code raises the others.
 _FROM_OUTSIDE = {9: 1.0, 15: 0.4, 6: 0.45, 7: 0.45, 11: 0.45, 4: 0.45, 8: 0.45}
@@ -107,6 +105,8 @@ def _crash(window: Window, telemetry: Telemetry, events: Sequence[Event], deaths
     seen = _gpu_evidence(window, telemetry, rank)
     seen["killed"] = _killed(events, root, rank in failed)
     seen["exception"] = _exception(events, deaths, root, own)
+    seen |= last_words(deaths, rank)
+    seen |= contradicted(deaths, rank, seen)
     step = root.attributes.get("step", root.attributes.get("last_step"))
     phase = root.attributes.get("phase")
     return Incident(
@@ -192,7 +192,7 @@ def _exception(events: Sequence[Event], deaths: Sequence[Event], root: Event, ow
         return Observation(left[0], f"{root.text}; it left: {left[1]}{after}", left[2])
     if not mine:
         return Observation(0.0, f"no exception of rank {root.rank}{after}")
-    strength = 0.2 if mine[0] not in own else 0.6 if _DEVICE.search(mine[0].text) else 1.0
+    strength = 0.2 if mine[0] not in own else 0.6 if DEVICE.search(mine[0].text) else 1.0
     return Observation(strength, mine[0].text + after, mine[0].attributes.get("type"))
 
 
@@ -226,6 +226,7 @@ def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[E
     rank = root.rank if located else None
     seen = _gpu_evidence(window, telemetry, rank)
     seen["behind"] = behind
+    seen |= last_words(events, rank)
     step, phase = root.attributes.get("step"), root.attributes.get("phase")
     return Incident(
         Symptom.HANG,
@@ -323,8 +324,8 @@ def _broken(window: Window, telemetry: Telemetry, ranks: Sequence[int | None]) -
         if of is None or of.identity.gpu_uuid is None:
             continue
         host, uuid = of.identity.host, of.identity.gpu_uuid
-        for look in (gpu_trouble.off_bus, gpu_trouble.ecc):
-            if (look(window, telemetry, host, uuid).strength or 0.0) >= 0.5:
+        for family in gpu_trouble.BREAKING:
+            if (gpu_trouble.LOOKS[family](window, telemetry, host, uuid).strength or 0.0) >= 0.5:
                 return rank
     return None
 
@@ -333,9 +334,6 @@ def _gpu_evidence(window: Window, telemetry: Telemetry, rank: int | None) -> dic
     of = window.ranks.get(rank) if rank is not None else None
     if of is None or of.identity.gpu_uuid is None:
         missing = unseen("no rank stands out" if rank is None else f"rank {rank} did not say which GPU it runs on")
-        return {"off-bus": missing, "ecc": missing}
+        return dict.fromkeys(gpu_trouble.LOOKS, missing)
     host, uuid = of.identity.host, of.identity.gpu_uuid
-    return {
-        "off-bus": gpu_trouble.off_bus(window, telemetry, host, uuid),
-        "ecc": gpu_trouble.ecc(window, telemetry, host, uuid),
-    }
+    return {family: look(window, telemetry, host, uuid) for family, look in gpu_trouble.LOOKS.items()}

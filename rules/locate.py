@@ -6,6 +6,7 @@ suspect is what T loses when the suspect's excess is taken away and everything e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,13 +19,15 @@ from rankscope.rules.detect import (
     data_shift,
     events_of,
     host_ms,
+    host_shifts,
     job_shift,
     judged,
     own_shift,
     rank_shifts,
-    stall_price,
+    transfer_shift,
 )
 from rankscope.rules.frame import BoolArray, FloatArray, Frame, mean, median, middle, peers_median
+from rankscope.rules.stalls import carriers, recurring, stalls
 from rankscope.rules.suspect import Suspect
 from rankscope.rules.table import Symptom
 
@@ -33,18 +36,18 @@ from rankscope.rules.table import Symptom
 LEAST_PRICE = 0.01
 #: Fewer steps cannot be judged at all.
 LEAST_JUDGED = 2 * LEAST_STEPS
-#: Share of all stalls that one rank must carry to be the place.
+#: Share of all load that one rank must carry to be the place.
 _CARRIED = 0.8
+#: A rank of a slow host is a suspect of its own where it is slower by this factor than its host.
+_OVER_HOST = 1.4
+#: A stage that computes this much longer than the next is out of balance: the first and last have a little more.
+_STAGE_SHARE = 0.1
 #: Beside a suspect that slows the whole job, a rank must cost at least this share of it to be named too.
 _BESIDE = 0.3
 #: A rank is taken to hold the collective up where its wait for cores grew by this share of what the collective grew
 #: by, and the step by this share: lateness that verifies published change-point detectors.
 _HELD_SHARE = 0.5
 _HELD_FRACTION = 0.1
-#: Stalls that came this often have recurred.
-_RECURRED = 2
-#: Pauses of the garbage collector must come oftener: a large collection or two happen in every run.
-_GC_RECURRED = 3
 
 
 def saved(frame: Frame, relieved: FloatArray, mask: BoolArray) -> float:
@@ -61,12 +64,85 @@ def suspects(frame: Frame) -> list[Suspect]:
     if not frame.ranks or int(frame.usable.sum()) < LEAST_JUDGED:
         return []
     data = _data(frame)
-    found = [*data, *_stalls(frame), *_syncs(frame), *_work(frame)]
+    found = [*data, *stalls(frame, _make), *_syncs(frame), *_work(frame), *_stages(frame), *_transfers(frame)]
+    hosts = _hosts(frame)
+    found += hosts
     covering = max((suspect.fraction for suspect in found if not suspect.located), default=0.0)
-    ranks = [s for s in _ranks(frame, data=not data) if s.fraction >= _BESIDE * covering]
-    found += ranks
+    ranks = [each for each in _ranks(frame, data=not data) if each.fraction >= _BESIDE * covering]
+    found += [each for each in ranks if not any(_with_its_host(each, host) for host in hosts)]
     found += _job(frame, found)
     return sorted(found, key=lambda suspect: -suspect.ms_per_step)
+
+
+def _with_its_host(rank: Suspect, host: Suspect) -> bool:
+    """Whether a rank is slow because all of its host's are."""
+    return rank.rows[0] in host.rows and rank.excess_ms <= _OVER_HOST * host.excess_ms and rank.overlaps(host)
+
+
+def _hosts(frame: Frame) -> list[Suspect]:
+    """Hosts all of whose ranks became slower together."""
+    found = []
+    for host in host_shifts(frame):
+        rows = list(host.rows)
+        relieved = frame.own_ms.copy()
+        relieved[rows] -= host.shift.excess
+        price = saved(frame, relieved, host.shift.mask)
+        excess = {}
+        for name, values in frame.parts.items():
+            common = median(values[rows])
+            grown = middle(common[host.shift.mask]) - middle(common[host.shift.baseline])
+            excess[name] = float(np.nan_to_num(grown))
+        suspect = _make(
+            frame, Symptom.ONE_HOST_SLOW, host.rows, host.shift, excess, price, located=False, host=host.host
+        )
+        if suspect is not None:
+            found.append(suspect)
+    return found
+
+
+def _stages(frame: Frame) -> list[Suspect]:
+    """A pipeline stage that computes longer than the others: the others wait for it in every microbatch."""
+    if frame.stages is None:
+        return []
+    count = int(frame.stages.max()) + 1
+    rows_of = [tuple(int(row) for row in np.flatnonzero(frame.stages == stage)) for stage in range(count)]
+    if count < 2 or any(len(rows) < 1 for rows in rows_of):
+        return []
+    own = np.stack([median(frame.compute_ms[list(rows)]) for rows in rows_of])[:, frame.usable]
+    usual = median(own, axis=1)
+    worst = int(np.argmax(usual))
+    second = float(np.max(np.delete(usual, worst)))
+    price = float(usual[worst]) - second
+    if price < _STAGE_SHARE * float(usual[worst]):
+        return []
+    mask = frame.usable.copy()
+    shift = Shift(
+        mask=mask,
+        baseline=np.zeros_like(mask),
+        excess=price,
+        level=price,
+        begin=int(np.flatnonzero(mask)[0]),
+        needed=2 * LEAST_STEPS,
+        from_start=True,
+    )
+    excess = {"forward": 0.4 * price, "backward": 0.6 * price}
+    suspect = _make(frame, Symptom.ONE_STAGE_SLOW, rows_of[worst], shift, excess, price, located=False, stage=worst)
+    return [suspect] if suspect is not None else []
+
+
+def _transfers(frame: Frame) -> list[Suspect]:
+    """Collectives take longer though all arrive together.
+
+    Where the host's cores do the moving (no GPU's own clock), they are the reason, and it is told by what they wait.
+    """
+    if frame.identity(0).device_clock != "cuda":
+        return []
+    shift = transfer_shift(frame)
+    if shift is None:
+        return []
+    rows = tuple(range(frame.shape[0]))
+    suspect = _make(frame, Symptom.TRANSFER_SLOW, rows, shift, {"transfer": shift.excess}, shift.excess, located=False)
+    return [suspect] if suspect is not None else []
 
 
 def _make(
@@ -78,6 +154,8 @@ def _make(
     price: float,
     *,
     located: bool,
+    host: int | None = None,
+    stage: int | None = None,
 ) -> Suspect | None:
     length = mean(frame.job_ms[shift.mask])
     fraction = price / length if length > 0 else 0.0
@@ -96,14 +174,18 @@ def _make(
         needed=shift.needed,
         from_start=shift.from_start,
         basis=frame.basis,
+        host=None if host is None else frame.identity(rows[0]).host,
+        stage=stage,
     )
 
 
 def _ranks(frame: Frame, *, data: bool) -> list[Suspect]:
     """Ranks that stand out, each with the phases its excess lies in."""
     found: dict[int, Suspect] = {}
-    for rank in sorted(rank_shifts(frame, data=data), key=lambda each: -each.shift.excess):
-        excess = _excess_by_phase(frame, rank.row, rank.shift)
+    shifts = rank_shifts(frame, data=data)
+    reference = {name: peers_median(values, frame.roles) for name, values in frame.parts.items()} if shifts else {}
+    for rank in sorted(shifts, key=lambda each: -each.shift.excess):
+        excess = _excess_by_phase(frame, rank.row, rank.shift, reference)
         relieved = frame.own_ms.copy()
         relieved[rank.row] -= rank.shift.excess
         price = saved(frame, relieved, rank.shift.mask)
@@ -114,12 +196,12 @@ def _ranks(frame: Frame, *, data: bool) -> list[Suspect]:
     return list(found.values())
 
 
-def _excess_by_phase(frame: Frame, row: int, shift: Shift) -> dict[str, float]:
+def _excess_by_phase(frame: Frame, row: int, shift: Shift, reference: Mapping[str, FloatArray]) -> dict[str, float]:
     excess = {}
     for name, values in frame.parts.items():
         centre = mean if name == "data_wait" else middle
         if frame.shape[0] > 1:
-            own = values[row] - peers_median(values)[row]
+            own = values[row] - reference[name][row]
         else:
             own = values[row]
         before = centre(own[shift.baseline]) if shift.baseline.any() else 0.0
@@ -146,62 +228,14 @@ def _data(frame: Frame) -> list[Suspect]:
     return [suspect] if suspect else []
 
 
-def _stalls(frame: Frame) -> list[Suspect]:
-    """Checkpoints and garbage collection: spikes that recur."""
-    found = []
-    for name, field, recurred in (("checkpoint", "checkpoint_ns", _RECURRED), ("gc", "gc_ns", _GC_RECURRED)):
-        stall = host_ms(frame, field)
-        least = LEAST_FRACTION * frame.typical_ms
-        events = events_of(stall, least)
-        # On one rank: one large collection on each of many ranks has not recurred.
-        if int((stall >= least).sum(axis=1).max()) < recurred:
-            continue
-        shift = _recurring(frame, events)
-        price = stall_price(frame, stall, events, shift.mask)
-        rows, located = _carriers(stall)
-        suspect = _make(frame, Symptom.PERIODIC, rows, shift, {name: price}, price, located=located)
-        if suspect is not None:
-            found.append(suspect)
-    return found
-
-
-def _recurring(frame: Frame, events: BoolArray) -> Shift:
-    """The steps over which events came back, and the calm ones before."""
-    places = np.flatnonzero(events)
-    period = int(np.median(np.diff(places))) if len(places) > 1 else 1
-    end = min(len(events), int(places[-1]) + max(1, period))
-    mask = np.zeros(len(events), dtype=bool)
-    mask[places[0] : end] = True
-    before = np.zeros(len(events), dtype=bool)
-    before[: places[0]] = True
-    return Shift(
-        mask=mask & frame.usable,
-        baseline=before & frame.usable,
-        excess=0.0,
-        level=0.0,
-        begin=int(places[0]),
-        needed=int(places[min(_RECURRED, len(places)) - 1] - places[0]) + 1,
-        from_start=int(before[frame.usable].sum()) < LEAST_STEPS,
-    )
-
-
-def _carriers(stall: FloatArray) -> tuple[tuple[int, ...], bool]:
-    """The rank that carries nearly all of it, or all ranks."""
-    total = stall.sum(axis=1)
-    top = int(np.argmax(total))
-    if len(total) > 1 and total[top] >= _CARRIED * total.sum():
-        return (top,), True
-    return tuple(range(len(total))), False
-
-
 def _syncs(frame: Frame) -> list[Suspect]:
     """The host waits for its device in the middle of a step, so that the device then waits for the host."""
     counts = np.where(frame.usable, np.nan_to_num(frame.host("sync_count")), 0.0)
     events = events_of(counts, 0.5)
     if int(events.sum()) < LEAST_STEPS:
         return []
-    shift = _recurring(frame, events)
-    rows, located = _carriers(counts)
+    shift = recurring(frame, events)
+    rows, located, _ = carriers(frame, counts)
     calm = shift.baseline if shift.baseline.sum() >= LEAST_STEPS else frame.usable & ~events
     if calm.sum() >= LEAST_STEPS:
         # By own times: the noise of collectives does not hide what a little idling costs.

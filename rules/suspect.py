@@ -30,6 +30,9 @@ class Suspect:
     from_start: bool
     #: What the place rests on.
     basis: Basis
+    #: Host that all of `rows` are on, and none of the others; stage that they are.
+    host: str | None = None
+    stage: int | None = None
 
     @property
     def excess_ms(self) -> float:

@@ -23,6 +23,9 @@ class Symptom(StrEnum):
     """What is wrong as it shows, before any cause: priors are conditioned on it."""
 
     ONE_RANK_SLOW = "one-rank-slow"
+    ONE_HOST_SLOW = "one-host-slow"
+    ONE_STAGE_SLOW = "one-stage-slow"
+    TRANSFER_SLOW = "transfer-slow"
     ALL_SLOW = "all-slow"
     PERIODIC = "periodic"
     DRIFT = "drift"
@@ -36,6 +39,7 @@ class Place(StrEnum):
     GPU = "gpu"
     RANK = "rank"
     HOST = "host"
+    STAGE = "stage"
     JOB = "job"
 
 

@@ -22,6 +22,7 @@ class Telemetry:
     def __init__(self, window: Window) -> None:
         self._window = window
         self._cache: dict[SeriesKey, tuple[IntArray, FloatArray]] = {}
+        self._devices: dict[tuple[str, str], list[str]] = {}
 
     def _series(self, host: str, metric: str, device: str) -> tuple[IntArray, FloatArray] | None:
         key = SeriesKey(host, metric, device)
@@ -37,7 +38,10 @@ class Telemetry:
 
     def devices(self, host: str, metric: str) -> tuple[str, ...]:
         """Devices of a host that a metric was read of."""
-        return tuple(sorted(key.device for key in self._window.series if key.host == host and key.metric == metric))
+        if not self._devices:
+            for key in self._window.series:
+                self._devices.setdefault((key.host, key.metric), []).append(key.device)
+        return tuple(sorted(self._devices.get((host, metric), ())))
 
     def values(self, host: str, metric: str, device: str, over: Intervals) -> FloatArray | None:
         """The readings within the stretches, or the nearest one where they fall between two."""

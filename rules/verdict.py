@@ -14,7 +14,7 @@ from rankscope.rules.attempts import by_attempt
 from rankscope.rules.evidence import Observation, observe
 from rankscope.rules.evidence_gpu import held_by_heat
 from rankscope.rules.explain import explain
-from rankscope.rules.families import SLOWNESS
+from rankscope.rules.families import ANYWHERE, SLOWNESS
 from rankscope.rules.findings import broken, slowness, watched, worth_telling
 from rankscope.rules.frame import Frame
 from rankscope.rules.goodput import goodput
@@ -32,6 +32,15 @@ CLASSES = TABLE.classes
 THRESHOLD = TABLE.threshold
 HEALTHY = "healthy"
 UNKNOWN = "unknown"
+#: What a GPU's own counters and log lines may tell of while nothing is slower for it, by class.
+_WATCHED = {
+    "gpu-off-bus": "off-bus",
+    "gpu-ecc-uncorrectable": "ecc",
+    "gpu-row-remap-failed": "remap-failed",
+    "gpu-ecc-corrected-storm": "corrected",
+    "gpu-row-remap-pending": "remap-pending",
+    "gpu-board-error": "board",
+}
 #: A GPU that slows itself for heat in this share of the run is watched even where no step is slower for it.
 _WATCHED_SHARE = 0.2
 
@@ -46,7 +55,7 @@ def diagnose(window: Window, table: Table = TABLE) -> tuple[Finding, ...]:
             ended = broken(table, part, stopped, explain(table, stopped.symptom, stopped.seen))
             found.append(ended if part.job_status == window.job_status else _of_attempt(ended, attempt))
     for suspect in suspects(frame):
-        seen = observe(SLOWNESS, frame, telemetry, suspect)
+        seen = observe(SLOWNESS, frame, telemetry, suspect, ANYWHERE)
         explanation = explain(table, suspect.symptom, seen)
         if worth_telling(table, frame, suspect, explanation):
             found.append(slowness(table, frame, suspect, explanation, seen))
@@ -138,10 +147,7 @@ def _watches(
 def _counters(
     window: Window, frame: Frame, telemetry: Telemetry, rank: int, host: str, uuid: str
 ) -> list[tuple[str, Observation]]:
-    seen = [
-        ("gpu-off-bus", gpu_trouble.off_bus(window, telemetry, host, uuid)),
-        ("gpu-ecc-uncorrectable", gpu_trouble.ecc(window, telemetry, host, uuid)),
-    ]
+    seen = [(slug, gpu_trouble.LOOKS[family](window, telemetry, host, uuid)) for slug, family in _WATCHED.items()]
     if rank in frame.ranks:
         over = frame.intervals(frame.ranks.index(rank), np.ones(len(frame.steps), dtype=bool))
         held = held_by_heat(telemetry, host, uuid, over)

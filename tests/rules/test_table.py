@@ -12,6 +12,7 @@ import rankscope.rules
 from rankscope.errors import ConfigurationError
 from rankscope.finding import Side
 from rankscope.rules import CLASSES, families, table
+from rankscope.rules.faults import FAULTS
 from rankscope.rules.table import Symptom, load
 
 ROOT = Path(__file__).parents[2]
@@ -36,14 +37,16 @@ SIDES = {
 
 
 def test_classes_and_sides() -> None:
-    """Every class has the one side that was agreed."""
-    assert {slug: of.side for slug, of in CLASSES.items()} == SIDES
+    """Every class has the one side that was agreed; every class of the list that can be told is told."""
+    assert {slug: CLASSES[slug].side for slug in SIDES} == SIDES
+    assert {slug for slug, fault in FAULTS.items() if fault.told} <= set(CLASSES)
+    assert set(CLASSES) <= {*FAULTS, *SIDES}
     assert rankscope.rules.CLASSES is CLASSES
 
 
 def test_every_family_is_looked_at() -> None:
     """The families of the table are those that some function looks at, neither more nor fewer."""
-    assert set(load().families) == {*families.SLOWNESS, *families.INCIDENT}
+    assert set(load().families) == {*families.SLOWNESS, *families.ANYWHERE, *families.INCIDENT}
 
 
 def test_every_class_can_win_and_lose() -> None:
@@ -110,7 +113,7 @@ def test_missing_table(tmp_path: Path) -> None:
         load(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("slug", sorted(SIDES))
+@pytest.mark.parametrize("slug", sorted(CLASSES))
 def test_runbook(slug: str) -> None:
     """Each class has a page that says what it is, how it is told, what to check, what to do, when to escalate."""
     runbook = ROOT / CLASSES[slug].runbook
@@ -120,7 +123,7 @@ def test_runbook(slug: str) -> None:
         assert f"\n{heading}\n" in text, heading
     assert text.startswith(f"# {slug}\n")
     assert "```" in text
-    others = set(SIDES) - {slug}
+    others = set(CLASSES) - {slug}
     assert any(f"({other}.md)" in text for other in others), "names no neighbour"
 
 
