@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rankscope.handoff import RuledOut
 from rankscope.rules.evidence import Observation, observe
 from rankscope.rules.explain import Explanation, explain, weight
-from rankscope.rules.families import SLOWNESS
+from rankscope.rules.families import ANYWHERE, SLOWNESS
 from rankscope.rules.frame import Frame
 from rankscope.rules.incident import incident
 from rankscope.rules.locate import suspects
@@ -33,7 +33,7 @@ def ruled_out(window: Window, table: Table = TABLE) -> tuple[list[RuledOut], lis
     if stopped is not None:
         seen_by_symptom.append((stopped.symptom, stopped.seen, explain(table, stopped.symptom, stopped.seen)))
     for suspect in suspects(frame):
-        seen = observe(SLOWNESS, frame, telemetry, suspect)
+        seen = observe(SLOWNESS, frame, telemetry, suspect, ANYWHERE)
         seen_by_symptom.append((suspect.symptom, seen, explain(table, suspect.symptom, seen)))
     gone: list[RuledOut] = []
     still_open: list[tuple[str, float]] = []
