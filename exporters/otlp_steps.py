@@ -51,8 +51,8 @@ def _phases(clock: tuple[str, Scalar], phases: Iterable[str]) -> tuple[tuple[str
 
 
 # Fields, and in the same order the series that they go to: records are many, and a loop over two tuples costs least.
-_STEP_PHASES = ("data_wait", "h2d", "forward", "bubble", "optimizer", "checkpoint", "evaluation", "other")
-_STALLS = ("sync", "gc", "compile", "runqueue")
+_STEP_PHASES = ("data_wait", "forward", "bubble", "optimizer", "checkpoint", "evaluation", "other")
+_STALLS = ("h2d", "sync", "gc", "compile", "runqueue")
 _step_values = attrgetter(*(f"{name}_ns" for name in _STEP_PHASES + _STALLS))
 _STEP_SERIES: tuple[tuple[str, Label], ...] = (
     ("rankscope.step.duration", (_HOST,)),
@@ -61,7 +61,6 @@ _STEP_SERIES: tuple[tuple[str, Label], ...] = (
 )
 _DEVICE_PHASES = (
     "data_wait",
-    "h2d",
     "forward",
     "backward_own",
     "backward_wait",

@@ -124,6 +124,7 @@ class AsyncDevice:
         self.communication = Stream("device-communication", depth)
         self.capturing = False
         self._listeners: list[Callable[[int], None]] = []
+        self._wait_listeners: list[tuple[Callable[[], None], Callable[[], None]]] = []
 
     def kernel(self, duration_ns: int) -> None:
         """Launch a compute kernel that takes `duration_ns` on a healthy GPU."""
@@ -159,6 +160,8 @@ class AsyncDevice:
 
     def join_communication(self) -> None:
         """Make the compute stream wait for all communication launched so far, as DDP's stream wait does."""
+        for begins, _ in self._wait_listeners:
+            begins()
         launched = self.record(self.communication)
 
         def wait(stream: Stream) -> None:
@@ -168,6 +171,14 @@ class AsyncDevice:
             stream.now_ns = max(stream.now_ns, launched.time_ns)
 
         self.compute.enqueue(wait)
+        for _, ends in self._wait_listeners:
+            ends()
+
+    def watch_waits(self, begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
+        """Call both around each time the compute stream is made to wait; returns the undo."""
+        listener = (begins, ends)
+        self._wait_listeners.append(listener)
+        return lambda: self._wait_listeners.remove(listener)
 
     def record(self, stream: Stream | None = None) -> DeviceEvent:
         """Record an event on a stream (the compute stream by default)."""
@@ -251,6 +262,13 @@ class AsyncDeviceClock:
 
     def watch_synchronize(self, report: Callable[[int], None]) -> Callable[[], None]:
         return self._device.watch_synchronize(report)
+
+    def watch_waits(self, begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
+        return self._device.watch_waits(begins, ends)
+
+    def watch_copies(self, *_begins_ends: Callable[[], None]) -> Callable[[], None]:
+        """Batches are not copied here."""
+        return lambda: None
 
 
 _current: AsyncDevice | None = None

@@ -38,8 +38,18 @@ class HostClock:
     def memory(self) -> tuple[int, int, int, int] | None:
         return None
 
+    def watch_waits(self, begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
+        return _nothing
+
+    def watch_copies(self, begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
+        return _nothing
+
     def watch_synchronize(self, report: Callable[[int], None]) -> Callable[[], None]:
-        return lambda: None
+        return _nothing
+
+
+def _nothing() -> None:
+    """Nothing was replaced, nothing is to be undone."""
 
 
 class CudaClock:
@@ -91,17 +101,48 @@ class CudaClock:
         reserved = stats["reserved_bytes"]["all"]
         return allocated["current"], reserved["current"], allocated["peak"], stats.get("num_alloc_retries", 0)
 
+    def watch_waits(self, begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
+        """Around `Stream.wait_event` and `wait_stream` of the current stream: how FSDP2 waits for its collectives."""
+        current = self._cuda.current_stream
+
+        def is_current(arguments: tuple[Any, ...], _keywords: Mapping[str, Any]) -> bool:
+            return bool(arguments[0] == current())
+
+        stream_type = self._cuda.Stream
+        return _undo_all(
+            [_around(stream_type, name, begins, ends, is_current) for name in ("wait_event", "wait_stream")]
+        )
+
+    def watch_copies(self, begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
+        """Around `Tensor.to` and `Tensor.cuda` of tensors on the host."""
+        return _undo_all([_around(self._tensor_type, name, begins, ends, _goes_to_device) for name in ("to", "cuda")])
+
     def watch_synchronize(self, report: Callable[[int], None]) -> Callable[[], None]:
         """Time the calls that wait for the device: synchronize(), and the tensor methods that copy to the host."""
         undo = [_timed(self._cuda, "synchronize", report, lambda _arguments: True)]
         for method in ("item", "tolist", "cpu", "__bool__", "__float__", "__int__"):
             undo += [_timed(self._tensor_type, method, report, _first_is_on_device)]
+        return _undo_all(undo)
 
-        def restore_all() -> None:
-            for restore in undo:
-                restore()
 
-        return restore_all
+def _undo_all(undo: list[Callable[[], None]]) -> Callable[[], None]:
+    def restore_all() -> None:
+        for restore in undo:
+            restore()
+
+    return restore_all
+
+
+def _goes_to_device(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+    """Whether `tensor.to(...)` or `.cuda(...)` copies from the host: by the device it names, if it names one."""
+    if arguments[0].is_cuda:
+        return False
+    target = arguments[1] if len(arguments) > 1 else keywords.get("device", "cuda")
+    if isinstance(target, str):
+        return target.startswith("cuda")
+    return (
+        isinstance(target, int) or getattr(target, "type", None) == "cuda" or getattr(target, "is_cuda", False) is True
+    )
 
 
 def _first_is_on_device(arguments: tuple[Any, ...]) -> bool:
@@ -112,7 +153,6 @@ def _timed(
     owner: Any, name: str, report: Callable[[int], None], waits: Callable[[tuple[Any, ...]], bool]
 ) -> Callable[[], None]:
     """Replace `owner.name` by a version that reports how long it took where it waits; returns the undo."""
-    own = name in vars(owner)
     original = getattr(owner, name)
 
     def timed(*arguments: Any, **keywords: Any) -> Any:
@@ -124,10 +164,40 @@ def _timed(
         finally:
             report(time.monotonic_ns() - began)
 
-    timed.__name__, timed.__doc__ = name, original.__doc__
-    setattr(owner, name, timed)
+    return _replace(owner, name, original, timed)
+
+
+def _around(
+    owner: Any,
+    name: str,
+    begins: Callable[[], None],
+    ends: Callable[[], None],
+    concerns: Callable[[tuple[Any, ...], Mapping[str, Any]], bool],
+) -> Callable[[], None]:
+    """Replace `owner.name` by a version that calls `begins` and `ends` around the calls that `concerns` picks."""
+    original = getattr(owner, name)
+
+    def around(*arguments: Any, **keywords: Any) -> Any:
+        if not concerns(arguments, keywords):
+            return original(*arguments, **keywords)
+        begins()
+        try:
+            return original(*arguments, **keywords)
+        finally:
+            ends()
+
+    return _replace(owner, name, original, around)
+
+
+def _replace(owner: Any, name: str, original: Any, replacement: Any) -> Callable[[], None]:
+    own = name in vars(owner)
+    replacement.__name__, replacement.__doc__ = name, original.__doc__
+    setattr(owner, name, replacement)
 
     def restore() -> None:
+        # Where somebody wrapped ours since, theirs stays, and ours passes through.
+        if vars(owner).get(name) is not replacement:
+            return
         if own:
             setattr(owner, name, original)
         else:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,38 +18,38 @@ _OURS = "_rankscope_original"
 
 
 class Listener(Protocol):
-    """What is told. Implementations never raise."""
+    """What is told. Implementations never raise; attributes are looked up at each call, and may be replaced."""
 
-    def data_begin(self, iterator: Any) -> None: ...
-    def data_end(self, batch: Any) -> None: ...
-    def backward_begin(self) -> None: ...
-    def backward_own_end(self) -> None: ...
-    def backward_end(self) -> None: ...
-    def optimizer_begin(self, optimizer: Any) -> None: ...
-    def optimizer_end(self, optimizer: Any) -> None: ...
+    data_begin: Callable[[Any], None]
+    data_end: Callable[[Any], None]
+    #: Returns whether `backward_own_end` is to be called.
+    backward_begin: Callable[[], bool]
+    backward_own_end: Callable[[], None]
+    backward_end: Callable[[], None]
+    optimizer_begin: Callable[[], None]
+    optimizer_end: Callable[[Any], None]
+
+    def scaler_end(self, optimizer: Any) -> None: ...
     def checkpoint_begin(self) -> None: ...
     def checkpoint_end(self) -> None: ...
     def process_group_ready(self) -> None: ...
 
 
-class Patches:
-    """Everything replaced or registered in torch, to be taken back in reverse order."""
+class Undo:
+    """What was replaced or registered in torch, to be taken back in reverse order."""
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
         #: Signals that this torch does not offer, one line each.
         self.unavailable: list[str] = []
 
-    def install(self) -> None:
-        """Install every choke point this torch has."""
-        for name, patch in (
-            ("data wait", self._data),
-            ("backward", self._backward),
-            ("optimizer", self._optimizer),
-            ("checkpoint", self._checkpoint),
-            ("process group", self._process_group),
-        ):
+    def add(self, undo: Callable[[], None]) -> None:
+        """Remember how one thing is taken back."""
+        self._undo.append(undo)
+
+    def try_all(self, patches: tuple[tuple[str, Callable[[], None]], ...]) -> None:
+        """Make each patch; one that this torch does not allow is noted under its name."""
+        for name, patch in patches:
             try:
                 patch()
             except (AttributeError, ImportError, TypeError, RuntimeError) as error:
@@ -58,7 +60,7 @@ class Patches:
         while self._undo:
             self._undo.pop()()
 
-    def _replace(self, name: str, owners: tuple[Any, ...], make: Callable[[Any], Any]) -> None:
+    def replace(self, name: str, owners: tuple[Any, ...], make: Callable[[Any], Any]) -> None:
         """Put one replacement into every module or class that binds the original (so that it pickles by name)."""
         original = getattr(owners[0], name)
         if hasattr(original, _OURS):
@@ -66,6 +68,7 @@ class Patches:
         replacement = functools.wraps(original)(make(original))
         setattr(replacement, _OURS, original)
         keep_out_of_dynamo(replacement)
+        own = [owner for owner in owners if name in vars(owner)]
         for owner in owners:
             if getattr(owner, name, None) is original:
                 setattr(owner, name, replacement)
@@ -74,9 +77,46 @@ class Patches:
             # Where somebody wrapped ours since, theirs stays, and ours passes through.
             for owner in owners:
                 if getattr(owner, name, None) is replacement:
-                    setattr(owner, name, original)
+                    if owner in own:
+                        setattr(owner, name, original)
+                    else:
+                        delattr(owner, name)
 
         self._undo.append(restore)
+
+
+class Patches(Undo):
+    """The choke points that `import torch` brings, and those of its parts once they are imported."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self._listener = listener
+        self._later: dict[str, tuple[str, Callable[[], None]]] = {}
+
+    def install(self) -> None:
+        """Install every choke point this torch has."""
+        self.try_all(
+            (
+                ("data wait", self._data),
+                ("backward", self._backward),
+                ("optimizer", self._optimizer),
+                ("gradient scaler", self._scaler),
+                ("checkpoint", self._checkpoint),
+                ("process group", self._process_group),
+            )
+        )
+        self.install_after("torch.distributed.checkpoint.state_dict_saver", "checkpoint", self._distributed_checkpoint)
+
+    def install_after(self, module: str, name: str, patch: Callable[[], None]) -> None:
+        """Make a patch once `module` is imported: nothing is imported for us."""
+        self._later[module] = (name, patch)
+
+    def look(self) -> list[str]:
+        """Patch what has been imported since; returns what could not be, one line each."""
+        before = len(self.unavailable)
+        for module in [module for module in self._later if module in sys.modules]:
+            self.try_all((self._later.pop(module),))
+        return self.unavailable[before:]
 
     def _data(self) -> None:
         iterator_type = importlib.import_module("torch.utils.data.dataloader")._BaseDataLoaderIter
@@ -94,63 +134,98 @@ class Patches:
 
             return __next__
 
-        self._replace("__next__", (iterator_type,), make)
+        self.replace("__next__", (iterator_type,), make)
 
     def _backward(self) -> None:
         autograd = importlib.import_module("torch.autograd")
         engine = autograd.Variable._execution_engine
-        engine.queue_callback  # noqa: B018 - checked here, used in backward
+        queue_callback = engine.queue_callback  # checked here, used in backward
         listener = self._listener
+        queued = [False]
 
-        own_end = listener.backward_own_end
-        keep_out_of_dynamo(_Stamp.__call__)
+        def own_end() -> None:
+            listener.backward_own_end()
+
+        def stamp(_gradient: Any) -> None:
+            # DDP waits in an engine callback that it queues when its first gradient is ready; callbacks run in the
+            # order they were queued, and a hook on a root runs before any gradient is ready.
+            if not queued[0]:
+                queued[0] = True
+                queue_callback(own_end)
+
+        keep_out_of_dynamo(stamp)
+        keep_out_of_dynamo(own_end)
 
         def make(original: Any) -> Any:
             def _engine_run_backward(outputs: Any, *arguments: Any, **keywords: Any) -> Any:
-                listener.backward_begin()
-                handles = _Stamp(engine, own_end).hook(outputs)
+                roots = []
+                if listener.backward_begin():
+                    queued[0] = False
+                    roots = hook_roots(outputs, stamp)
                 try:
                     return original(outputs, *arguments, **keywords)
                 finally:
-                    for handle in handles:
-                        handle.remove()
+                    for hooks in roots:
+                        hooks.pop(_STAMP, None)
                     listener.backward_end()
 
             return _engine_run_backward
 
-        self._replace("_engine_run_backward", (autograd, importlib.import_module("torch.autograd.graph")), make)
+        self.replace("_engine_run_backward", (autograd, importlib.import_module("torch.autograd.graph")), make)
 
     def _optimizer(self) -> None:
         module = importlib.import_module("torch.optim.optimizer")
         compiling = importlib.import_module("torch.compiler").is_compiling
         listener = self._listener
 
-        def before(optimizer: Any, _arguments: Any, _keywords: Any) -> None:
+        def before(_optimizer: Any, _arguments: Any, _keywords: Any) -> None:
             if not compiling():
-                listener.optimizer_begin(optimizer)
+                listener.optimizer_begin()
 
         def after(optimizer: Any, _arguments: Any, _keywords: Any) -> None:
             if not compiling():
                 listener.optimizer_end(optimizer)
 
-        self._undo.append(module.register_optimizer_step_pre_hook(before).remove)
-        self._undo.append(module.register_optimizer_step_post_hook(after).remove)
+        self.add(module.register_optimizer_step_pre_hook(before).remove)
+        self.add(module.register_optimizer_step_post_hook(after).remove)
 
-    def _checkpoint(self) -> None:
+    def _scaler(self) -> None:
+        scaler_type = importlib.import_module("torch.amp.grad_scaler").GradScaler
         listener = self._listener
 
         def make(original: Any) -> Any:
-            def save(*arguments: Any, **keywords: Any) -> Any:
-                listener.checkpoint_begin()
-                try:
-                    return original(*arguments, **keywords)
-                finally:
-                    listener.checkpoint_end()
+            def step(scaler: Any, optimizer: Any, *arguments: Any, **keywords: Any) -> Any:
+                result = original(scaler, optimizer, *arguments, **keywords)
+                listener.scaler_end(optimizer)
+                return result
 
-            return save
+            return step
 
+        self.replace("step", (scaler_type,), make)
+
+    def _checkpoint(self) -> None:
         owners = (importlib.import_module("torch"), importlib.import_module("torch.serialization"))
-        self._replace("save", owners, make)
+        self.replace("save", owners, self._timed_checkpoint)
+
+    def _distributed_checkpoint(self) -> None:
+        """`save` and what blocks in `async_save`; the first goes through a function of its module, however imported."""
+        module = importlib.import_module("torch.distributed.checkpoint.state_dict_saver")
+        self.replace("_save_state_dict", (module,), self._timed_checkpoint)
+        self.replace(
+            "async_save", (module, importlib.import_module("torch.distributed.checkpoint")), self._timed_checkpoint
+        )
+
+    def _timed_checkpoint(self, original: Any) -> Any:
+        listener = self._listener
+
+        def save(*arguments: Any, **keywords: Any) -> Any:
+            listener.checkpoint_begin()
+            try:
+                return original(*arguments, **keywords)
+            finally:
+                listener.checkpoint_end()
+
+        return save
 
     def _process_group(self) -> None:
         distributed = importlib.import_module("torch.distributed")
@@ -167,32 +242,30 @@ class Patches:
             return init_process_group
 
         owners = (distributed, importlib.import_module("torch.distributed.distributed_c10d"))
-        self._replace("init_process_group", owners, make)
+        self.replace("init_process_group", owners, make)
 
 
-class _Stamp:
-    """A hook on the roots of one backward that has `own_end` run at its end, before any wait for other ranks.
+#: Key of our hook among a tensor's own; torch's are numbers.
+_STAMP = "rankscope"
 
-    DDP waits in an engine callback that it queues when its first gradient is ready; callbacks run in the order they
-    were queued, and a hook on a root runs before any gradient is ready.
+
+def hook_roots(outputs: Any, hook: Callable[[Any], None]) -> list[Any]:
+    """Have `hook` run when the engine reaches a root, a third of the cost of `register_hook`; returns where it was put.
+
+    What `Tensor.register_hook` does, without the handle: the hooks of a tensor are an ordered dictionary that its graph
+    node knows.
     """
-
-    __slots__ = ("_engine", "_own_end", "_queued")
-
-    def __init__(self, engine: Any, own_end: Callable[[], None]) -> None:
-        self._engine = engine
-        self._own_end = own_end
-        self._queued = False
-
-    def __call__(self, _gradient: Any) -> None:
-        if not self._queued:
-            self._queued = True
-            self._engine.queue_callback(self._own_end)
-
-    def hook(self, outputs: Any) -> list[Any]:
-        """Register on every root; returns the handles to remove afterwards."""
-        roots = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-        return [root.register_hook(self) for root in roots if getattr(root, "requires_grad", False)]
+    placed = []
+    for root in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
+        node = root.grad_fn
+        if node is not None:
+            hooks = root._backward_hooks
+            if hooks is None:
+                root._backward_hooks = hooks = OrderedDict()
+                node._register_hook_dict(root)
+            hooks[_STAMP] = hook
+            placed.append(hooks)
+    return placed
 
 
 def keep_out_of_dynamo(function: Any) -> None:

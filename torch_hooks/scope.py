@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from types import TracebackType
@@ -25,12 +26,14 @@ from rankscope.identity import rank_identity
 from rankscope.records import MarkKind, Phase
 from rankscope.ring import RingWriter, ring_path
 from rankscope.torch_hooks.clocks import choose_clock, device_undecided
+from rankscope.torch_hooks.collectives import CollectiveWatch, process_group_is_there
 from rankscope.torch_hooks.fingerprint import write_fingerprint
 from rankscope.torch_hooks.flight_socket import FlightSocket, flight_path
-from rankscope.torch_hooks.loop import TrainingLoop
+from rankscope.torch_hooks.loop import TrainingLoop, optimizer_made
 from rankscope.torch_hooks.nonfinite import NonFiniteWatch
 from rankscope.torch_hooks.patches import Patches
 from rankscope.torch_hooks.peak import device_peak_flops
+from rankscope.torch_hooks.pipeline import PipelineWatch
 from rankscope.torch_hooks.signals import Signals
 from rankscope.torch_hooks.stacks import StackDumper
 from rankscope.torch_hooks.step_clock import StepClock
@@ -49,10 +52,12 @@ _NAMED_PHASES = {
     "optimizer": Phase.OPTIMIZER,
     "checkpoint": Phase.CHECKPOINT,
     "evaluation": Phase.EVALUATION,
+    "h2d": Phase.H2D,
+    "bubble": Phase.BUBBLE,
 }
 
 
-def _guarded(function: Callable[..., None], *, begins: bool = False, any_thread: bool = False) -> Callable[..., None]:
+def _guarded(function: Callable[..., None], *, begins: bool = False) -> Callable[..., None]:
     """A method of Scope that calls `function(loop, ...)` in the training thread and lets no error of ours out.
 
     `begins`: training has begun at the latest now, so the ring is made where there is none.
@@ -65,7 +70,7 @@ def _guarded(function: Callable[..., None], *, begins: bool = False, any_thread:
                 return
             scope._quietly(scope._begin)
             loop = scope._loop
-        if loop is not None and (any_thread or get_ident() == scope._thread):
+        if loop is not None and get_ident() == loop.thread:
             try:
                 function(loop, *arguments)
             except Exception as error:
@@ -74,8 +79,25 @@ def _guarded(function: Callable[..., None], *, begins: bool = False, any_thread:
     return call
 
 
+def _ignored(*_arguments: Any) -> None:
+    """What is called where nothing is watched: not yet, or no more."""
+
+
+def _no() -> bool:
+    return False
+
+
 class Scope:
     """Watches this process's training loop. Made by `attach()`; every method is safe to call at any time."""
+
+    # What the choke points on the hot path call: the loop's own methods while it is watched, else nothing.
+    data_begin: Callable[[Any], None]
+    data_end: Callable[[Any], None]
+    backward_begin: Callable[[], bool]
+    backward_own_end: Callable[[], None]
+    backward_end: Callable[[], None]
+    optimizer_begin: Callable[[], None]
+    optimizer_end: Callable[[Any], None]
 
     def __init__(self, environ: Mapping[str, str], *, write_error: Callable[[str], object]) -> None:
         self._environ = environ
@@ -88,10 +110,12 @@ class Scope:
         self._device: DeviceClock | None = None
         self._signals: Signals | None = None
         self._peak_flops: int | None = None
-        self._thread = 0
         self._stop_watching: list[Callable[[], None]] = []
         self._ended = False
         self._excepthook = sys.excepthook
+        #: The loader's dataset of which the latest batch was asked before the watching began.
+        self._asked_early: int | None = None
+        self._await_training()
 
     def install(self) -> None:
         """Hook into torch; the ring is made when training begins."""
@@ -113,35 +137,48 @@ class Scope:
 
     def forked(self) -> None:
         """This is a child process: the ring is the parent's alone."""
-        self._loop = self._clock = None
         self._ended = True
-
-    def _obey(self, control: ControlReader, clock: StepClock, window: Window | None) -> Callable[[], None]:
-        """What is asked at each step's end: whether the agent wants something."""
-
-        def poll() -> None:
-            command = control.poll()
-            if window is not None:
-                if command is Command.WINDOW:
-                    window.ask()
-                said = window.step_end(clock.step - 1, clock.last_step_ns)
-                if said is not None:
-                    clock.mark(MarkKind.WINDOW, said)
-            if command is Command.DETACH:
-                self._patches.remove()
-                if self._clock is not None:
-                    self._clock.mark(MarkKind.DETACHED, "the agent asked for it")
-                self._stop()
-
-        return poll
+        self._unhook()
 
     def _say_goodbye(self, clock: StepClock) -> None:
         clock.mark(MarkKind.ENDED)
         clock.ring.set_status(time.monotonic_ns(), clock.step, Phase.ENDED)
 
+    def _await_training(self) -> None:
+        """Until training begins nothing is watched but its begin."""
+        self._unhook()
+        self.data_begin = self._early_batch
+        self.backward_begin = self._first_backward
+        self.optimizer_begin = self._first_optimizer
+
+    def _hook(self, loop: TrainingLoop) -> None:
+        """From now on the choke points talk to the loop itself: no layer in between."""
+        self.data_begin, self.data_end = loop.data_begin, loop.data_end
+        self.backward_begin, self.backward_end = loop.backward_begin, loop.backward_end
+        self.backward_own_end = loop.backward_own_end
+        self.optimizer_begin, self.optimizer_end = loop.optimizer_begin, loop.optimizer_end
+
+    def _unhook(self) -> None:
+        self._loop = self._clock = None
+        self.data_begin = self.data_end = self.optimizer_end = _ignored
+        self.backward_own_end = self.backward_end = self.optimizer_begin = _ignored
+        self.backward_begin = _no
+
+    def _early_batch(self, iterator: Any) -> None:
+        self._asked_early = id(getattr(iterator, "_dataset", iterator))
+
+    def _first_backward(self) -> bool:
+        self._quietly(self._begin)
+        return self.backward_begin() if self._loop is not None else False
+
+    def _first_optimizer(self) -> None:
+        self._quietly(self._begin)
+        if self._loop is not None:
+            self.optimizer_begin()
+
     def _stop(self) -> None:
         self._ended = True
-        self._loop = self._clock = None
+        self._unhook()
         while self._stop_watching:
             self._stop_watching.pop()()
 
@@ -159,7 +196,7 @@ class Scope:
         coarse = self._environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1"
         clock = StepClock(ring, device, world_size=identity.world_size, gc_watch=gc_watch, usage=usage, coarse=coarse)
         window = make_window(path, identity.rank, self._environ)
-        clock.on_step = self._obey(ControlReader(path), clock, window)
+        control = ControlReader(path)
         dumper = StackDumper(path.with_name(f"{path.name}.stacks"), self._environ)
         flight = FlightSocket(flight_path(path, identity.pid), self._environ)
         gc_watch.install()
@@ -167,18 +204,60 @@ class Scope:
         self._stop_watching.append(device.watch_synchronize(clock.synchronized))
         if window is not None:
             self._stop_watching.append(window.close)
-        version = getattr(sys.modules.get("torch"), "__version__", "?")
+            clock.on_step = partial(_step_window, clock, window)
+        torch: Any = sys.modules["torch"]
+        loop = TrainingLoop(
+            clock,
+            self._give_up,
+            grad_enabled=torch.is_grad_enabled,
+            optimizer_made=partial(optimizer_made, torch.optim.Optimizer),
+        )
+        if self._asked_early is not None:
+            loop.loader_was_asked(self._asked_early)
+        collectives = CollectiveWatch(clock)
+        self._stop_watching += [collectives.remove, device.watch_waits(collectives.wait_begins, collectives.wait_ends)]
+        pipelines = PipelineWatch(loop)
+        self._stop_watching.append(pipelines.remove)
+        self._patches.install_after("torch.distributed.pipelining.stage", "pipeline stages", pipelines.install)
         can = f"stacks={dumper.install()} flight={int(flight.open())}"
-        clock.mark(MarkKind.ATTACHED, f"{can} torch={version} python={sys.executable}")
+        clock.mark(MarkKind.ATTACHED, f"{can} torch={torch.__version__} python={sys.executable}")
         for line in self._patches.unavailable:
             clock.mark(MarkKind.DEGRADED, line)
         self._device, self._signals = device, Signals(ring, device)
         if device.name == "cuda":
-            self._peak_flops = device_peak_flops(sys.modules["torch"].cuda)
+            self._peak_flops = device_peak_flops(torch.cuda)
         self._stop_watching.append(self._signals.flush)
-        self._thread = get_ident()
-        self._clock, self._loop = clock, TrainingLoop(clock)
+
+        def look() -> None:
+            """At most every 10 ms: orders of the agent, and parts of torch that were imported since."""
+            command = control.poll()
+            if command is Command.DETACH:
+                self._leave(clock)
+                return
+            if command is Command.WINDOW and window is not None:
+                window.ask()
+            if clock.groups is None and not collectives.installed and process_group_is_there(torch):
+                collectives.install()
+                loop.stamps = identity.world_size > 1
+                self._say_missing(collectives.unavailable)
+            self._say_missing(self._patches.look())
+
+        clock.on_look = look
+        self._clock, self._loop = clock, loop
+        self._hook(loop)
+        look()
         return self._loop
+
+    def _say_missing(self, lines: list[str]) -> None:
+        for line in lines:
+            if self._clock is not None:
+                self._clock.mark(MarkKind.DEGRADED, line)
+
+    def _leave(self, clock: StepClock) -> None:
+        """The agent asks for it."""
+        self._patches.remove()
+        clock.mark(MarkKind.DETACHED, "the agent asked for it")
+        self._stop()
 
     def steps(self, loader: Iterable[Batch]) -> Generator[Batch, None, None]:
         """Iterate over `loader`; each batch is one step, from asking for it to asking for the next."""
@@ -197,8 +276,8 @@ class Scope:
 
     @contextmanager
     def phase(self, name: str) -> Generator[None, None, None]:
-        """Name what runs inside; also a decorator. "data", "forward", "backward", "optimizer", "checkpoint" and
-        "evaluation" are phases of the step; any other name is recorded beside them."""
+        """Name what runs inside; also a decorator. "data", "forward", "backward", "optimizer", "checkpoint",
+        "evaluation", "h2d" and "bubble" are phases of the step; any other name is recorded beside them."""
         known = _NAMED_PHASES.get(name)
         began = time.monotonic_ns()
         before = self._clock.phase if self._clock is not None else int(Phase.OTHER)
@@ -229,7 +308,7 @@ class Scope:
         the precision used, operations a second (known for common GPUs in bfloat16).
         """
         clock, signals = self._clock, self._signals
-        if clock is not None and signals is not None and get_ident() == self._thread:
+        if clock is not None and signals is not None and get_ident() == clock.thread:
             peak = peak_flops or self._peak_flops
             counts = {"samples": samples, "tokens": tokens, "flops": flops, "peak_flops": peak}
             self._quietly(signals.note, clock.step, loss, gradient_norm, counts)
@@ -250,29 +329,28 @@ class Scope:
 
         self._stop_watching.append(NonFiniteWatch(model, device, step=step, report=report).close)
 
-    # What the choke points call.
-    data_begin = _guarded(TrainingLoop.data_begin)
-    data_end = _guarded(TrainingLoop.data_end)
-    backward_begin = _guarded(TrainingLoop.backward_begin, begins=True)
-    # The engine may call from a thread of its own, while the training thread waits in backward.
-    backward_own_end = _guarded(TrainingLoop.backward_own_end, any_thread=True)
-    backward_end = _guarded(TrainingLoop.backward_end)
-    optimizer_begin = _guarded(TrainingLoop.optimizer_begin, begins=True)
-    optimizer_end = _guarded(TrainingLoop.optimizer_end)
+    # What choke points off the hot path, and the user's own loop, call.
+    scaler_end = _guarded(TrainingLoop.scaler_end)
     checkpoint_begin = _guarded(TrainingLoop.checkpoint_begin)
     checkpoint_end = _guarded(TrainingLoop.checkpoint_end)
-    # What the user's own loop calls.
     _step_begin = _guarded(TrainingLoop.begin_explicit_step, begins=True)
     _step_batch = _guarded(TrainingLoop.explicit_batch)
     _steps_end = _guarded(TrainingLoop.end_explicit_loop)
+    _step_here = _guarded(TrainingLoop.end_step_here, begins=True)
     _phase_begin = _guarded(TrainingLoop.switch, begins=True)
     _phase_end = _guarded(TrainingLoop.switch)
     _phase_named = _guarded(TrainingLoop.record_phase, begins=True)
+
+    def step(self) -> None:
+        """Say that a training step ends here, where the rules would find another end; it holds from then on."""
+        self._step_here()
 
     def process_group_ready(self) -> None:
         """The process group is there: training is about to begin."""
         if self._loop is None:
             self._quietly(self._begin)
+        elif self._clock is not None and self._clock.on_look is not None:
+            self._quietly(self._clock.on_look)
 
     def _quietly(self, function: Callable[..., object], *arguments: Any) -> None:
         try:
@@ -291,13 +369,19 @@ class Scope:
                 clock.mark(MarkKind.DEGRADED, f"stopped watching: {said}")
             self._stop()
         except Exception:
-            self._loop = self._clock = None
+            self._unhook()
 
     def _on_exception(self, kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
         clock = self._clock
         if clock is not None:
             self._quietly(_mark_exception, clock, kind, value)
         self._excepthook(kind, value, traceback)
+
+
+def _step_window(clock: StepClock, window: Window) -> None:
+    said = window.step_end(clock.step - 1, clock.last_step_ns)
+    if said is not None:
+        clock.mark(MarkKind.WINDOW, said)
 
 
 def _mark_exception(clock: StepClock, kind: type[BaseException], value: BaseException) -> None:

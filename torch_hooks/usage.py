@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rankscope.records import MISSING
+from rankscope.records import MISSING, MarkKind
 
 
 class ThreadUsage:
@@ -45,13 +45,15 @@ class ThreadUsage:
 
 
 class GcWatch:
-    """Time in Python's garbage collector, which stops every thread; accumulated, taken once a step."""
+    """Time in Python's garbage collector, which stops every thread; whoever takes it sets it back to zero."""
+
+    __slots__ = ("_began", "_monotonic_ns", "count", "spent_ns")
 
     def __init__(self, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._monotonic_ns = monotonic_ns
         self._began = 0
-        self._spent_ns = 0
-        self._count = 0
+        #: Since they were last set to zero.
+        self.spent_ns = self.count = 0
 
     def install(self) -> None:
         """Begin to listen."""
@@ -66,30 +68,36 @@ class GcWatch:
         if moment == "start":
             self._began = self._monotonic_ns()
         elif self._began:
-            self._spent_ns += self._monotonic_ns() - self._began
-            self._count += 1
-
-    def take(self) -> tuple[int, int]:
-        """(ns, collections) since the last call."""
-        taken = self._spent_ns, self._count
-        self._spent_ns = self._count = 0
-        return taken
+            self.spent_ns += self._monotonic_ns() - self._began
+            self.count += 1
 
 
 class CompileWatch:
-    """Time in Dynamo's compilations, from its own callbacks; installed once Dynamo is there, never importing it."""
+    """Time in Dynamo's compilations, from its own callbacks, and why it compiled again.
 
-    def __init__(self, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    Installed once Dynamo is there, never importing it. `say` is told of each recompilation.
+    """
+
+    __slots__ = ("_began", "_failed", "_handler", "_known", "_monotonic_ns", "_say", "recompiles", "spent_ns")
+
+    def __init__(
+        self, say: Callable[[MarkKind, str], None], monotonic_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._say = say
         self._monotonic_ns = monotonic_ns
         self._handler: Any = None
         self._failed = False
         self._began = 0
-        self._spent_ns = 0
+        self._known = 0
+        #: Since they were last set to zero; missing where Dynamo offers no callbacks.
+        self.spent_ns = self.recompiles = 0
 
-    def install(self) -> None:
-        """Register with Dynamo, again where `torch._dynamo.reset()` has cleared its callbacks."""
+    def look(self) -> None:
+        """Register with Dynamo once it is imported, again where `torch._dynamo.reset()` has cleared its callbacks."""
         handler = self._handler
-        if self._failed or (handler is not None and self._start in handler.start_callbacks):
+        if self._failed or "torch._dynamo" not in sys.modules:
+            return
+        if handler is not None and self._start in handler.start_callbacks:
             return
         try:
             handler = sys.modules["torch._dynamo.callback"].callback_handler
@@ -98,6 +106,7 @@ class CompileWatch:
             self._handler = handler
         except (KeyError, AttributeError):
             self._failed = True
+            self.spent_ns = self.recompiles = MISSING
 
     def remove(self) -> None:
         """Unregister."""
@@ -110,10 +119,22 @@ class CompileWatch:
 
     def _end(self, *_arguments: Any) -> None:
         if self._began:
-            self._spent_ns += self._monotonic_ns() - self._began
+            self.spent_ns += self._monotonic_ns() - self._began
             self._began = 0
 
-    def take(self) -> int:
-        """Nanoseconds since the last call; missing where Dynamo offers no callbacks."""
-        taken, self._spent_ns = self._spent_ns, 0
-        return MISSING if self._failed else taken
+    def explain(self) -> None:
+        """Count the compilations of this step that replaced another, and say which guard failed."""
+        try:
+            metrics = list(sys.modules["torch._dynamo.utils"]._compilation_metrics)
+        except (KeyError, AttributeError):
+            self.recompiles = MISSING
+            return
+        for metric in metrics:
+            number = getattr(metric, "start_time_us", None) or 0
+            if number > self._known:
+                self._known = number
+                reason = getattr(metric, "recompile_reason", None)
+                if reason:
+                    self.recompiles += 1
+                    name = getattr(metric, "co_name", None) or "?"
+                    self._say(MarkKind.RECOMPILE, f"{name}: {' '.join(str(reason).split())}")

@@ -47,6 +47,14 @@ class DeviceClock(Protocol):
         """(allocated, reserved, peak allocated bytes, allocation retries so far) of the caching allocator, or None."""
         ...
 
+    def watch_waits(self, begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
+        """Call `begins` before and `ends` after the compute stream is made to wait for another; returns the undo."""
+        ...
+
+    def watch_copies(self, begins: Callable[[], None], ends: Callable[[], None]) -> Callable[[], None]:
+        """Call `begins` before and `ends` after a copy from the host to the device is issued; returns the undo."""
+        ...
+
     def watch_synchronize(self, report: Callable[[int], None]) -> Callable[[], None]:
         """Call `report(nanoseconds the host was blocked)` after each host synchronisation; returns the undo."""
         ...

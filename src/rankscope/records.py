@@ -153,7 +153,7 @@ class StepRecord(_Integers):
     #: Backward passes in this step (gradient accumulation).
     backward_count: int | None = None
     # From version 2 on.
-    #: Host time in copies of the batch to the device.
+    #: Part of forward_ns: copies of the batch to the device, in the steps in which they were looked at (one in 16).
     h2d_ns: int | None = None
     #: Host time waiting for other ranks, the end of backward included.
     collective_wait_ns: int | None = None
@@ -183,7 +183,7 @@ class StepRecord(_Integers):
         return {
             "data_wait": self.data_wait_ns,
             "h2d": self.h2d_ns or 0,
-            "forward": self.forward_ns,
+            "forward": self.forward_ns - (self.h2d_ns or 0),
             "backward": self.backward_ns - backward_wait,
             "collective_wait": wait,
             "bubble": self.bubble_ns or 0,
@@ -199,9 +199,10 @@ class StepRecord(_Integers):
 class DeviceRecord(_Integers):
     """One training step on the device's clock, written one or two steps later, when its events are done.
 
-    Durations are between events on the compute stream. data_wait, h2d, forward, backward_own, backward_wait,
-    inner_wait, bubble, optimizer and other sum to step; checkpoint and evaluation are parts of other. lead is how far
-    the device ran behind the host at that boundary: near zero, the device was starved; large, the host ran ahead.
+    Durations are between events on the compute stream. data_wait, forward, backward_own, backward_wait, inner_wait,
+    bubble, optimizer and other sum to step; h2d is part of forward, checkpoint and evaluation are parts of other. lead
+    is how far the device ran behind the host at that boundary: near zero, the device was starved; large, the host ran
+    ahead.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.DEVICE

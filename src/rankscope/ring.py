@@ -135,15 +135,15 @@ class RingWriter:
         """Write one record given as its dataclass (the hot path packs its own payload)."""
         self.append(record.kind, encode(record))
 
-    def integers_appender(self, kind: RecordKind, layout: struct.Struct) -> Callable[..., None]:
-        """A function that appends a record of `layout` given as its integers, with the least work: the hot path."""
+    def appender(self, kind: RecordKind, layout: struct.Struct) -> Callable[..., None]:
+        """A function that appends a record of `layout` given as its values, with the least work: the hot path."""
         slots, mapped, view, crc32 = self._slots, self._map, memoryview(self._map), zlib.crc32
         whole = struct.Struct(f"{_PREFIX.format}{layout.format.removeprefix('<')}")
         pack_into, pack_crc_into, length = whole.pack_into, _CRC.pack_into, layout.size
         end_of_body = 4 + whole.size
         self._views.append(view)
 
-        def append(*values: int) -> None:
+        def append(*values: int | bytes) -> None:
             sequence = self._next
             start = HEADER_BYTES + (sequence - 1) % slots * SLOT_BYTES
             pack_into(mapped, start + 4, kind, length, sequence, *values)
@@ -152,19 +152,14 @@ class RingWriter:
 
         return append
 
-    def status_setter(self) -> Callable[[int, int, int], None]:
-        """A function of (time, step, phase + 256 x backward depth) that says what the training thread does now."""
-        mapped, pack_into = self._map, _STATUS.pack_into
-
-        def set_status(time_ns: int, step: int, state: int) -> None:
-            doing = step << 16 | state
-            pack_into(mapped, STATUS_OFFSET, time_ns, doing, time_ns ^ doing)
-
-        return set_status
+    def status_target(self) -> tuple[Callable[..., None], mmap.mmap, int]:
+        """(function, its first two arguments) that write the status: the hot path adds time, doing, time ^ doing."""
+        return _STATUS.pack_into, self._map, STATUS_OFFSET
 
     def set_status(self, time_ns: int, step: int, phase: int, depth: int = 0) -> None:
         """Say what the training thread does from `time_ns` on."""
-        self.status_setter()(time_ns, step, phase | depth << _PHASE_BITS)
+        doing = step << 16 | depth << _PHASE_BITS | phase
+        _STATUS.pack_into(self._map, STATUS_OFFSET, time_ns, doing, time_ns ^ doing)
 
     def close(self) -> None:
         """Unmap; the file stays for the agent."""

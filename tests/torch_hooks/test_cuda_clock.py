@@ -11,9 +11,10 @@ from tests.torch_hooks.fake_cuda import FakeCuda, FakeTensor, RuleBroken
 from tests.vocabulary.test_ring import IDENTITY
 
 from rankscope.clock import ClockAnchor
-from rankscope.records import DeviceRecord, GroupRecord, Phase, StepRecord
+from rankscope.records import DeviceRecord, GroupKind, GroupRecord, Phase, StepRecord
 from rankscope.ring import RingReader, RingWriter
 from rankscope.torch_hooks.clocks import CudaClock
+from rankscope.torch_hooks.groups import Groups, GroupState
 from rankscope.torch_hooks.step_clock import StepClock
 from rankscope.torch_hooks.usage import GcWatch, ThreadUsage
 
@@ -35,6 +36,7 @@ def run_loop(
     host = Host()
     ring = RingWriter(tmp_path / "a.ring", IDENTITY, ClockAnchor(0, 0))
     watch = StepClock(ring, clock, world_size=4, gc_watch=GcWatch(), usage=ThreadUsage(), monotonic_ns=host)
+    watch.groups = Groups(GroupState("default", GroupKind.DATA, range(4), None), on_device=True)
     plan = (
         (Phase.FORWARD, 10.0),
         (Phase.BACKWARD, 20.0 * slow),
