@@ -28,7 +28,16 @@ _LOOK_NS = 30 * _NS
 class _Group:
     """One control group, and the groups above that bound it."""
 
-    def __init__(self, device: str, cpu: Path | None, memory: Path | None, pressure: Path | None, version: int) -> None:
+    def __init__(
+        self,
+        device: str,
+        cpu: Path | None,
+        memory: Path | None,
+        pressure: Path | None,
+        version: int,
+        accounting: Path | None = None,
+    ) -> None:
+        """`accounting` is where version 1 keeps CPU time."""
         self.device = device
         self._version = version
         self._cpu_limit, cpu_at = _tightest(cpu, version, _cpu_limit, nearest=True)
@@ -43,8 +52,8 @@ class _Group:
                 else ("memory.usage_in_bytes", "memory.oom_control", "memory.stat", "memory.failcnt")
             )
             self._files |= {name: HeldFile(memory_at / name) for name in names}
-        if version == 1 and cpu is not None:
-            self._files["cpuacct.usage"] = HeldFile(cpu / "cpuacct.usage")
+        if accounting is not None:
+            self._files["cpuacct.usage"] = HeldFile(accounting / "cpuacct.usage")
         if pressure is not None:
             self._files |= {f"{name}.pressure": HeldFile(pressure / f"{name}.pressure") for name in RESOURCES}
 
@@ -167,8 +176,12 @@ class CgroupProbe:
         memory_path = None if memory is None else _below(self._root / "memory", memory)
         if cpu_path is None and memory_path is None:
             return None
+        device = str(memory if memory_path is not None else cpu)
+        # Mounted with the CPU controller nearly everywhere, or by itself; the root's is the whole host's.
+        counted = membership.get("cpuacct", "..")
+        accounting = _below(self._root / "cpuacct", counted) or cpu_path if counted != "/" or device == "/" else None
         # Where both versions are mounted, version 2 keeps the pressure.
-        return _Group(str(memory if memory_path is not None else cpu), cpu_path, memory_path, path, 1)
+        return _Group(device, cpu_path, memory_path, path, 1, accounting)
 
     def _unified(self) -> Path | None:
         for path in (self._root, self._root / "unified"):

@@ -1,11 +1,12 @@
-"""Network interfaces (/proc/net/dev, /sys/class/net) and what TCP and UDP lost (/proc/net/snmp, /proc/net/netstat)."""
+"""Network interfaces (/proc/net/dev, /sys/class/net, ethtool) and what TCP and UDP lost (/proc/net/{snmp,netstat})."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rankscope.errors import Unsupported
+from rankscope.errors import Absent, Unsupported
+from rankscope.probes import ethtool
 from rankscope.probes.held_file import HeldFile
 from rankscope.probes.numbers import whole
 from rankscope.probes.sysfs import children, read_number, read_text
@@ -82,21 +83,34 @@ class NetworkProbe:
     groups: Sequence[Group] = (
         Group("network", _NS, _NS // 2, "counters: a read loses only when in the period it was"),
         Group("stack", 2 * _NS, _NS, "counters of the whole host"),
+        Group("pauses", 5 * _NS, _NS, "counters; the driver asks the adapter's firmware for them"),
         Group(
             "links", 10 * _NS, 2 * _NS, "a link that flapped has counted it; the kernel log tells when", Priority.LOW
         ),
     )
 
-    def __init__(self, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
+    def __init__(
+        self,
+        proc: Path = Path("/proc"),
+        sys: Path = Path("/sys"),
+        *,
+        counters_of: Callable[[str], dict[str, int]] = ethtool.counters_of,
+    ) -> None:
+        """`counters_of` gives what an interface's driver counts, or raises ProbeError."""
         self._file = HeldFile(proc / "net/dev")
         self._snmp = HeldFile(proc / "net/snmp")
         self._netstat = HeldFile(proc / "net/netstat")
         self._interfaces = sys / "class/net"
+        self._counters_of = counters_of
+        #: Interfaces whose drivers count no pauses.
+        self._without_pauses: set[str] = set()
 
     def read(self, group: str, now_ns: int) -> ProbeResult:
         """One group now. Raises ProbeError."""
         if group == "links":
             return ProbeResult(self._links(now_ns))
+        if group == "pauses":
+            return ProbeResult(self._pauses(now_ns))
         if group == "stack":
             values = parse_stack(self._snmp.read()) | parse_stack(self._netstat.read())
             return ProbeResult([Reading(metric, value, now_ns) for metric, value in values.items()])
@@ -113,13 +127,33 @@ class NetworkProbe:
         for file in (self._file, self._snmp, self._netstat):
             file.close()
 
-    def _links(self, now_ns: int) -> list[Reading]:
+    def _told(self) -> list[Path]:
         interfaces = [path for path in children(self._interfaces) if is_told(path.name)]
         if not interfaces:
-            raise Unsupported("no network interface here", where=str(self._interfaces))
+            raise Absent("no network interface here", where=str(self._interfaces))
+        return interfaces
+
+    def _pauses(self, now_ns: int) -> list[Reading]:
+        """Of the interfaces that are devices of the host: a bond repeats those under it."""
+        readings: list[Reading] = []
+        for interface in [path.name for path in self._told() if (path / "device").exists()]:
+            if interface in self._without_pauses:
+                continue
+            try:
+                values = ethtool.pauses(self._counters_of(interface))
+            except Unsupported:
+                values = {}
+            if not values:
+                self._without_pauses.add(interface)
+            readings += [Reading(metric, value, now_ns, interface) for metric, value in values.items()]
+        if not readings:
+            raise Absent("no interface here counts pauses", where=str(self._interfaces))
+        return readings
+
+    def _links(self, now_ns: int) -> list[Reading]:
         return [
             Reading(metric, value, now_ns, interface.name)
-            for interface in interfaces
+            for interface in self._told()
             for metric, value in _link(interface).items()
         ]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rankscope.errors import Absent, PermissionDenied, ProbeError, Unsupported
 from rankscope.probes.filesystem import FilesystemProbe
+from rankscope.probes.network import NetworkProbe
 from rankscope.probes.nvml import NvmlProbe
 from rankscope.probes.registry import FollowsRanks, ProbeSettings, built_in
 from rankscope.reading import Event, Outcome, Probe, ProbeResult
@@ -75,9 +76,25 @@ def probes(root: Path) -> list[Probe]:
             probe.close()
         elif isinstance(probe, FilesystemProbe):
             found.append(FilesystemProbe(root / "proc", statvfs=_Answers(root), clock_ns=lambda: 0))
+        elif isinstance(probe, NetworkProbe):
+            found.append(NetworkProbe(root / "proc", root / "sys", counters_of=_Counters(root)))
         else:
             found.append(probe)
     return found
+
+
+class _Counters:
+    """What the interfaces' drivers of a tree count."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __call__(self, interface: str) -> dict[str, int]:
+        try:
+            lines = (self._root / "ethtool" / interface).read_text().splitlines()
+        except FileNotFoundError as error:
+            raise Unsupported("its driver counts nothing by itself", where=interface) from error
+        return {name: int(value) for name, value in (line.split() for line in lines)}
 
 
 class _Answers:

@@ -118,6 +118,24 @@ NETWORK_METRICS = (
     ),
     gauge("net.up", "1", "rankscope.net.up", "1 where the interface's link is up, else 0"),
     gauge("net.speed_bits_per_second", "bit/s", "rankscope.net.speed", "Negotiated speed of the interface"),
+    counter(
+        "net.pfc_pauses_received",
+        "{frame}",
+        "rankscope.net.pfc.received",
+        "Pauses of priority flow control that the network asked of the interface: congestion ahead",
+    ),
+    counter(
+        "net.pfc_pauses_sent",
+        "{frame}",
+        "rankscope.net.pfc.sent",
+        "Pauses that the interface asked of the network: this host takes data too slowly",
+    ),
+    counter(
+        "net.pfc_paused_ns",
+        "ns",
+        "rankscope.net.pfc.time",
+        "Time in which a priority of the interface was not allowed to send, summed over priorities",
+    ),
     counter("net.tcp_segments_sent", "{segment}", "rankscope.net.tcp.sent", "TCP segments sent by the host"),
     counter(
         "net.tcp_segments_retransmitted",
