@@ -161,6 +161,9 @@ def _facts(window: Window, of: Fingerprints, topics: dict[str, str]) -> dict[str
             elif name == "network" and isinstance(value, dict):
                 for card, of_card in value.items():
                     say("firmware", f"{card} firmware", f"host {host}", _mapping(value, card).get("firmware", of_card))
+            elif name == "nccl_conf" and isinstance(value, dict):
+                for variable, setting in value.items():
+                    say("nccl", f"nccl.conf {variable}", f"host {host}", setting)
             else:
                 say(_HOST_TOPICS.get(name, "host"), name, f"host {host}", value)
     say("topology", "ranks", "job", window.world_size)

@@ -99,7 +99,7 @@ def spans_document(found: SpanWhatIf) -> dict[str, Any]:
 def operations_text(found: WhatIf, reading: Reading) -> str:
     """An analysis of operations for a person."""
     share = {"M_W": found.m_w, "M_S": found.m_s}
-    figures = ", ".join(f"{name} {value:.2f}" for name, value in share.items() if value is not None)
+    figures = ", ".join(f"{name} {_rounded(value):.2f}" for name, value in share.items() if value is not None)
     looks_like = "" if reading.looks_like == "unknown" else f" (looks like {reading.looks_like})"
     size = f"{found.steps} steps, {found.dp_ranks} data-parallel ranks x {found.stages} stages"
     lines = [
@@ -126,7 +126,7 @@ def operations_text(found: WhatIf, reading: Reading) -> str:
     lines += table(("dp", "stage", "rank", "slowdown", "ms a step back", "against its stage's peers"), rows)
     if len(found.slowest) > _SHOWN:
         lines.append(f"... {len(found.slowest) - _SHOWN} more workers")
-    causes = [(cause.kind, f"{cause.share:.0%}", f"{cause.ms_per_step:,.1f}") for cause in found.causes]
+    causes = [(cause.kind, f"{_rounded(cause.share):.0%}", f"{cause.ms_per_step:,.1f}") for cause in found.causes]
     lines += ["", *table(("without", "of the lost time", "ms a step back"), causes)]
     if found.by_place:
         places = sorted(found.by_place.items(), key=lambda item: -item[1])
@@ -134,10 +134,19 @@ def operations_text(found: WhatIf, reading: Reading) -> str:
             "",
             *table(("without host", "ms a step back"), [(name, f"{ms:,.1f}") for name, ms in places[:_SHOWN]]),
         ]
-    kinds = [(name, f"{value:.3f}") for name, value in found.by_optype.items() if value > 1.001]
+    kinds = [
+        (name, f"{value:.3f}", f"{found.optype_ms[name]:,.1f}")
+        for name, value in found.by_optype.items()
+        if value > 1.001 or found.optype_ms[name] > 0.001 * found.actual_ms
+    ]
     if kinds:
-        lines += ["", *table(("operation", "slowdown by it alone"), kinds)]
+        lines += ["", *table(("operation", "slowdown by it alone", "ms a step back"), kinds)]
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def _rounded(share: float) -> float:
+    """A share in hundredths, never a negative zero."""
+    return round(share, 2) + 0.0
 
 
 def spans_text(found: SpanWhatIf) -> str:

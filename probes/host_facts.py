@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rankscope.fingerprint import allowed_environment
+
 Text = Callable[[str], str | None]
 
 
-def host_facts(*, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> dict[str, Any]:
+def host_facts(*, proc: Path = Path("/proc"), sys: Path = Path("/sys"), etc: Path = Path("/etc")) -> dict[str, Any]:
     """Facts by name; what this host does not have or does not let us read is left out."""
 
     def of(root: Path) -> Text:
@@ -25,7 +27,7 @@ def host_facts(*, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> dict[
 
         return read
 
-    from_proc, from_sys = of(proc), of(sys)
+    from_proc, from_sys, from_etc = of(proc), of(sys), of(etc)
     facts: dict[str, Any] = {
         "kernel": from_proc("sys/kernel/osrelease"),
         "bios": from_sys("class/dmi/id/bios_version"),
@@ -38,6 +40,8 @@ def host_facts(*, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> dict[
         "numa_balancing": from_proc("sys/kernel/numa_balancing"),
         **parse_cpuinfo(from_proc("cpuinfo") or ""),
         "memory_total_kib": parse_memory_total(from_proc("meminfo") or ""),
+        # NCCL takes its variables from here too.
+        "nccl_conf": allowed_environment(parse_nccl_conf(from_etc("nccl.conf") or "")),
         "network": {
             path.name: {
                 name: value
@@ -72,6 +76,12 @@ def parse_cpuinfo(text: str) -> dict[str, Any]:
         "microcode": first.get("microcode"),
         "cores": sum(name == "processor" for name, _ in fields) or None,
     }
+
+
+def parse_nccl_conf(text: str) -> dict[str, str]:
+    """Variables of /etc/nccl.conf."""
+    lines = (line.partition("#")[0].partition("=") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, equals, value in lines if equals}
 
 
 def parse_memory_total(text: str) -> int | None:

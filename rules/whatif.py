@@ -74,6 +74,8 @@ class WhatIf:
     #: Slowdown if one stage, or one operation type, were as it is and all else ideal.
     by_stage: dict[int, float]
     by_optype: dict[str, float]
+    #: ms a step that come back with one operation type ideal.
+    optype_ms: dict[str, float]
     #: Dearest first.
     causes: list[Cause]
     #: How forward and backward go together over the microbatches of a worker; None with too few of them.
@@ -193,6 +195,7 @@ def whatif(of: Operations, places: Mapping[str, Collection[int]] | None = None) 
         ],
         by_stage={stage: float(value) for stage, value in enumerate(by_stage)},
         by_optype=_by_optype(run),
+        optype_ms=_without_optype(run),
         causes=_causes(run),
         correlation=correlation,
         microbatch_spread=spread,
@@ -233,6 +236,15 @@ def _by_optype(run: _Replayer) -> dict[str, float]:
     for name in np.unique(run.optype):
         real = run.optype == name
         found[str(name)] = run.only(lambda node, mask=real: bool(mask[node])) / run.ideal_s  # type: ignore[misc]
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _without_optype(run: _Replayer) -> dict[str, float]:
+    ranks = len(run.of.operations.dp_ranks)
+    found = {}
+    for name in np.unique(run.optype):
+        mask = np.broadcast_to((run.optype == name)[:, np.newaxis], (len(run.optype), ranks))
+        found[str(name)] = (run.actual_s - run.without(mask)) * _MS
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

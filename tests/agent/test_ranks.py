@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rankscope.agent.config import HangSettings
+from rankscope.agent.fingerprint import load_fingerprints
 from rankscope.agent.hang import HangWatch
 from rankscope.agent.processes import ProcessHandle, parse_stat, process_stat
 from rankscope.agent.ranks import RankWatcher
@@ -21,6 +22,7 @@ from rankscope.identity import RankIdentity
 from rankscope.reading import Event
 from rankscope.records import Phase, StepRecord
 from rankscope.ring import RingWriter, ring_path
+from rankscope.torch_hooks.fingerprint import write_fingerprint
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 Wait = Callable[..., None]
@@ -75,6 +77,19 @@ def test_a_rank_attaches_and_ends(watch: Watch, start_rank: Start, wait_until: W
     assert watch.kinds(0) == ["rank-attached", "rank-exited"]
     ended = watch.of("rank-exited")[0]
     assert (ended.attributes["clean"], ended.attributes["last_step"]) == (1, 4)
+
+
+def test_the_facts_beside_a_ring_are_kept(watch: Watch, rings: Path, start_rank: Start, wait_until: Wait) -> None:
+    """What a rank left of itself when it attached stands in the recording, with its place."""
+    process = start_rank(steps=5, then="stuck")
+    wait_until(lambda: list(rings.glob("*.ring")))
+    (ring,) = rings.glob("*.ring")
+    write_fingerprint(ring, {"NCCL_ALGO": "Ring"})
+    wait_until(lambda: "rank-attached" in watch.look().kinds())
+    facts = load_fingerprints([watch.path]).ranks[0]
+    assert facts["environment"] == {"NCCL_ALGO": "Ring"}
+    assert facts["placed"]["local_rank"] == 0
+    process.kill()
 
 
 def test_a_killed_rank_is_told_by_its_signal(watch: Watch, start_rank: Start, wait_until: Wait) -> None:

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from rankscope.agent.fingerprint import load_fingerprints
 from rankscope.agent.load import load_window
 
 pytestmark = pytest.mark.alone
@@ -57,6 +59,9 @@ def test_torchrun_is_watched_without_a_change(tmp_path: Path) -> None:
         assert len(rank.steps) >= 39
         assert list(rank.groups) != []
         assert rank.identity.world_size == 2
+    facts = load_fingerprints([tmp_path / "state" / "train"]).ranks
+    assert {of["torch"] for of in facts.values()} == {torch.__version__}
+    assert all(of["environment"]["OMP_NUM_THREADS"] == "1" and len(of["script_sha256"]) == 64 for of in facts.values())
     exits = [event for event in window.events if event.kind == "rank-exited"]
     assert [event.attributes["clean"] for event in exits] == [1, 1]
     assert list((tmp_path / "shm").iterdir()) == []

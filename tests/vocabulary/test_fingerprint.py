@@ -120,13 +120,14 @@ def test_the_host_is_described_by_files_alone(tmp_path: Path) -> None:
         "proc/cpuinfo": "processor\t: 0\nmodel name\t: EPYC 9654\nmicrocode\t: 0xa1\n\nprocessor\t: 1\n",
         "proc/meminfo": "MemTotal:       1056429 kB\n",
         "sys/module/nvidia/version": "580.95.05\n",
+        "etc/nccl.conf": "# tuned\nNCCL_IB_HCA = mlx5 # cards\nNCCL_SECRET=x\nOTHER=1\nnonsense\n",
         "sys/class/infiniband/mlx5_0/fw_ver": "28.39.1002\n",
         "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert host_facts(proc=tmp_path / "proc", sys=tmp_path / "sys") == {
+    assert host_facts(proc=tmp_path / "proc", sys=tmp_path / "sys", etc=tmp_path / "etc") == {
         "kernel": "6.8.0-31-generic",
         "gpu_driver": "580.95.05",
         "transparent_huge_pages": "madvise",
@@ -134,6 +135,7 @@ def test_the_host_is_described_by_files_alone(tmp_path: Path) -> None:
         "microcode": "0xa1",
         "cores": 2,
         "memory_total_kib": 1056429,
+        "nccl_conf": {"NCCL_IB_HCA": "mlx5"},
         "network": {"mlx5_0": {"firmware": "28.39.1002"}},
     }
-    assert host_facts(proc=tmp_path / "none", sys=tmp_path / "none") == {}
+    assert host_facts(proc=tmp_path / "none", sys=tmp_path / "none", etc=tmp_path / "none") == {}
