@@ -28,7 +28,7 @@ def spans_of_json(documents: Iterable[Any]) -> list[Span]:
                 spans.setdefault((span.trace_id, span.span_id), span)
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise RankscopeError(f"holds a span that cannot be read ({what})", where=f"request {number}") from None
+            raise RankscopeError(f"is not of OTLP's shape ({what})", where=f"request {number}") from None
     if not spans:
         raise RankscopeError("holds requests of spans, but no span")
     return list(spans.values())

@@ -127,7 +127,8 @@ def operations_text(found: WhatIf, reading: Reading) -> str:
     if len(found.slowest) > _SHOWN:
         lines.append(f"... {len(found.slowest) - _SHOWN} more workers")
     causes = [(cause.kind, f"{_rounded(cause.share):.0%}", f"{cause.ms_per_step:,.1f}") for cause in found.causes]
-    lines += ["", *table(("without", "of the lost time", "ms a step back"), causes)]
+    if causes:
+        lines += ["", *table(("without", "of the lost time", "ms a step back"), causes)]
     if found.by_place:
         places = sorted(found.by_place.items(), key=lambda item: -item[1])
         lines += [

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rankscope.rules.frame import FloatArray
-from rankscope.rules.whatif_operations import Operations
+from rankscope.rules.whatif_operations import Operations, OperationsError
 from rankscope.rules.whatif_pipeline import BACKWARD, FORWARD, Model, is_communication, model
 from rankscope.rules.whatif_replay import replay
 
@@ -107,6 +107,8 @@ class _Replayer:
             self.ideal[self.optype == name] = np.median(values) if is_communication(str(name)) else values.mean()
         self.actual_s = self.mean(of.transfer_s)
         self.ideal_s = float(replay(of.plan, lambda node: self.ideal[node : node + 1])[()].item())
+        if self.ideal_s <= 0:
+            raise OperationsError("the ideal job takes no time: half of its operations have no duration")
 
     def mean(self, durations_s: FloatArray) -> float:
         """Mean step (s) with these durations."""

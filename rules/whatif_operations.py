@@ -23,6 +23,8 @@ OPTIONAL = ("seq_id", "mc", "gmc", "rank")
 _PRESENT_SHARE = 0.5
 #: Operations x steps x ranks that are replayed at most: 1.6 GB an array.
 _CELLS = 200_000_000
+#: From here on a double no longer holds every whole number.
+_WHOLE = 2.0**53
 
 
 class OperationsError(RankscopeError):
@@ -71,9 +73,15 @@ def operations(columns: Mapping[str, NDArray[np.generic]]) -> Operations:
     if not len(named["step"]):
         raise OperationsError("holds no operations")
     numbers = {name: _integers(named[name], name) for name in ("dp_rank", "stage", "step")}
+    stages, dense = np.unique(numbers["stage"], return_inverse=True)
+    if int(stages[-1]) != len(stages) - 1 or int(stages[0]):
+        notes.append(f"stages {', '.join(map(str, stages[:8]))}... are numbered from 0 here")
+        numbers["stage"] = dense.astype(np.int64)
     start, duration = (_seconds(named[name], name) for name in ("start_ts", "duration"))
     if float(duration.min()) < 0:
         raise OperationsError("an operation ends before it starts (negative duration)", where="column duration")
+    if not float(duration.max()):
+        raise OperationsError("no operation takes any time", where="column duration")
     types, code = _coded(named["optype"])
     ranks = _integers(named["rank"], "rank") if "rank" in named else numbers["dp_rank"]
     keep = _folded(numbers, ranks, notes)
@@ -112,6 +120,8 @@ def _integers(values: NDArray[np.generic], name: str) -> IntArray:
     floats = _seconds(values, name)
     if not np.array_equal(floats, np.round(floats)):
         raise OperationsError("holds numbers that are not whole", where=f"column {name}")
+    if float(np.abs(floats).max(initial=0.0)) >= _WHOLE:
+        raise OperationsError("holds numbers beyond 2^53", where=f"column {name}")
     return floats.astype(np.int64)
 
 
@@ -178,8 +188,8 @@ def _gridded(
 ) -> Operations:
     """Rows onto the grid, steps that are not whole left out."""
     most = int(number.max()) + 1
-    if int(number.min()) < 0 or int(numbers["stage"].min()) < 0:
-        raise OperationsError("holds a negative number", where="column stage or seq_id")
+    if int(number.min()) < 0:
+        raise OperationsError("holds a negative number", where="column seq_id")
     keys = (numbers["stage"] * len(types) + code) * most + number
     found, first_row, node = np.unique(keys, return_index=True, return_inverse=True)
     names = np.stack([numbers["stage"], code, number], axis=1)[first_row]

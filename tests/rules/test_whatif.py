@@ -162,6 +162,15 @@ def test_what_can_be_counted_need_not_be_in_the_file() -> None:
     assert less.m_w == pytest.approx(whole.m_w)
 
 
+def test_stages_may_bear_any_numbers() -> None:
+    """A file of two stages of a larger job is replayed with them numbered from 0, and it is said."""
+    rows = job(slow_worker(1, 1, 1.5), dp=2, stages=2, microbatches=4)
+    moved = [row | {"stage": row["stage"] * 10**9 + 4} for row in rows]
+    of = operations(columns(moved))
+    assert whatif(of).slowdown == pytest.approx(whatif(operations(columns(rows))).slowdown)
+    assert any("numbered from 0" in note for note in of.notes)
+
+
 def test_tensor_parallel_ranks_of_one_worker_are_folded() -> None:
     """Two ranks in lockstep are one worker, and it is said."""
     rows = job(even, dp=2, stages=2, microbatches=2)
@@ -192,6 +201,9 @@ def test_an_operation_of_unknown_name_is_replayed_and_said() -> None:
         (lambda table: table.pop("stage"), "no column 'stage'"),
         (lambda table: table.update(duration=-table["duration"]), "negative"),
         (lambda table: table.update(step=table["step"] + 0.5), "not whole"),
+        (lambda table: table.update(step=table["step"] + 1e20), "beyond"),
+        (lambda table: table.update(seq_id=table["seq_id"] - 5), "negative"),
+        (lambda table: table.update(duration=table["duration"] * 0), "any time"),
         (lambda table: table.update(start_ts=table["start_ts"] * np.nan), "no number in row 1"),
         (lambda table: table.update(dp_rank=np.array(["x"] * len(table["step"]))), "no number"),
         (lambda table: table.update(seq_id=table["seq_id"] * 0), "comes twice"),
