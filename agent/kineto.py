@@ -189,7 +189,10 @@ class _Columns:
             if place is None:
                 place = _PLACES.get(event.cat.lower(), "")
             if place == "":
-                continue
+                # Another accelerator's runtime: what has a correlation and is no device's launches something.
+                if event.args is None or _integer(event.args.correlation) < 1:
+                    continue
+                place = "calls"
             # Not a number compares as neither.
             if not (abs(event.ts) < _LATEST_US and -1 <= event.dur < _LATEST_US):
                 self.skipped += 1
