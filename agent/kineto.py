@@ -161,6 +161,34 @@ def _plain(event: Any) -> Any:
     return kept
 
 
+_HOST_TYPES = (np.int64, np.int64, np.int32, np.int32, np.int32)
+_CALL_TYPES = (*_HOST_TYPES, np.int64)
+_DEVICE_TYPES = (np.int64, np.int64, np.int32, np.int32, np.int64, np.int8, np.int64, np.int64, np.int32)
+
+
+class _Growing:
+    """Columns that grow: what is reserved and not yet written takes no memory."""
+
+    def __init__(self, types: Sequence[type]) -> None:
+        self._columns: _Rows = [np.empty(1024, each) for each in types]
+        self._length = 0
+
+    def extend(self, rows: _Rows) -> None:
+        """Add a piece's rows."""
+        length = self._length + len(rows[0])
+        for index, values in enumerate(rows):
+            column = self._columns[index]
+            if length > len(column):
+                self._columns[index] = np.empty(max(length, 2 * len(column)), column.dtype)
+                self._columns[index][: self._length] = column[: self._length]
+            self._columns[index][self._length : length] = values
+        self._length = length
+
+    def columns(self) -> _Rows:
+        """The columns as far as they are filled."""
+        return [column[: self._length] for column in self._columns]
+
+
 class _Columns:
     """Collects events piece by piece; what is kept of one is a few integers."""
 
@@ -172,9 +200,13 @@ class _Columns:
         self._names_bytes = 0
         self._threads: dict[object, int] = {}
         self._messages: dict[Message, int] = {}
-        self._device: list[_Rows] = []
-        self._host: dict[str, list[_Rows]] = {"calls": [], "operators": [], "frames": []}
-        self._device_steps: dict[int, int] = {}
+        self._device = _Growing(_DEVICE_TYPES)
+        self._host = {
+            "calls": _Growing(_CALL_TYPES),
+            "operators": _Growing(_HOST_TYPES),
+            "frames": _Growing(_HOST_TYPES),
+        }
+        self._device_steps_us: dict[int, float] = {}
         self._zero_us: float | None = None
 
     def add(self, events: Iterable[_Event]) -> None:
@@ -204,10 +236,10 @@ class _Columns:
                 rows[place].append(event)
         self.seen += seen
         if device:
-            self._device.append(self._device_rows(device))
+            self._device.extend(self._device_rows(device))
         for place, found in rows.items():
             if found:
-                self._host[place].append(self._host_rows(found, calls=place == "calls"))
+                self._host[place].extend(self._host_rows(found, calls=place == "calls"))
 
     def _device_rows(self, events: list[_Event]) -> _Rows:
         args = [event.args or _NO_ARGS for event in events]
@@ -215,9 +247,9 @@ class _Columns:
         return [
             *self._times(events),
             np.array([self._name(event.name) for event in events], np.int32),
-            np.array([_integer(event.pid if each.device is None else each.device) for each, event in pairs], np.int64),
+            np.array([_small(event.pid if each.device is None else each.device) for each, event in pairs], np.int32),
             np.array([_integer(event.tid if each.stream is None else each.stream) for each, event in pairs], np.int64),
-            np.array([_DEVICE[event.cat.lower()] for event in events], np.int64),
+            np.array([_DEVICE[event.cat.lower()] for event in events], np.int8),
             np.array([_integer(each.correlation) for each in args], np.int64),
             np.array([_integer(each.bytes) for each in args], np.int64),
             np.array([self._message(each) for each in args], np.int32),
@@ -275,30 +307,20 @@ class _Columns:
 
     def _device_step(self, event: _Event) -> None:
         number = step_number(event.name)
-        if number is not None and self._zero_us is not None:
-            start = round((event.ts - self._zero_us) * NS_PER_US)
-            self._device_steps[number] = max(start, self._device_steps.get(number, start))
+        if number is not None:
+            self._device_steps_us[number] = max(event.ts, self._device_steps_us.get(number, event.ts))
 
     def trace(self, rank: int, world_size: int | None, base_ns: int | None) -> Trace:
         """Everything that was taken."""
         zero = int(self._zero_us or 0)
-        device, calls, operators, frames = (
-            _joined(pieces, types)
-            for pieces, types in (
-                (self._device, _DEVICE_TYPES),
-                (self._host["calls"], _CALL_TYPES),
-                (self._host["operators"], _HOST_TYPES),
-                (self._host["frames"], _HOST_TYPES),
-            )
-        )
         return Trace(
             names=tuple(self._names),
-            device=DeviceTable(*device),
-            calls=CallTable(*calls),
-            operators=HostTable(*operators),
-            frames=HostTable(*frames),
+            device=DeviceTable(*self._device.columns()),
+            calls=CallTable(*self._host["calls"].columns()),
+            operators=HostTable(*self._host["operators"].columns()),
+            frames=HostTable(*self._host["frames"].columns()),
             messages=tuple(self._messages),
-            device_steps=self._device_steps,
+            device_steps={number: round((start - zero) * NS_PER_US) for number, start in self._device_steps_us.items()},
             rank=rank,
             world_size=world_size,
             zero_us=zero,
@@ -306,9 +328,6 @@ class _Columns:
         )
 
 
-_HOST_TYPES = (np.int64, np.int64, np.int32, np.int32, np.int32)
-_CALL_TYPES = (*_HOST_TYPES, np.int64)
-_DEVICE_TYPES = (*(np.int64,) * 2, np.int32, *(np.int64,) * 5, np.int32)
 _PLACES = {
     **dict.fromkeys(_DEVICE, "device"),
     **dict.fromkeys(_CALLS, "calls"),
@@ -316,15 +335,6 @@ _PLACES = {
     **dict.fromkeys(_FRAMES, "frames"),
     **dict.fromkeys(_DEVICE_STEPS, "device_steps"),
 }
-
-
-def _joined(pieces: list[_Rows], types: Sequence[type]) -> _Rows:
-    """The columns of all pieces, one after the other; the pieces are let go as they are joined."""
-    joined = []
-    for column in reversed(types):
-        of = [piece.pop() for piece in pieces]
-        joined.append(np.concatenate(of) if of else np.zeros(0, column))
-    return joined[::-1]
 
 
 def _integer(value: Number) -> int:
@@ -336,6 +346,12 @@ def _integer(value: Number) -> int:
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value.strip()):
         return int(value)
     return NONE
+
+
+def _small(value: Number) -> int:
+    """The same in 32 bits."""
+    found = _integer(value)
+    return found if abs(found) < 2**31 else NONE
 
 
 def _whole(value: Any) -> int | None:

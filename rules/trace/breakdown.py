@@ -10,7 +10,7 @@ from rankscope.rules.trace.events import IntArray, Kind
 from rankscope.rules.trace.idle import shrink
 from rankscope.rules.trace.intervals import Intervals
 from rankscope.rules.trace.names import Type, copy_sides, is_matrix, on_tensor_cores, short
-from rankscope.rules.trace.scope import Scope
+from rankscope.rules.trace.scope import Scope, TypeArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def hta_breakdown(scope: Scope) -> Breakdown:
     return _breakdown(start[on_stream], end[on_stream], scope.hta_type[on_stream])
 
 
-def _breakdown(start: IntArray, end: IntArray, types: IntArray) -> Breakdown:
+def _breakdown(start: IntArray, end: IntArray, types: TypeArray) -> Breakdown:
     busy = Intervals(start, end)
     compute, communication, memory = (
         Intervals(start[types == each], end[types == each])

@@ -47,9 +47,11 @@ class Table:
 class DeviceTable(Table):
     """Kernels, copies, sets and waits."""
 
-    device: IntArray
+    device: SmallArray
+    #: CUDA has 4294967295 for a wait on all streams.
     stream: IntArray
-    kind: IntArray
+    #: `Kind`.
+    kind: NDArray[np.int8]
     correlation: IntArray
     #: Bytes copied or set; NONE where not said.
     bytes: IntArray
@@ -110,7 +112,7 @@ class Trace:
     base_ns: int | None = None
 
     @cached_property
-    def launch(self) -> IntArray:
+    def launch(self) -> SmallArray:
         """Row of the call that launched each device event; NONE where the trace has none."""
         return rows_of(self.calls.correlation, self.device.correlation)
 
@@ -133,12 +135,17 @@ def step_number(name: str) -> int | None:
     return int(number) if head.strip() == "ProfilerStep" and number.isascii() and number.isdigit() else None
 
 
-def rows_of(keys: IntArray, wanted: IntArray) -> IntArray:
+def streams_of(table: DeviceTable) -> IntArray:
+    """One number a stream of a device, whichever device it is."""
+    return table.device.astype(np.int64) * 2**32 + table.stream
+
+
+def rows_of(keys: IntArray, wanted: IntArray) -> SmallArray:
     """For each of `wanted` the row of `keys` that holds it (the first of several), or NONE; keys below 1 are none."""
     if not len(keys) or not len(wanted):
-        return np.full(len(wanted), NONE, np.int64)
+        return np.full(len(wanted), NONE, np.int32)
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
     found = (ordered[places] == wanted) & (wanted > 0)
-    return np.where(found, order[places], NONE)
+    return np.where(found, order[places], NONE).astype(np.int32)

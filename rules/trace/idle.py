@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from rankscope.rules.trace.events import NONE, NS_PER_US, IntArray, Trace
+from rankscope.rules.trace.events import NONE, NS_PER_US, IntArray, SmallArray, Trace, streams_of
 from rankscope.rules.trace.intervals import Intervals
 from rankscope.rules.trace.scope import Scope
 
@@ -76,7 +76,7 @@ def stream_idle(scope: Scope, threshold_ns: int = KERNEL_WAIT_NS, *, whole_us: b
         launch = np.where(launch == NONE, NONE, -(-launch // NS_PER_US) * NS_PER_US)
     found = []
     works = scope.works
-    key = table.device * 2**32 + table.stream
+    key = streams_of(table)
     for each in _in_order(key[works]):
         rows = np.flatnonzero(works & (key == each))
         rows = rows[np.argsort(start[rows], kind="stable")]
@@ -123,7 +123,7 @@ def _sums(cause: IntArray, gap: IntArray) -> tuple[int, int, int]:
     return host, kernel, other
 
 
-def _in_order(values: IntArray) -> list[int]:
+def _in_order(values: IntArray | SmallArray) -> list[int]:
     """Each value once, in order of first appearance."""
     unique, first = np.unique(values, return_index=True)
     return [int(value) for value in unique[np.argsort(first)]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.rules.trace.events import NONE, IntArray
+from rankscope.rules.trace.events import NONE, IntArray, streams_of
 from rankscope.rules.trace.scope import Scope
 
 #: Events a CUDA stream takes before a launch blocks (hta/common/constants.py, CUDA_MAX_LAUNCH_QUEUE_PER_STREAM).
@@ -83,7 +83,7 @@ def launches(scope: Scope) -> Launches:
 
 def _queues(scope: Scope, known: np.typing.NDArray[np.bool_]) -> list[Queue]:
     table = scope.table
-    key = table.device * 2**32 + table.stream
+    key = streams_of(table)
     found = []
     for each in np.unique(key[known]):
         rows = np.flatnonzero(known & (key == each))

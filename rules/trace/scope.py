@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rankscope.rules.trace.events import NONE, BoolArray, DeviceTable, IntArray, Kind, Trace
+from rankscope.rules.trace.events import NONE, BoolArray, DeviceTable, IntArray, Kind, SmallArray, Trace
 from rankscope.rules.trace.names import event_type, hta_type
+
+TypeArray = NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Scope:
         return DeviceTable(**{name: getattr(table, name)[self.rows] for name in _COLUMNS})
 
     @cached_property
-    def launch(self) -> IntArray:
+    def launch(self) -> SmallArray:
         """For each of them the row of its call, or NONE."""
         return self.trace.launch[self.rows]
 
@@ -42,12 +45,12 @@ class Scope:
         return starts_of(self.trace, self.launch)
 
     @cached_property
-    def type(self) -> IntArray:
+    def type(self) -> TypeArray:
         """For each of them its `Type`."""
         return self._typed(event_type)
 
     @cached_property
-    def hta_type(self) -> IntArray:
+    def hta_type(self) -> TypeArray:
         """For each of them what Holistic Trace Analysis takes it for."""
         return self._typed(lambda name, _: hta_type(name))
 
@@ -57,18 +60,18 @@ class Scope:
         works: BoolArray = self.table.kind != Kind.SYNC
         return works
 
-    def _typed(self, tell: Callable[[str, int], int]) -> IntArray:
+    def _typed(self, tell: Callable[[str, int], int]) -> TypeArray:
         # One look at each name, not at each event.
         key = self.table.name * len(Kind) + self.table.kind
         keys, places = np.unique(key, return_inverse=True)
         types = [tell(self.trace.names[int(each) // len(Kind)], int(each) % len(Kind)) for each in keys]
-        return np.array(types, np.int64)[places] if len(keys) else np.zeros(0, np.int64)
+        return np.array(types, np.int8)[places] if len(keys) else np.zeros(0, np.int8)
 
 
 _COLUMNS = ("start_ns", "end_ns", "name", "device", "stream", "kind", "correlation", "bytes", "message")
 
 
-def starts_of(trace: Trace, calls: IntArray) -> IntArray:
+def starts_of(trace: Trace, calls: SmallArray) -> IntArray:
     """When each of the calls began; NONE where there is no call."""
     if not len(trace.calls):
         return np.full(len(calls), NONE, np.int64)
