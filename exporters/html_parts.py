@@ -320,7 +320,7 @@ def goodput_section(verdict: Verdict) -> str:
         attempts = f"<ul>{_items(goodput.attempt_text(attempt) for attempt in found.attempts[:_ATTEMPTS])}</ul>"
     head = "<th>Time<th class=number>Duration<th class=number>Share"
     return (
-        f'<section class="finding"><h2>Goodput</h2><p>{text(goodput.headline(found))}.</p><div class="scroll">'
+        f'<section class="card"><h2>Goodput</h2><p>{text(goodput.headline(found))}.</p><div class="scroll">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{attempts}</section>"
     )
 

@@ -160,6 +160,11 @@ def _states(window: Window) -> dict[int, str]:
     states: dict[int, str] = {}
     for event in window.events:
         in_order = event.kind == "rank-exited" and event.attributes.get("clean") == 1
+        shown = window.ranks.get(event.rank) if event.rank is not None else None
+        pid = event.attributes.get("pid")
+        if shown is not None and pid is not None and pid != shown.identity.pid:
+            # Of a process of an earlier attempt.
+            continue
         if event.rank is not None and event.kind in _TELLING and not in_order:
             states.setdefault(event.rank, visible(event.text))
     return states

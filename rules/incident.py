@@ -17,6 +17,7 @@ from rankscope.rules.evidence import Observation, unseen
 from rankscope.rules.failure import ECHO, OWN, Failure, kind_of_text
 from rankscope.rules.first_failure import first_failure
 from rankscope.rules.flight_live import live_comparison, named
+from rankscope.rules.flight_wording import ranks_text
 from rankscope.rules.frame import Frame
 from rankscope.rules.last_words import DEVICE, contradicted, last_words
 from rankscope.rules.table import Symptom
@@ -186,7 +187,7 @@ def _killed(events: Sequence[Event], root: Event, failed: bool) -> Observation:
 def _exception(events: Sequence[Event], deaths: Sequence[Event], root: Event, own: Sequence[Event]) -> Observation:
     mine = [event for event in deaths if event.kind == "rank-exception" and event.rank == root.rank]
     echoes = sorted({event.rank for event in deaths if event.rank != root.rank and event.rank is not None})
-    after = f"; the ends of ranks {', '.join(map(str, echoes))} follow from it" if echoes else ""
+    after = f"; the ends of {_count(echoes)} follow from it" if echoes else ""
     left = _left_words(events, root) if not mine else None
     if left is not None:
         return Observation(left[0], f"{root.text}; it left: {left[1]}{after}", left[2])
@@ -194,6 +195,11 @@ def _exception(events: Sequence[Event], deaths: Sequence[Event], root: Event, ow
         return Observation(0.0, f"no exception of rank {root.rank}{after}")
     strength = 0.2 if mine[0] not in own else 0.6 if DEVICE.search(mine[0].text) else 1.0
     return Observation(strength, mine[0].text + after, mine[0].attributes.get("type"))
+
+
+def _count(ranks: Sequence[int]) -> str:
+    """Some ranks by number, thousands of them by count."""
+    return ranks_text(ranks) if len(ranks) <= 32 else f"{len(ranks)} other ranks"
 
 
 def _left_words(events: Sequence[Event], root: Event) -> tuple[float, str, str] | None:
@@ -216,7 +222,8 @@ def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[E
         root, behind = next(event for event in hung if event.rank == broken), unseen("not needed")
     elif missing is not None:
         root = missing
-        what = f"rank {missing.rank} ended while ranks {_names(hung)} wait for it"
+        waiting = ranks_text([event.rank for event in hung if event.rank is not None])
+        what = f"rank {missing.rank} ended while {waiting} wait for it"
         behind = Observation(1.0, what, missing.attributes.get("last_step"))
     else:
         root, behind = _behind(events, hung)
@@ -249,10 +256,6 @@ def _behind(events: Sequence[Event], hung: list[Event]) -> tuple[Event, Observat
             root, strength = of_rank, max(strength if of_rank is root else 0.0, 0.9)
             why = f"{root.text}; flight recorders: {comparison.summary.rstrip('.')}"
     return root, Observation(strength, why + _stack_of(events, root.rank), root.attributes.get("state"))
-
-
-def _names(hung: Sequence[Event]) -> str:
-    return ", ".join(str(event.rank) for event in sorted(hung, key=lambda event: event.rank or 0))
 
 
 def _step(event: Event) -> int:

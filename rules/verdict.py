@@ -109,7 +109,7 @@ def _of_attempt(finding: Finding, attempt: Attempt | None) -> Finding:
     """The end of an attempt that another followed: over, and told as that attempt's."""
     if attempt is None:
         return finding
-    summary = f"Attempt {attempt.number}, before a restart: {finding.summary}"
+    summary = f"Attempt {attempt.number}, before a restart: {finding.summary[:1].lower()}{finding.summary[1:]}"
     return replace(finding, summary=summary, until_ns=attempt.end_ns)
 
 

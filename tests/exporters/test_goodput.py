@@ -16,6 +16,7 @@ from rankscope.exporters.html import html_page
 from rankscope.exporters.terminal import print_verdict
 from rankscope.exporters.verdict_json import verdict_document
 from rankscope.finding import AttemptSummary, Goodput, Verdict
+from rankscope.reading import Event
 from rankscope.window import Window
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/verdict.schema.json").read_text())
@@ -88,3 +89,14 @@ def test_durations() -> None:
         "2 h 00 min",
         "25 h 01 min",
     ]
+
+
+def test_states_of_an_earlier_attempt() -> None:
+    """How a rank's process of an earlier attempt ended is not told as the end of the one that is shown."""
+    verdict, window = sample()
+    pid = window.ranks[3].identity.pid
+    for number, shown in ((pid, True), (pid + 100_000, False)):
+        event = Event("rank-exited", window.begin_ns, "rank 3 was ended by SIGKILL", rank=3, attributes={"pid": number})
+        console = Console(file=io.StringIO(), width=200)
+        print_verdict(verdict, replace(window, events=[event]), console)
+        assert ("SIGKILL" in console.file.getvalue()) == shown  # type: ignore[attr-defined]

@@ -97,7 +97,7 @@ class TestWhoDiedFirst:
         found = first(failed(job(), 3, "ValueError: expected 256 columns"))
         assert (found.class_slug, found.side, found.where.rank) == ("rank-exception", Side.CODE, 3)
         assert "ValueError" in found.summary
-        assert "0, 1, 2 follow" in found.evidence[0].what
+        assert "ranks 0-2 follow" in found.evidence[0].what
 
     def test_segmentation_fault_is_not_surely_a_kill(self) -> None:
         """A fault in native code leaves no exception either: probable at most."""
