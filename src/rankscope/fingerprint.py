@@ -1,8 +1,8 @@
 """What a run was made of, so that two runs can be set side by side: names and versions, and never a secret.
 
 Of the environment only variables on the list below are taken, and none whose name speaks of a secret. Of the command
-line option names are taken, and values only where they are numbers, short words or paths; any other value is replaced
-by a short hash that tells whether it changed.
+line option names are taken, and values only where they are numbers, paths, or short words behind an option; any other
+value is replaced by 16 bits of a hash, which tell whether it changed and not what it was.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ ENVIRONMENT = frozenset(
     }
 )
 ENVIRONMENT_PREFIXES = ("CUDA_", "CUDNN_", "FI_", "GLOO_", "NCCL_", "PYTORCH_", "TORCH_", "UCX_")
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE|SIGN", re.IGNORECASE)
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|PWD|PW$|PIN$|CRED|AUTH|COOKIE|SIGN|LOGIN|USER|ACCOUNT", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"//[^/@\s]+@")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,11}")
+#: What options are set to: words, names of number formats, sizes of models.
+_WORD = re.compile(r"[A-Za-z_-]{1,12}|(bf|fp|int|tf|float|bfloat)\d{1,2}|\d{1,4}(\.\d+)?[bBkKmMgG]")
+#: A short option may have its value behind it without a space, so only the shortest are taken.
+_OPTION = re.compile(r"--[A-Za-z][\w.-]{0,60}|-[A-Za-z]{1,3}")
 _PATH = re.compile(r"\.{0,2}/[\w./-]{1,200}|[\w-]{1,40}(/[\w-]{1,40})*\.(py|yaml|yml|json|toml|txt|parquet)")
 _VALUE_LENGTH = 200
 #: Directories above a script in which its repository is looked for.
@@ -59,31 +62,32 @@ def allowed_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def safe_arguments(arguments: Sequence[str]) -> list[str]:
     """A command line without what could be a secret: see above."""
     safe = []
-    hide_next = False
+    option = ""
     for argument in arguments:
-        name, equals, value = argument.partition("=")
         if argument.startswith("-") and not _NUMBER.fullmatch(argument):
-            hide_next = not equals and secret_name(name)
-            safe.append(f"{name}={_value(value, hidden=secret_name(name))}" if equals else _option(name))
+            option, equals, value = argument.partition("=")
+            safe.append(f"{_option(option)}={_value(value, option)}" if equals else _option(option))
+            option = "" if equals else option
         else:
-            safe.append(_value(argument, hidden=hide_next))
-            hide_next = False
+            safe.append(_value(argument, option))
+            option = ""
     return safe
 
 
 def _option(name: str) -> str:
-    return name if re.fullmatch(r"-{1,2}[\w.-]{1,60}", name) else "-" + _hashed(name)
+    return name if _OPTION.fullmatch(name) else "-" + _hashed(name)
 
 
-def _value(value: str, *, hidden: bool) -> str:
-    if hidden:
+def _value(value: str, option: str) -> str:
+    """A value as it may be recorded; `option` is what it belongs to, "" where it stands alone."""
+    if secret_name(option):
         return "***"
-    plain = _NUMBER.fullmatch(value) or _WORD.fullmatch(value) or _PATH.fullmatch(value)
+    plain = _NUMBER.fullmatch(value) or _PATH.fullmatch(value) or (option and _WORD.fullmatch(value))
     return value[:_VALUE_LENGTH] if plain else _hashed(value)
 
 
 def _hashed(text: str) -> str:
-    return f"#{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"
+    return f"#{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:4]}"
 
 
 def commit_of(script: Path) -> str | None:
