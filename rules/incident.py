@@ -234,6 +234,7 @@ def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[E
     seen = _gpu_evidence(window, telemetry, rank)
     seen["behind"] = behind
     seen |= last_words(events, rank)
+    seen |= _mismatched(events)
     step, phase = root.attributes.get("step"), root.attributes.get("phase")
     return Incident(
         Symptom.HANG,
@@ -256,6 +257,19 @@ def _behind(events: Sequence[Event], hung: list[Event]) -> tuple[Event, Observat
             root, strength = of_rank, max(strength if of_rank is root else 0.0, 0.9)
             why = f"{root.text}; flight recorders: {comparison.summary.rstrip('.')}"
     return root, Observation(strength, why + _stack_of(events, root.rank), root.attributes.get("state"))
+
+
+def _mismatched(events: Sequence[Event]) -> dict[str, Observation]:
+    """Whether flight recorders that were compared tell of different collectives; nothing where none could be."""
+    comparison = live_comparison(events)
+    if comparison is None:
+        return {}
+    differing = [mismatch for mismatch in comparison.mismatches if not mismatch.passed]
+    if not differing:
+        return {"mismatch": Observation(0.0, "the flight recorders of the ranks tell of the same collectives")}
+    first = differing[0]
+    what = f"{first.kind} mismatch in collective {first.sequence}, {ranks_text(first.ranks)}: {first.text}"
+    return {"mismatch": Observation(1.0, what, first.kind)}
 
 
 def _step(event: Event) -> int:

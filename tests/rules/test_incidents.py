@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from flight_dumps import Fault, Step, dumps
+from flight_dumps import Job as FlightJob
 from synthetic_job import Job, uuid
 
 from rankscope.finding import Advice, Finding, Overhead, Side, Verdict
@@ -289,3 +293,37 @@ class TestLastWords:
         """Ranks that end with a status after a goodbye have failed."""
         made = Job(job_status=3).event("rank-exited", 60, "rank 1 ended with status 3", rank=1, clean=1, status=3)
         assert first(made).where.rank == 1
+
+
+class TestFlightRecorders:
+    """What ranks that hang answered for their flight recorders."""
+
+    @staticmethod
+    def answered(made: Job, fault: Fault, programs: dict[int, list[Step]] | None = None) -> Job:
+        """The job with the recorders of a group of four, one of which the fault stops."""
+        steps = [Step("0", "all_reduce", 64)] * 30
+        job = FlightJob({"0": (0, 1, 2, 3)}, dict.fromkeys(range(4), steps) | (programs or {}), {"0": "default_pg"})
+        for rank, document in dumps(job, fault).items():
+            made.event("rank-flight", 101, json.dumps(document), rank=rank)
+        return made
+
+    def test_they_name_whom_the_status_does_not(self) -> None:
+        """All ranks wait at the same place by their own status; the recorder that is behind is the one."""
+        verdict = told(self.answered(hung(9), Fault("host", (2,), 20)))
+        found = verdict.findings[0]
+        assert (found.class_slug, found.where.rank) == ("rank-hang", 2)
+        assert "Rank 2 holds up the job" in found.evidence[0].what
+
+    def test_other_collective(self) -> None:
+        """A rank that calls another collective than the others: the code's, with both sides."""
+        odd = [Step("0", "all_reduce", 64)] * 12 + [Step("0", "broadcast", 64)] * 9
+        found = first(self.answered(hung(1), Fault(), {1: odd}))
+        assert (found.class_slug, found.side, found.where.rank) == ("collective-mismatch", Side.CODE, 1)
+        assert "all_reduce against broadcast" in found.summary
+
+    def test_nonsense(self) -> None:
+        """Answers that make no sense change nothing."""
+        made = hung(1)
+        for rank, text in enumerate(("", "{", "[]", "no flight recorder of rank 3")):
+            made.event("rank-flight", 101, text or "x", rank=rank)
+        assert (first(made).class_slug, first(made).where.rank) == ("rank-hang", 1)
