@@ -11,6 +11,9 @@ from rankscope.rules.whatif_spans import Span
 #: First bytes of field 1 (resource_spans) of TracesData, and of a length before each message.
 _FIELD, _LENGTH = b"\x0a", b"\x00"
 
+_NO_NAME = "unknown"
+_COPIES = ("service.instance.id", "k8s.pod.name", "host.name")
+
 
 def is_otlp_json(document: Any) -> bool:
     """Whether this is a request of spans."""
@@ -36,13 +39,16 @@ def spans_of_json(documents: Iterable[Any]) -> list[Span]:
 
 def _of_request(document: Mapping[str, Any]) -> Iterator[Span]:
     for resource in _get(document, "resourceSpans", []):
-        service = "unknown"
-        for attribute in _get(_get(resource, "resource", {}), "attributes", []):
-            if attribute.get("key") == "service.name":
-                service = str(_get(attribute.get("value") or {}, "stringValue", service))
+        attributes = _get(_get(resource, "resource", {}), "attributes", [])
+        known = {each.get("key"): str(_get(each.get("value") or {}, "stringValue", "")) for each in attributes}
         for scope in _get(resource, "scopeSpans", []):
             for span in _get(scope, "spans", []):
-                yield _span(span, service)
+                yield _span(span, known.get("service.name") or _NO_NAME, _copy(known))
+
+
+def _copy(known: Mapping[str, str]) -> str | None:
+    """Which copy of a service: by the first of these that its resource names."""
+    return next((known[name] for name in _COPIES if known.get(name)), None)
 
 
 def _get(document: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -52,7 +58,7 @@ def _get(document: Mapping[str, Any], name: str, default: Any) -> Any:
     return document.get("".join(f"_{c.lower()}" if c.isupper() else c for c in name), default)
 
 
-def _span(span: Mapping[str, Any], service: str) -> Span:
+def _span(span: Mapping[str, Any], service: str, instance: str | None) -> Span:
     trace, own = str(_get(span, "traceId", "")), str(_get(span, "spanId", ""))
     if not trace or not own:
         raise ValueError("no traceId or spanId")
@@ -69,6 +75,7 @@ def _span(span: Mapping[str, Any], service: str) -> Span:
         start_ns=int(start),
         end_ns=max(int(start), int(end)),
         links=links,
+        instance=instance,
     )
 
 
@@ -84,18 +91,19 @@ def spans_of_protobuf(data: bytes) -> list[Span]:
     spans: dict[tuple[str, str], Span] = {}
     for message in _messages(data):
         for resource in message.resource_spans:
-            names = [a.value.string_value for a in resource.resource.attributes if a.key == "service.name"]
+            known = {each.key: each.value.string_value for each in resource.resource.attributes}
             for scope in resource.scope_spans:
                 for span in scope.spans:
                     found = Span(
                         trace_id=span.trace_id.hex(),
                         span_id=span.span_id.hex(),
                         parent_id=span.parent_span_id.hex() or None,
-                        service=names[0] if names else "unknown",
+                        service=known.get("service.name") or _NO_NAME,
                         name=span.name,
                         start_ns=span.start_time_unix_nano,
                         end_ns=max(span.start_time_unix_nano, span.end_time_unix_nano),
                         links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
+                        instance=_copy(known),
                     )
                     spans.setdefault((found.trace_id, found.span_id), found)
     return list(spans.values())

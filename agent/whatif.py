@@ -13,6 +13,7 @@ import click
 from rankscope.agent.load import load_window
 from rankscope.agent.tables import table
 from rankscope.agent.whatif_files import Recorded, read_recorded
+from rankscope.exporters.wording import visible
 from rankscope.rules.whatif import WhatIf
 from rankscope.rules.whatif import whatif as replay_operations
 from rankscope.rules.whatif_operations import OperationsError, operations
@@ -181,8 +182,9 @@ def _span_sentences(found: SpanWhatIf) -> list[str]:
     ideal = f"{found.ideal_ms:,.3f} ms with every operation at its median"
     lines = [f"S {found.slowdown:.3f}: {found.traces} traces of {found.mean_ms:,.3f} ms, {ideal}"]
     lines += [
-        f"speeding {price.service} {price.operation} to its median returns {price.returns_ms:,.3f} ms a trace; on the "
+        f"speeding {visible(f'{price.service} {price.operation}')} to its median returns {price.returns_ms:,.3f} ms a trace; on the "
         f"critical path in {price.on_critical_path} of {found.traces} traces"
+        + ("" if price.instance is None else f"; most of it on {visible(price.instance)}")
         for price in found.operations[:3]
         if price.returns_ms is not None and price.returns_ms > 0.01 * found.mean_ms
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,6 +22,8 @@ _PRICED = 64
 _MS = 1e-6
 
 Operation = tuple[str, str]
+#: A copy of a service is named where it has this share of the time above the median, and at most half of the spans.
+_ON_ONE = 0.6
 #: Who owns the time between a message and the one that takes it up.
 QUEUE = "(waiting to be taken up)"
 
@@ -39,6 +41,8 @@ class Span:
     end_ns: int
     #: (trace, span) of each link.
     links: tuple[tuple[str, str], ...] = ()
+    #: Which copy of the service worked: instance, pod or host; None where it does not say.
+    instance: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class OperationPrice:
     on_critical_path: int
     #: What a trace gives back if none of its spans worked longer than their median; None where it was not replayed.
     returns_ms: float | None
+    #: The copy of the service on which most of the time above the median was spent, of several; None where none is.
+    instance: str | None = None
 
 
 @dataclass(slots=True)
@@ -199,6 +205,7 @@ def whatif_spans(spans: Sequence[Span]) -> SpanWhatIf:
         )
         for operation in critical
     ]
+    operations = [_on_one_copy(price, spans, self_ms) for price in operations]
     operations.sort(key=lambda price: (-(price.returns_ms or 0.0), -price.critical_ms))
     return SpanWhatIf(
         traces=len(traces),
@@ -209,6 +216,20 @@ def whatif_spans(spans: Sequence[Span]) -> SpanWhatIf:
         operations=operations,
         notes=notes,
     )
+
+
+def _on_one_copy(price: OperationPrice, spans: Sequence[Span], self_ms: dict[tuple[str, str], float]) -> OperationPrice:
+    if not price.returns_ms:
+        return price
+    above: dict[str | None, float] = defaultdict(float)
+    count: dict[str | None, int] = defaultdict(int)
+    for span in spans:
+        if (span.service, span.name) == (price.service, price.operation):
+            above[span.instance] += max(0.0, self_ms[span.trace_id, span.span_id] - price.median_self_ms)
+            count[span.instance] += 1
+    top = max(above, key=lambda copy: above[copy])
+    alone = above[top] >= _ON_ONE * sum(above.values()) and 2 * count[top] <= price.spans
+    return replace(price, instance=top) if alone and top is not None else price
 
 
 def _joined_by_links(spans: Sequence[Span], notes: list[str]) -> list[list[Span]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,19 @@ def test_links_join_traces_and_the_queue_is_nobodys_work() -> None:
     queue = next(price for price in found.operations if "waiting" in price.operation)
     assert queue.critical_ms == pytest.approx((5 * 50 + 400) / 6)
     assert queue.returns_ms is None
+
+
+def test_the_copy_of_a_service_that_is_slow_is_named() -> None:
+    """One of three pods answers late: it carries the time above the median; where all are late at times, none does."""
+    for slow, named in ((lambda trace: trace % 3 == 1, "pod-1"), (lambda trace: trace % 4 == 1, None)):
+        spans = []
+        for trace in range(24):
+            on_pod = [
+                replace(span, instance=f"pod-{trace % 3}") for span in checkout(trace, 100.0 if slow(trace) else 10.0)
+            ]
+            spans += on_pod
+        first = whatif_spans(spans).operations[0]
+        assert (first.service, first.instance) == ("stock", named)
 
 
 def test_at_its_own_median_nothing_is_returned() -> None:
