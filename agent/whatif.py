@@ -181,13 +181,12 @@ def spans_text(found: SpanWhatIf) -> str:
 def _span_sentences(found: SpanWhatIf) -> list[str]:
     ideal = f"{found.ideal_ms:,.3f} ms with every operation at its median"
     lines = [f"S {found.slowdown:.3f}: {found.traces} traces of {found.mean_ms:,.3f} ms, {ideal}"]
-    lines += [
-        f"speeding {visible(f'{price.service} {price.operation}')} to its median returns {price.returns_ms:,.3f} ms a trace; on the "
-        f"critical path in {price.on_critical_path} of {found.traces} traces"
-        + ("" if price.instance is None else f"; most of it on {visible(price.instance)}")
-        for price in found.operations[:3]
-        if price.returns_ms is not None and price.returns_ms > 0.01 * found.mean_ms
-    ]
+    for price in found.operations[:3]:
+        if price.returns_ms is not None and price.returns_ms > 0.01 * found.mean_ms:
+            who = visible(f"{price.service} {price.operation}")
+            where = f"on the critical path in {price.on_critical_path} of {found.traces} traces"
+            copy = "" if price.instance is None else f"; most of it on {visible(price.instance)}"
+            lines.append(f"speeding {who} to its median returns {price.returns_ms:,.3f} ms a trace; {where}{copy}")
     if len(lines) == 1:
         lines.append("no operation gives back more than 1 % of a trace")
     return lines
