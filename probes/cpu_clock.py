@@ -12,6 +12,8 @@ from rankscope.reading import Group, Priority, ProbeResult, Reading
 _NS = 10**9
 _MS_NS = 10**6
 _KHZ_A_MHZ = 1000
+#: Cores come and go with an operator's hand: they are looked for this often, ns.
+_LOOK_NS = 300 * _NS
 
 #: File of thermal_throttle -> (metric, value of one unit). Counts and times (Linux 5.6 on) of x86.
 _CORE = {
@@ -58,10 +60,18 @@ class CpuClockProbe:
 
     def __init__(self, sys: Path = Path("/sys")) -> None:
         self._cpu = sys / "devices/system/cpu"
+        #: Directories of one thread of each core, and of one of each package, and when they were looked for.
+        self._cores: tuple[Path, ...] = ()
+        self._packages: tuple[Path, ...] = ()
+        self._looked_ns: int | None = None
 
     def read(self, group: str, now_ns: int) -> ProbeResult:
         """One group now. Raises Unsupported where the kernel offers none of it, PermissionDenied, ProbeError."""
-        values = {"frequency": self._frequency, "limits": self._limits, "throttle": self._throttle}[group]()
+        if group == "throttle":
+            self._find_cores(now_ns)
+            values = _summed(self._cores, _CORE) | _summed(self._packages, _PACKAGE)
+        else:
+            values = self._frequency() if group == "frequency" else self._limits()
         return ProbeResult([Reading(metric, value, now_ns) for metric, value in values.items()])
 
     def close(self) -> None:
@@ -85,8 +95,10 @@ class CpuClockProbe:
             governors,
         )
 
-    def _throttle(self) -> dict[str, float]:
+    def _find_cores(self, now_ns: int) -> None:
         """Every thread of a core counts the same heat: one is asked of each core, and one of each package."""
+        if self._looked_ns is not None and now_ns - self._looked_ns < _LOOK_NS:
+            return
         cores: dict[tuple[int | None, int | None], Path] = {}
         packages: dict[int | None, Path] = {}
         for cpu in children(self._cpu, "cpu[0-9]*"):
@@ -98,7 +110,7 @@ class CpuClockProbe:
             packages.setdefault(package, cpu / "thermal_throttle")
         if not cores:
             raise Unsupported("no thermal throttling is told here", where=str(self._cpu / "cpu0/thermal_throttle"))
-        return _summed(cores.values(), _CORE) | _summed(packages.values(), _PACKAGE)
+        self._cores, self._packages, self._looked_ns = tuple(cores.values()), tuple(packages.values()), now_ns
 
 
 def _numbers(paths: Iterable[Path]) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rankscope.errors import Absent, PermissionDenied
 from rankscope.probes.numbers import whole
 from rankscope.probes.sysfs import children, read_text
-from rankscope.reading import Group, Outcome, ProbeResult, Reading
+from rankscope.reading import Group, Outcome, Priority, ProbeResult, Reading
 
 _NS = 10**9
 _US_NS = 1000
@@ -87,15 +87,18 @@ class LustreProbe:
     """Probe of the Lustre mounts of this host."""
 
     name = "lustre"
-    groups: Sequence[Group] = (Group("lustre", 5 * _NS, _NS, "counters; a file or two a target"),)
+    groups: Sequence[Group] = (
+        Group("lustre", 5 * _NS, _NS, "counters of each mount"),
+        Group("targets", 15 * _NS, 5 * _NS, "two files a target, of which there may be hundreds", Priority.LOW),
+    )
 
     def __init__(self, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
         self._roots = (sys / "kernel/debug/lustre", sys / "fs/lustre", proc / "fs/lustre")
 
-    def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group
-        """Every mount and target now. Raises Absent without a Lustre client, PermissionDenied, ProbeError."""
-        mounts = self._directories("llite")[:MAX_MOUNTS]
-        targets = self._directories("osc")[:MAX_TARGETS]
+    def read(self, group: str, now_ns: int) -> ProbeResult:
+        """Every mount, or every target, now. Raises Absent without a Lustre client, PermissionDenied, ProbeError."""
+        mounts = self._directories("llite")[:MAX_MOUNTS] if group == "lustre" else []
+        targets = self._directories("osc")[:MAX_TARGETS] if group == "targets" else []
         if not mounts and not targets:
             raise Absent("no Lustre client here", where=str(self._roots[-1]))
         readings: list[Reading] = []

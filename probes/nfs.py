@@ -6,6 +6,7 @@ both the rest of the client; transmissions beyond operations were sent again. Ke
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,10 @@ _COLUMNS = (
     ("nfs.errors", 1),
 )
 _LEAST = 8
+#: Operations of which there was one at least: most of a mount's sixty never are.
+_USED = re.compile(r"^[ \t]*([A-Z][A-Z0-9_]{0,40}): (?!0 )([0-9 ]{15,250})$", re.MULTILINE)
+#: READDIRPLUS of version 3 and the opens without confirmation of version 4 are what their short names say.
+_SHORT = {f"{name}{suffix}": name for name in OPERATIONS for suffix in ("", "PLUS", "_NOATTR")}
 
 Operations = dict[str, dict[str, int]]
 
@@ -85,16 +90,11 @@ def _mount_point(head: str) -> str | None:
 
 def _operations(rows: str) -> Operations:
     operations: Operations = {}
-    for line in rows.splitlines():
-        name, colon, rest = line.strip().partition(":")
-        columns = [whole(column) for column in rest.split()[: len(_COLUMNS)]]
-        if not colon or len(columns) < _LEAST or None in columns or not columns[0]:
+    for match in _USED.finditer(rows):
+        columns = [whole(column) for column in match[2].split()[: len(_COLUMNS)]]
+        if len(columns) < _LEAST or None in columns:
             continue
-        if not (name.isascii() and name.isupper()):
-            continue
-        # READDIRPLUS of version 3 and the opens without confirmation of version 4 are what their short names say.
-        short = next((known for known in OPERATIONS if name in (known, f"{known}PLUS", f"{known}_NOATTR")), OTHER)
-        into = operations.setdefault(short, {})
+        into = operations.setdefault(_SHORT.get(match[1], OTHER), {})
         for (metric, unit), value in zip(_COLUMNS, columns, strict=False):
             if value is not None:
                 into[metric] = into.get(metric, 0) + value * unit

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from rankscope.probes.held_file import translated
 from rankscope.probes.numbers import whole
 
-#: No attribute of sysfs is longer than a page; those of debugfs and cgroups are read by other means.
-_MAX_BYTES = 65536
+_CHUNK_BYTES = 65536
+#: An attribute of sysfs is a page at most; files of debugfs and of processes are longer, and none is endless.
+_MAX_BYTES = 8 << 20
 _NUMBERS = re.compile(r"(\d+)")
 
 
 def read_text(path: Path) -> str | None:
     """A file's text, or None where it does not exist or has nothing to say. Raises PermissionDenied or ProbeError."""
     try:
-        with path.open("rb", buffering=0) as file:
-            return (file.read(_MAX_BYTES) or b"").decode("utf-8", "replace")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(descriptor, _CHUNK_BYTES)
+            # What the kernel makes line by line comes a page at a time.
+            while data and len(data) < _MAX_BYTES and (more := os.read(descriptor, _CHUNK_BYTES)):
+                data += more
+        finally:
+            os.close(descriptor)
+        return data.decode("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

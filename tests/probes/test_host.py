@@ -13,6 +13,7 @@ from rankscope.errors import PermissionDenied, ProbeError, Unsupported
 from rankscope.metrics import METRICS
 from rankscope.probes import cpu, disk, memory, network, pressure
 from rankscope.probes.held_file import HeldFile
+from rankscope.probes.sysfs import read_text
 from rankscope.reading import Outcome, Probe
 
 STAT = """cpu  100 20 30 400 50 6 7 8 9 10
@@ -225,3 +226,14 @@ def test_a_held_file_of_a_dead_process_never_reads_as_another() -> None:
     with pytest.raises(ProbeError):
         file.read()
     file.close()
+
+
+def test_what_the_kernel_makes_line_by_line_is_read_whole() -> None:
+    """A file of /proc that is longer than a page comes in pieces, and is put together."""
+    path = Path("/proc/self/smaps")
+    text = read_text(path)
+    assert text is not None
+    assert len(text) > 3 * os.sysconf("SC_PAGE_SIZE")
+    assert text.rstrip().splitlines()[-1].startswith("VmFlags"), "the last mapping is there to its end"
+    assert read_text(Path("/proc/self/none")) is None
+    assert read_text(Path("/proc/self/task")) is None, "a directory says nothing"
