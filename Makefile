@@ -44,6 +44,7 @@ verify: install ## what takes long: every scenario with three seeds and the expe
 	$(BIN)/python -m pytest -m verify -o faulthandler_timeout=0
 	$(BIN)/python benchmarks/slow_gpu_in_backward.py --write docs/decisions/0001-slow-gpu-in-backward.md
 	$(BIN)/python benchmarks/hook_cost.py --write docs/hook-cost.md
+	$(BIN)/python benchmarks/agent_cost.py --write docs/agent-cost.md
 
 bench: install ## benchmarks, printed
 	@for script in $(wildcard benchmarks/[a-z]*.py); do echo "$$script"; $(BIN)/python $$script || exit 1; done

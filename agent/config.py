@@ -34,7 +34,7 @@ class RecordingSettings(Struct, forbid_unknown_fields=True, frozen=True):
     max_bytes: Annotated[
         int, Meta(ge=1_000_000), _say("Size at which older readings are thinned, then device times, then steps.")
     ] = 2_000_000_000
-    commit_seconds: Annotated[Positive, _say("Longest time what was seen stays in memory.")] = 1.0
+    commit_seconds: Annotated[Positive, _say("Longest time what was seen stays in memory.")] = 2.0
 
 
 class RingSettings(Struct, forbid_unknown_fields=True, frozen=True):
@@ -43,7 +43,7 @@ class RingSettings(Struct, forbid_unknown_fields=True, frozen=True):
     directory: Annotated[
         Text, _say("Directory in memory for rings. Empty: `$RANKSCOPE_DIR`, else `/dev/shm/rankscope-UID`.")
     ] = ""
-    poll_seconds: Annotated[float, Meta(ge=0.02, le=5.0), _say("Time between two reads of a ring.")] = 0.2
+    poll_seconds: Annotated[float, Meta(ge=0.02, le=5.0), _say("Time between two reads of a ring.")] = 0.5
 
 
 class HangSettings(Struct, forbid_unknown_fields=True, frozen=True):

@@ -34,6 +34,8 @@ _TOLERANCE = 1.05
 #: Rates are raised again where that leaves the budget this share, and this long after the last change.
 _ROOM = 0.9
 _CALM_NS = 30 * _SECOND_NS
+#: So much of the budget is left to the probes, whatever the agent takes beside them.
+_PROBES_SHARE = 0.3
 #: Periods are stretched by steps, so that a change is worth an event; at most so far at a time.
 _STEP = 1.25
 _LARGEST_CHANGE = 4
@@ -124,8 +126,10 @@ class Governor:
         target = max(limit / 2, limit - excess)
         events = self._hold_each(watched, now)
         expected = self._rest_ratio + sum(map(self._ratio, watched))
-        if expected > target:
-            events += self._stretch(watched, expected - target, now)
+        # What the agent takes beside its probes they cannot save: it does not cost them all of their rates.
+        to_spare = expected - self._rest_ratio - _PROBES_SHARE * limit
+        if expected > target and to_spare > 0:
+            events += self._stretch(watched, min(expected - target, to_spare), now)
         if events:
             self._changed_ns = now
             return events
@@ -163,7 +167,7 @@ class Governor:
     def _stretch(self, watched: Sequence[Watched], save: float, now: int) -> list[Event]:
         """Save this share of a core, from the least valuable on."""
         limit = self._limit
-        why = f"the agent would take {limit + save:.2%} of a core, it may take {limit:.2%}"
+        why = f"the agent takes {save:.2%} of a core more than the {limit:.2%} that it may take"
         events = []
         able = [group for group in watched if group.group.priority is not Priority.VITAL and self._ratio(group)]
         for group in sorted(able, key=lambda group: (group.group.priority, -self._ratio(group))):

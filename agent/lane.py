@@ -8,13 +8,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 from rankscope.agent.sound import checked
 from rankscope.clock import Clock
-from rankscope.reading import DeviceProbe, Group, Probe, ProbeResult
+from rankscope.reading import DeviceProbe, Group, GroupsProbe, Probe, ProbeResult
 
 
 @dataclass(slots=True)
@@ -37,9 +37,12 @@ class Watched:
     failures: int = 0
     #: Whether its devices can be read apart.
     by_device: bool = field(init=False)
+    #: Whether its probe can read several groups at once.
+    by_group: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_device = isinstance(self.probe, DeviceProbe)
+        self.by_group = isinstance(self.probe, GroupsProbe)
 
     @property
     def name(self) -> str:
@@ -85,6 +88,10 @@ class Lane:
     _asked: int = 0
     _done: int = 0
     _abandoned: bool = False
+    #: Taken from the queue, and next.
+    _held: Read | None = None
+    #: The end was asked for among reads that are still to be done.
+    _ended: bool = False
     _thread: threading.Thread | None = None
 
     def put(self, read: Read) -> None:
@@ -110,8 +117,10 @@ class Lane:
         fresh = Lane(self.answers, self.clock, self.checking)
         fresh._series = self._series
         stuck = self.running[0].watched.probe if self.running is not None else None
+        waiting = [self._held]
         while not self._reads.empty():
-            read = self._reads.get_nowait()
+            waiting.append(self._reads.get_nowait())
+        for read in waiting:
             if read is not None and read.watched.probe is not stuck:
                 fresh.put(read)
         self._reads.put(None)
@@ -127,33 +136,63 @@ class Lane:
 
     def _work(self, cpu_ns: Callable[[], int] = time.thread_time_ns) -> None:
         while not self._abandoned:
-            read = self._reads.get()
+            read = self._reads.get() if self._held is None else self._held
             if read is None:
                 return
-            self._waiting.discard((id(read.watched), read.devices))
+            together = self._with(read)
             began, cpu = self.clock.monotonic_ns(), cpu_ns()
             self.running = (read, began)
-            result, raised = ProbeResult(), None
+            results: Sequence[ProbeResult] = [ProbeResult()] * len(together)
+            raised = None
             try:
-                result = perform(read, began)
+                results = perform(together, began)
                 if self.checking:
-                    result = checked(result, read.watched.probe.name, self._series)
+                    results = [checked(result, read.watched.probe.name, self._series) for result in results]
             except BaseException as error:
                 # Whatever it is, SystemExit too: this thread reads for others as well.
-                result, raised = ProbeResult(), error
+                results, raised = [ProbeResult()] * len(together), error
             self.running = None
             took = self.clock.monotonic_ns() - began
-            cost = cpu_ns() - cpu + result.helper_cpu_ns
-            self.answers.put(Answer(read.watched, result, took, cost, len(read.devices or ()), raised))
-            self._done += 1
+            # What was read together is shared out evenly; what helpers spent is known by group.
+            own = (cpu_ns() - cpu) // len(together)
+            for one, result in zip(together, results, strict=True):
+                cost = own + result.helper_cpu_ns
+                self.answers.put(Answer(one.watched, result, took, cost, len(one.devices or ()), raised))
+                self._done += 1
+            if self._held is None and self._ended:
+                return
+
+    def _with(self, read: Read) -> list[Read]:
+        """`read` and what waits and can be read together with it; holds the first that cannot."""
+        self._held = None
+        self._waiting.discard((id(read.watched), read.devices))
+        together = [read]
+        while read.watched.by_group:
+            try:
+                other = self._reads.get_nowait()
+            except queue.Empty:
+                break
+            if other is None:
+                self._ended = True
+                break
+            if other.watched.probe is not read.watched.probe or other.devices != read.devices:
+                self._held = other
+                break
+            self._waiting.discard((id(other.watched), other.devices))
+            together.append(other)
+        return together
 
 
-def perform(read: Read, now_ns: int) -> ProbeResult:
-    """The call itself."""
-    probe, group = read.watched.probe, read.watched.group.name
-    if read.devices is None:
-        return probe.read(group, now_ns)
-    return cast(DeviceProbe, probe).read_devices(group, now_ns, read.devices)
+def perform(reads: Sequence[Read], now_ns: int) -> Sequence[ProbeResult]:
+    """The call itself, of reads of one probe and the same devices."""
+    probe, devices = reads[0].watched.probe, reads[0].devices
+    if len(reads) > 1:
+        groups = [read.watched.group.name for read in reads]
+        return cast(GroupsProbe, probe).read_groups(groups, now_ns, devices)
+    group = reads[0].watched.group.name
+    if devices is None:
+        return [probe.read(group, now_ns)]
+    return [cast(DeviceProbe, probe).read_devices(group, now_ns, devices)]
 
 
 def close_within(probe: Probe, seconds: float) -> bool:

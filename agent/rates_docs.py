@@ -18,8 +18,9 @@ and so does this page. Others' defaults: dcgm-exporter and DCGM's health checks 
 """
 
 _TAIL = f"""
-**Phases.** Where in its period a group is read follows from the names of host, probe and group, so nodes do not all
-read at one moment and a restart changes nothing. GPUs are read in {TURNS} turns a period, half of them at a time.
+**Phases.** Where in a second a host reads follows from its name, so nodes do not all read at one moment and a restart
+changes nothing; what one host reads together costs one wake-up. GPUs are read in {TURNS} turns a period, half of them
+at a time.
 
 **Bursts.** A trigger reads the devices it concerns at burst periods for `probes.burst_seconds`, sticky counters at
 once; other devices keep their rates. Triggers: an Xid or a lost GPU (that GPU; all of them where the driver does not

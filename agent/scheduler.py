@@ -1,4 +1,4 @@
-"""When each group of each probe is read: steady or burst period, a phase of its own, a deadline.
+"""When each group of each probe is read: steady or burst period, a phase of the host's own, a deadline.
 
 A probe that does not come back by its deadline costs only itself: its thread is left to it, a new one goes on with the
 others, and the probe rests until its call returns. An exception a probe may not raise is counted, said, and followed
@@ -279,10 +279,11 @@ class Scheduler:
 
 def _tasks_of(watched: Watched, host: str, now: int) -> Iterator[_Task]:
     group = watched.group
-    first = now + phase(min(group.steady_ns, _SECOND_NS), host, watched.probe.name, group.name)
+    # One phase for all of a host, another for each host: what is read together costs one wake-up, and finds its caches
+    # warm. Long periods begin within a second too: what is fixed should be known before the job has run for an hour.
+    first = now + phase(min(group.steady_ns, _SECOND_NS), host)
     turns = TURNS if watched.by_device else 1
     for turn in range(turns):
-        # Long periods begin early too: what is fixed should be known before the job has run for an hour.
         yield _Task(watched, first + turn * min(group.steady_ns, _SECOND_NS) // turns, turn, turns)
     yield _Task(watched, _NEVER, burst=True)
 

@@ -128,35 +128,33 @@ class NvmlProbe:
 
     def read(self, group: str, now_ns: int) -> ProbeResult:
         """Ask every GPU for one group and return all that has arrived, of whichever request."""
-        return self._read(group, now_ns, None)
+        [result] = self.read_groups([group], now_ns, None)
+        return result
 
     def read_devices(self, group: str, now_ns: int, devices: frozenset[str]) -> ProbeResult:
         """The same, asking these GPUs only."""
-        return self._read(group, now_ns, devices)
+        [result] = self.read_groups([group], now_ns, devices)
+        return result
 
-    def _read(self, group: str, now_ns: int, devices: frozenset[str] | None) -> ProbeResult:
+    def read_groups(self, groups: Sequence[str], now_ns: int, devices: frozenset[str] | None) -> list[ProbeResult]:
+        """Several groups at once, which wakes helper and agent once; a result for each."""
         if self._unsupported:
-            return ProbeResult()
-        gathered = Gathered()
+            return [ProbeResult()] * len(groups)
+        gathered = Gathered(of={group: Gathered() for group in groups})
         if now_ns < self._breaker_until_ns:
             self._say(gathered, "", Outcome.NO_DATA, self._breaker_reason)
         helper = self._live_helper(gathered, now_ns)
         if helper is not None:
-            self._take(helper, gathered, now_ns, 0)
+            self._take(helper, gathered, now_ns)
             if self._greeted and not self._ending and now_ns >= self._breaker_until_ns:
                 owed, self._owed = self._owed, []
                 for each in owed:
                     self._ask(helper, each, now_ns, None)
-                self._ask(helper, group, now_ns, devices)
-                self._await(helper, gathered, group, now_ns)
+                for group in groups:
+                    self._ask(helper, group, now_ns, devices)
+                self._await(helper, gathered, groups, now_ns)
             self._watch(helper, gathered, now_ns)
-        return ProbeResult(
-            gathered.readings,
-            gathered.events,
-            gathered.outcomes,
-            helper_cpu_ns=gathered.helper_cpu_ns,
-            driver_ns=gathered.driver_ns,
-        )
+        return gathered.results(groups)
 
     def close(self) -> None:
         """End the helper; where it is stuck in the driver and may not be killed, it ends by itself later."""
@@ -170,7 +168,7 @@ class NvmlProbe:
         """The one helper; a new one only when there is none and the pause is over."""
         helper = self._helper
         if helper is not None and (status := helper.exit_status()) is not None:
-            self._take(helper, gathered, now_ns, 0)
+            self._take(helper, gathered, now_ns)
             helper.close(may_kill=False)
             self._helper = helper = None
             for gpu in self._gpus.values():
@@ -217,17 +215,18 @@ class NvmlProbe:
             for index in free:
                 self._by_index[index].awaited[group] = now_ns
 
-    def _await(self, helper: HelperProcess, gathered: Gathered, group: str, now_ns: int) -> None:
-        end = time.monotonic() + PATIENCE_MS / 1000
-        while any(gpu.awaited.get(group) == now_ns for gpu in self._by_index.values()):
-            left_ms = int((end - time.monotonic()) * 1000)
-            if left_ms <= 0:
+    def _await(self, helper: HelperProcess, gathered: Gathered, groups: Sequence[str], now_ns: int) -> None:
+        for _ in range(PATIENCE_MS):
+            asked = (gpu.awaited.get(group) for gpu in self._by_index.values() for group in groups)
+            if all(asked_ns != now_ns for asked_ns in asked):
                 return
-            self._take(helper, gathered, now_ns, left_ms)
+            # Answers come one by one within a millisecond: to be woken once for all of them costs least.
+            time.sleep(0.001)
+            self._take(helper, gathered, now_ns)
 
-    def _take(self, helper: HelperProcess, gathered: Gathered, now_ns: int, wait_ms: int) -> None:
+    def _take(self, helper: HelperProcess, gathered: Gathered, now_ns: int) -> None:
         try:
-            messages = helper.receive(wait_ms)
+            messages = helper.receive()
         except ProbeError as error:
             self._say(gathered, "", Outcome.FAILED, str(error))
             helper.request_end()
@@ -235,7 +234,7 @@ class NvmlProbe:
         for message in messages:
             kind = message["kind"]
             if kind == "sample":
-                self._sample(gathered, message, now_ns)
+                self._sample(gathered.of.get(message["group"], gathered), message, now_ns)
             elif kind in ("xid", "gpu-event"):
                 gathered.events.append(xid_event(message) if kind == "xid" else gpu_event(message))
                 self._owe(_TELLING)

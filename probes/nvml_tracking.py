@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rankscope.probes.nvml_api import GpuIdentity
 from rankscope.probes.nvml_messages import Message
 from rankscope.probes.nvml_resets import UPTIME, ResetWatch
-from rankscope.reading import Event, Outcome, Reading, Severity
+from rankscope.reading import Event, Outcome, ProbeResult, Reading, Severity
 
 #: With which group the driver's time is told: once a second is often enough.
 _ACCOUNTING_GROUP = "counters"
@@ -24,6 +25,28 @@ class Gathered:
     #: CPU time of the helper, and time of the driver by its own account.
     helper_cpu_ns: int = 0
     driver_ns: int = 0
+    #: By group, what belongs to the groups that are read together; what belongs to none of them stands above.
+    of: dict[str, Gathered] = field(default_factory=dict)
+
+    def result(self) -> ProbeResult:
+        """As a probe returns it."""
+        return ProbeResult(
+            self.readings,
+            self.events,
+            self.outcomes,
+            helper_cpu_ns=self.helper_cpu_ns,
+            driver_ns=self.driver_ns,
+        )
+
+    def results(self, groups: Sequence[str]) -> list[ProbeResult]:
+        """By group, in their order; the first takes what belongs to none of them."""
+        first = self.of[groups[0]]
+        first.readings += self.readings
+        first.events += self.events
+        first.outcomes += self.outcomes
+        first.helper_cpu_ns += self.helper_cpu_ns
+        first.driver_ns += self.driver_ns
+        return [self.of[group].result() for group in groups]
 
 
 @dataclass(slots=True)

@@ -185,3 +185,12 @@ class DeviceProbe(Protocol):
     def read_devices(self, group: str, now_ns: int, devices: frozenset[str]) -> ProbeResult:
         """Read one group of these devices now; names that are not among `devices` are passed over."""
         ...
+
+
+@runtime_checkable
+class GroupsProbe(Protocol):
+    """A probe that can read several groups at once for less than one after the other."""
+
+    def read_groups(self, groups: Sequence[str], now_ns: int, devices: frozenset[str] | None) -> Sequence[ProbeResult]:
+        """Read these groups now, of these devices or (None) of all; a result for each, in order."""
+        ...

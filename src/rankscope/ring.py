@@ -262,7 +262,9 @@ class RingReader:
         """Take what follows on; returns (slots passed, damaged among them, whether the writer has lapped us)."""
         passed = damaged = pending = 0
         slot_bytes = self.header.slot_bytes
-        for start in range(0, len(chunk) - slot_bytes + 1, slot_bytes):
+        # Of a ring that was not yet full most of what is read ahead is blank.
+        written = min(len(chunk) - slot_bytes + 1, len(chunk.rstrip(b"\0")))
+        for start in range(0, written, slot_bytes):
             parsed = parse_slot(chunk[start : start + slot_bytes])
             if parsed is None:
                 pending += 1

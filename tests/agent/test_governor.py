@@ -150,7 +150,7 @@ def test_what_no_probe_causes_stretches_none_that_costs_nothing() -> None:
     run.add("cheap", lambda _: 0.01 * MS)
     run.run(30)
     assert vital.reads >= 1798
-    assert len(run.events) <= 30
+    assert run.events == []
 
 
 def test_memory_over_its_budget_is_told_once() -> None:
@@ -177,7 +177,7 @@ def test_the_governor_measures_this_process() -> None:
 def test_a_burst_may_cost_more_for_as_long_as_it_lasts(bursts: bool) -> None:
     """Within a burst the larger budget counts, so that the rates that were asked for are not taken back at once."""
     clock = FakeClock()
-    spent = Spent(clock, 0.03)
+    spent = Spent(clock, 0.009)
     governor = Governor(BudgetSettings(), clock=clock, cost=spent)
     probe = FakeProbe("probe", lambda: None)
     scheduler = Scheduler([probe], clock=clock, deadline_ns=SECOND, burst_ns=30 * SECOND)
@@ -185,7 +185,8 @@ def test_a_burst_may_cost_more_for_as_long_as_it_lasts(bursts: bool) -> None:
     for _ in range(24):
         clock.advance(5 * SECOND)
         watched = scheduler.watched[0]
-        watched.reads, watched.cpu_ns = watched.reads + 5, watched.cpu_ns + 5 * MS
+        watched.reads, watched.cpu_ns = watched.reads + 5, watched.cpu_ns + 18 * MS
+        spent.probes_ns += 18 * MS
         events += governor.tick(scheduler.watched, bursting=bursts)[1]
     assert bool(events) is not bursts
     scheduler.close()

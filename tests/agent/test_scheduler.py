@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -207,15 +209,15 @@ def test_sticky_groups_are_read_at_once_in_a_burst() -> None:
 
 
 def test_gpus_are_read_in_turns_and_hosts_at_phases_of_their_own() -> None:
-    """Not all GPUs of a node are asked at one moment, nor the same group on all nodes; a restart keeps the phase."""
+    """Not all GPUs of a node are asked at one moment, nor all nodes; a restart keeps the phase."""
     probe = FakeGpus()
     run_probes([probe], seconds=10)
     moments = {device: {time % SECOND for time in probe.times(device)} for device in GPUS}
     assert all(len(of_device) == 1 for of_device in moments.values())
     assert moments["GPU-0"] == moments["GPU-2"]
     assert moments["GPU-0"] != moments["GPU-1"]
-    phases = [phase(1000, f"node{number}", "nvml", "fast") for number in range(400)]
-    assert phase(1000, "node7", "nvml", "fast") == phases[7]
+    phases = [phase(1000, f"node{number}") for number in range(400)]
+    assert phase(1000, "node7") == phases[7]
     # Even to within what 400 draws into ten parts give.
     parts = [sum(low <= value < low + 100 for value in phases) for low in range(0, 1000, 100)]
     assert min(parts) > 15
@@ -236,3 +238,31 @@ def test_a_dear_read_is_made_up_for_before_the_next() -> None:
     # 50 ms at half of 1 % of a core: one read in 10 s.
     assert 5 <= dear.reads <= 7
     assert vital.reads >= 59
+
+
+def test_groups_that_are_due_together_are_read_together() -> None:
+    """A probe that can read several groups at once is called once for what is due; each has its result and its cost."""
+    calls: list[tuple[str, ...]] = []
+
+    class Together(FakeGpus):
+        def read_groups(
+            self, groups: Sequence[str], now_ns: int, devices: frozenset[str] | None
+        ) -> Sequence[ProbeResult]:
+            calls.append(tuple(groups))
+            read = self.read if devices is None else partial(self.read_devices, devices=devices)
+            return [replace(read(group, now_ns), helper_cpu_ns=4) for group in groups]
+
+    probe = Together(Group("fast", SECOND, SECOND, ""), Group("slow", 2 * SECOND, SECOND, ""))
+    clock = FakeClock()
+    scheduler = Scheduler([probe], clock=clock, deadline_ns=SECOND, burst_ns=SECOND)
+    for _ in range(40):
+        clock.advance(max(1, scheduler.next_due_ns() - clock.monotonic_ns()))
+        scheduler.tick()
+        scheduler.settle(10)
+    scheduler.tick()
+    fast, slow = scheduler.watched
+    assert ("fast", "slow") in calls
+    assert set(gaps(probe.times("GPU-0"))) == {1.0}
+    assert set(gaps(probe.times("GPU-0", "slow"))) == {2.0}
+    assert fast.helper_cpu_ns == slow.helper_cpu_ns == 4 * len(calls)
+    scheduler.close()

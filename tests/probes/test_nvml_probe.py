@@ -188,10 +188,12 @@ def test_a_lost_gpu_is_told_once_and_the_others_go_on(node: NodeState, watch: Wa
 def test_a_gpu_that_a_fresh_helper_no_longer_finds_is_lost(node: NodeState, watch: WatchNode) -> None:
     """After the helper died, a GPU that is not enumerated any more is told as lost, once."""
     watched = watch(node)
-    node.gpus[0].lost = True
     assert watched.probe.helper_pid is not None
     first = watched.probe.helper_pid
     psutil.Process(first).kill()
+    while psutil.Process(first).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.001)
+    node.gpus[0].lost = True
     watched.read_until(lambda: "gpu-lost" in watched.kinds())
     event = next(event for event in watched.events if event.kind == "gpu-lost")
     assert (event.device, event.attributes["source"]) == (node.gpus[0].uuid, "enumeration")
