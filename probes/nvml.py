@@ -110,6 +110,10 @@ class NvmlProbe:
         """Process id of the helper, for whoever accounts for its cost."""
         return None if self._helper is None else self._helper.pid
 
+    def facts(self, device: str) -> Mapping[str, str | int | float | None]:
+        """What is fixed of a GPU or MIG instance, as its last `gpu-described` event told; empty before that."""
+        return next((gpu.facts[device] for gpu in self._gpus.values() if device in gpu.facts), {})
+
     def uuid_of_pci(self, pci: str) -> str | None:
         """UUID of the GPU at a PCI address "dddd:bb:dd", or None."""
         return next((uuid for uuid, gpu in self._gpus.items() if gpu.identity.pci == pci), None)
