@@ -66,16 +66,20 @@ def _suspects(suspects: Sequence[Suspect]) -> Table:
 
 def _operations(stuck: Sequence[Stuck]) -> Table:
     table = Table(title="\noperations that do not end", title_justify="left", show_edge=False, pad_edge=False)
-    for name in ("operation", "waiting", "missing", "called at"):
+    stacks = any(each.operation.frames for each in stuck)
+    for name in ("operation", "waiting", "missing", *(["called at"] if stacks else [])):
         table.add_column(name, overflow="fold")
     for each in stuck:
         cells = (
             operation_text(each),
             ranks_text(each.waiting),
             _missing(each),
-            "\n".join(stack_lines(each.operation.frames)) or "no stack in the dump",
+            *(["\n".join(stack_lines(each.operation.frames)) or "no stack in the dump"] if stacks else []),
         )
         table.add_row(*(escape(visible_lines(cell)) for cell in cells))
+    if not stacks:
+        table.caption = "no stacks in these dumps (TORCH_INCLUDE_STACK_TRACE)"
+        table.caption_justify = "left"
     return table
 
 
