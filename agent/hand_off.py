@@ -9,12 +9,20 @@ from typing import Any
 
 from rankscope.agent.fingerprint import Fingerprints, load_fingerprints
 from rankscope.finding import Verdict
-from rankscope.handoff import HandOff
+from rankscope.handoff import HandOff, Price
 from rankscope.window import Window
 
 #: Facts of ranks and of hosts on the page, in this order.
 _RANK_FACTS = ("commit", "script", "arguments", "python", "torch", "cuda", "nccl", "os")
 _HOST_FACTS = ("kernel", "driver", "gpu_driver", "cpu")
+#: Least share of the step that is priced, and rows at most.
+_WORTH, _PRICES = 0.01, 8
+_PHASES = {
+    "forward-compute": "forward, every rank at the mean",
+    "backward-compute": "backward, every rank at the mean",
+    "grads-reduce-scatter": "the collective's transfer at its median",
+    "data-wait": "waiting for data, every rank at the mean",
+}
 
 
 def hand_off(paths: Sequence[Path], verdict: Verdict, window: Window) -> HandOff:
@@ -28,8 +36,29 @@ def hand_off(paths: Sequence[Path], verdict: Verdict, window: Window) -> HandOff
         ruled_out=[each for each in gone if each.class_slug not in told],
         still_open=still_open,
         choices=choices(verdict, window),
+        prices=_prices(window),
         made_of=_made_of(load_fingerprints(paths)),
     )
+
+
+def _prices(window: Window) -> list[Price]:
+    """What is worth more than a hundredth of the step; nothing where the run is too short to replay."""
+    from rankscope.rules.whatif import whatif
+    from rankscope.rules.whatif_operations import OperationsError
+    from rankscope.rules.whatif_window import operations_of_window
+
+    hosts: dict[str, set[int]] = {}
+    for rank, of in window.ranks.items():
+        hosts.setdefault(of.identity.host, set()).add(rank)
+    try:
+        found = whatif(operations_of_window(window), hosts if len(hosts) > 1 else None)
+    except OperationsError:
+        return []
+    rows = [(f"rank {worker.dp_rank}", worker.ms_per_step or 0.0) for worker in found.slowest]
+    rows += [(f"host {host}", ms) for host, ms in found.by_place.items()]
+    rows += [(_PHASES.get(name, name.replace("-", " ")), ms) for name, ms in found.optype_ms.items()]
+    dear = sorted((row for row in rows if row[1] >= _WORTH * found.actual_ms), key=lambda row: -row[1])
+    return [Price(what, ms, ms / found.actual_ms) for what, ms in dear[:_PRICES]]
 
 
 def markdown_page(paths: Sequence[Path], verdict: Verdict, window: Window) -> str:

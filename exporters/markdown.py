@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from rankscope.exporters import wording
 from rankscope.exporters.verdict_json import anchor_of
 from rankscope.finding import Finding, Verdict
-from rankscope.handoff import Choice, HandOff
+from rankscope.handoff import Choice, HandOff, Price
 from rankscope.reading import Event, Severity
 from rankscope.window import Window
 
@@ -34,6 +34,7 @@ def hand_off_markdown(verdict: Verdict, window: Window, hand_off: HandOff) -> st
         _findings(verdict),
         _ruled_out(hand_off, verdict),
         _choices(hand_off.choices),
+        _prices(hand_off.prices),
         _open(verdict, hand_off),
         _made_of(hand_off),
         _post_mortem(verdict),
@@ -175,6 +176,18 @@ def _choices(choices: Sequence[Choice]) -> str:
     ]
     head = ("choice", "GPU-hours once", "GPU-hours a day", "what that rests on")
     return f"## What can be done\n\n{_table(head, rows)}"
+
+
+def _prices(prices: Sequence[Price]) -> str:
+    if not prices:
+        return ""
+    rows = [
+        (_safe(price.what), wording.milliseconds(price.ms_per_step), wording.percent(price.share_of_step))
+        for price in prices
+    ]
+    head = ("if it were like its peers", "comes back a step", "of the step")
+    note = "They do not add up: a slow rank is in its phase and its host too."
+    return f"## What would come back\n\n{_table(head, rows)}\n\n{note}"
 
 
 def _hours(value: float | None) -> str:

@@ -33,6 +33,15 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Price:
+    """What comes back of each step if one rank, phase or host were like its peers, by replay."""
+
+    what: str
+    ms_per_step: float
+    share_of_step: float
+
+
+@dataclass(frozen=True, slots=True)
 class HandOff:
     """All that a page needs beside verdict and window."""
 
@@ -40,5 +49,7 @@ class HandOff:
     #: Neither told nor ruled out: title and probability.
     still_open: Sequence[tuple[str, float]] = ()
     choices: Sequence[Choice] = ()
+    #: Dearest first; one thing may be in several: a slow rank is in its phase and its host too.
+    prices: Sequence[Price] = ()
     #: What the run was made of, a line each.
     made_of: Mapping[str, str] = field(default_factory=dict)

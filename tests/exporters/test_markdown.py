@@ -8,12 +8,13 @@ import pytest
 import sample_window
 
 from rankscope.exporters.markdown import hand_off_markdown
-from rankscope.handoff import Choice, HandOff, RuledOut
+from rankscope.handoff import Choice, HandOff, Price, RuledOut
 
 HAND_OFF = HandOff(
     ruled_out=[RuledOut("gc-pause", "Python's collector pauses", "code", "gc", "0.0 ms a step", -8.0, 0.001)],
     still_open=[("GPU clocks are set low", 0.2)],
     choices=[Choice("go on as it is", 0.0, 19.2, "what is lost"), Choice("restart", None, None, "not known")],
+    prices=[Price("rank 2", 24.0, 0.2)],
     made_of={"commit": "abc", "arguments": "--lr | 3 <b>"},
 )
 
@@ -33,6 +34,7 @@ def test_every_example_has_every_section_in_order(name: str) -> None:
         "Evidence",
         "Ruled out",
         "What can be done",
+        "What would come back",
         "Open questions",
         "What ran",
         "Post-mortem",
@@ -58,6 +60,7 @@ def test_the_page_says_what_the_verdict_says() -> None:
         "| go on as it is | 0 | 19.2 |",
         "| restart | ? | ? |",
         "GPU clocks are set low (20 %)",
+        "| rank 2 | 24 ms | 20 % |",
         "Could not be seen: kernel log: permission denied",
         "Blameless",
     ):
