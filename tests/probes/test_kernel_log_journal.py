@@ -17,12 +17,12 @@ from rankscope.errors import PermissionDenied, ProbeError, Unsupported
 from rankscope.probes.kernel_log import KernelLogProbe
 from rankscope.probes.kernel_log_journal import Journal
 from rankscope.probes.kernel_log_record import KernelRecord
-from rankscope.reading import Outcome
+from rankscope.reading import Event, Outcome
 
 JOURNALD = Path("/lib/systemd/systemd-journald")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text()
-#: Harmless news, as every agent on this machine will hear it.
-NEWS = "rankscope-test: mlx5_core 0000:ff:1f.7 rankscope0: Link up"
+#: Tells this process's lines from those of tests beside it.
+ME = f"rs{os.getpid()}"
 
 
 def _missing() -> str:
@@ -64,25 +64,35 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def news(tag: str) -> str:
+    """A line of our own that is harmless news to every agent on this machine: interface ME + tag is up."""
+    return f"rankscope-test: mlx5_core 0000:ff:1f.7 {ME}{tag}: Link up"
+
+
 def log(text: str) -> None:
     """Write a line to the kernel's log."""
     Path("/dev/kmsg").write_text(f"<4>{text}\n")
 
 
+def mine(records: list[KernelRecord], tag: str) -> list[KernelRecord]:
+    """Those of the records that a test wrote."""
+    return [record for record in records if f" {ME}{tag}" in record.text]
+
+
 def test_new_lines_of_the_kernel_are_followed(journald: Path) -> None:
     """What the kernel logs after the journal was opened is read, with the kernel's own time, and nothing older."""
-    log("rankscope-test: before")
-    until(lambda: "rankscope-test: before" in {r.text for r in opened(journald, from_start=True)})
+    log(news("a0"))
+    until(lambda: mine(opened(journald, from_start=True), "a0"))
     journal = Journal(from_start=False, directory=journald, boot_id=BOOT_ID)
-    assert journal.read(100) == ([], 0)
     before = time.monotonic_ns() // 1000
-    log(NEWS)
+    log(news("a1"))
     records: list[KernelRecord] = []
-    until(lambda: records.extend(journal.read(100)[0]) or records)
-    assert [record.text for record in records] == [NEWS]
-    assert before - 10**6 < records[0].time_us <= time.monotonic_ns() // 1000
-    assert records[0].priority == 4
-    assert journal.read(100) == ([], 0)
+    until(lambda: records.extend(journal.read(100)[0]) or mine(records, "a1"))
+    (record,) = mine(records, "a")
+    assert record.text == news("a1")
+    assert before - 10**6 < record.time_us <= time.monotonic_ns() // 1000
+    assert record.priority == 4
+    assert mine(journal.read(100)[0], "a") == []
     journal.close()
     journal.close()
 
@@ -90,15 +100,15 @@ def test_new_lines_of_the_kernel_are_followed(journald: Path) -> None:
 def test_a_new_file_of_the_journal_is_followed(journald: Path) -> None:
     """journald begins a new file when one is full: nothing is lost, and nothing comes twice."""
     journal = Journal(from_start=False, directory=journald, boot_id=BOOT_ID)
-    log(f"{NEWS} 1")
+    log(news("b1"))
     records: list[KernelRecord] = []
-    until(lambda: records.extend(journal.read(100)[0]) or records)
+    until(lambda: records.extend(journal.read(100)[0]) or mine(records, "b1"))
     files = set(journald.iterdir())
     os.kill(PIDS[-1], signal.SIGUSR2)
     until(lambda: set(journald.iterdir()) - files)
-    log(f"{NEWS} 2")
-    until(lambda: records.extend(journal.read(100)[0]) or len(records) > 1)
-    assert [record.text for record in records if record.text.startswith(NEWS)] == [f"{NEWS} 1", f"{NEWS} 2"]
+    log(news("b2"))
+    until(lambda: records.extend(journal.read(100)[0]) or mine(records, "b2"))
+    assert [record.text for record in mine(records, "b")] == [news("b1"), news("b2")]
     journal.close()
 
 
@@ -123,16 +133,21 @@ def test_the_probe_falls_back_to_the_journal(journald: Path, tmp_path: Path) -> 
         return Journal(from_start=from_start, directory=journald, boot_id=BOOT_ID)
 
     probe = KernelLogProbe(tmp_path / "kmsg", journal=journal)
-    first = probe.read("events", time.monotonic_ns())
-    assert (first.events, first.outcomes) == ([], ())
-    log(NEWS)
-    events = []
-    until(lambda: events.extend(probe.read("events", time.monotonic_ns()).events) or events)
-    assert [(e.kind, e.device, e.attributes["state"]) for e in events] == [("network-link", "rankscope0", "up")]
+    assert probe.read("events", time.monotonic_ns()).outcomes == ()
+    log(news("c0"))
+    events: list[Event] = []
+
+    def told() -> list[Event]:
+        events.extend(probe.read("events", time.monotonic_ns()).events)
+        return [event for event in events if event.device == f"{ME}c0"]
+
+    until(told)
+    (event,) = told()
+    assert (event.kind, event.attributes["state"], event.attributes.get("history")) == ("network-link", "up", None)
     probe.close()
     old = KernelLogProbe(tmp_path / "kmsg", journal=journal, history=True)
-    told = old.read("events", time.monotonic_ns()).events
-    assert [e.attributes.get("history") for e in told if e.device == "rankscope0"][-1] == 1
+    (again,) = [e for e in old.read("events", time.monotonic_ns()).events if e.device == f"{ME}c0"]
+    assert again.attributes["history"] == 1
     old.close()
 
 
