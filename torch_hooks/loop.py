@@ -65,6 +65,7 @@ class TrainingLoop:
         self._usual_backwards = 0
         self._optimizer_seen = False
         self._optimizer_depth = 0
+        self._closure = False
         self._checkpoint_depth = 0
         self._resume = _OTHER
         self._leader: weakref.ref[Any] | None = None
@@ -123,8 +124,10 @@ class TrainingLoop:
             clock.depth = depth = clock.depth + 1
             if depth > 1:
                 return False
-            if not self._optimizer_depth:
+            if not self._optimizer_depth or self._closure:
+                # A closure that is called again belongs to the same backward.
                 clock.backward_count += 1
+                self._closure = False
             asked = self._asked
             if asked:
                 if self._last_asked not in self._training_sources:
@@ -132,6 +135,9 @@ class TrainingLoop:
                     turns = asked[self._last_asked]
                     self._training_sources = {source for source, count in asked.items() if count == turns}
                 asked.clear()
+            if clock.phase == _OTHER and clock.backward_count:
+                # What led from one backward to the next without asking for data: the forward of a batch fetched before.
+                clock.phase = _FORWARD
             clock.switch(_BACKWARD)
             if clock.sampled:
                 clock.unwatch_copies()
@@ -170,8 +176,8 @@ class TrainingLoop:
         except Exception as error:
             self._give_up(error)
 
-    def optimizer_begin(self) -> None:
-        """An optimizer's step begins."""
+    def optimizer_begin(self, closure: bool) -> None:
+        """An optimizer's step begins; a closure runs forward and backward inside it (LBFGS, Lightning)."""
         if get_ident() != self.thread:
             return
         try:
@@ -181,7 +187,8 @@ class TrainingLoop:
                 return
             self._optimizer_depth = depth = self._optimizer_depth + 1
             if depth == 1:
-                self.clock.switch(_OPTIMIZER)
+                self._closure = closure
+                self.clock.switch(_FORWARD if closure else _OPTIMIZER)
         except Exception as error:
             self._give_up(error)
 

@@ -26,7 +26,7 @@ class Listener(Protocol):
     backward_begin: Callable[[], bool]
     backward_own_end: Callable[[], None]
     backward_end: Callable[[], None]
-    optimizer_begin: Callable[[], None]
+    optimizer_begin: Callable[[bool], None]
     optimizer_end: Callable[[Any], None]
 
     def scaler_end(self, optimizer: Any) -> None: ...
@@ -178,9 +178,11 @@ class Patches(Undo):
         compiling = importlib.import_module("torch.compiler").is_compiling
         listener = self._listener
 
-        def before(_optimizer: Any, _arguments: Any, _keywords: Any) -> None:
+        def before(_optimizer: Any, arguments: Any, keywords: Any) -> None:
             if not compiling():
-                listener.optimizer_begin()
+                # The optimizer itself comes first; a closure after it runs forward and backward inside the step.
+                closure = arguments[1] if len(arguments) > 1 else keywords.get("closure")
+                listener.optimizer_begin(closure is not None)
 
         def after(optimizer: Any, _arguments: Any, _keywords: Any) -> None:
             if not compiling():

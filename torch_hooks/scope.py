@@ -54,6 +54,7 @@ _NAMED_PHASES = {
     "evaluation": Phase.EVALUATION,
     "h2d": Phase.H2D,
     "bubble": Phase.BUBBLE,
+    "collective": Phase.COLLECTIVE_WAIT,
 }
 
 
@@ -96,7 +97,7 @@ class Scope:
     backward_begin: Callable[[], bool]
     backward_own_end: Callable[[], None]
     backward_end: Callable[[], None]
-    optimizer_begin: Callable[[], None]
+    optimizer_begin: Callable[[bool], None]
     optimizer_end: Callable[[Any], None]
 
     def __init__(self, environ: Mapping[str, str], *, write_error: Callable[[str], object]) -> None:
@@ -171,10 +172,10 @@ class Scope:
         self._quietly(self._begin)
         return self.backward_begin() if self._loop is not None else False
 
-    def _first_optimizer(self) -> None:
+    def _first_optimizer(self, closure: bool) -> None:
         self._quietly(self._begin)
         if self._loop is not None:
-            self.optimizer_begin()
+            self.optimizer_begin(closure)
 
     def _stop(self) -> None:
         self._ended = True
@@ -277,7 +278,8 @@ class Scope:
     @contextmanager
     def phase(self, name: str) -> Generator[None, None, None]:
         """Name what runs inside; also a decorator. "data", "forward", "backward", "optimizer", "checkpoint",
-        "evaluation", "h2d" and "bubble" are phases of the step; any other name is recorded beside them."""
+        "evaluation", "h2d", "collective" and "bubble" are phases of the step; any other name is recorded beside them.
+        """
         known = _NAMED_PHASES.get(name)
         began = time.monotonic_ns()
         before = self._clock.phase if self._clock is not None else int(Phase.OTHER)
