@@ -19,7 +19,7 @@ from rankscope.agent.tables import table
 from rankscope.errors import RecordingError
 from rankscope.rules.compare import Drift, PhaseChange, compare_facts, compare_phases, spelled
 from rankscope.rules.frame import Frame
-from rankscope.window import Window
+from rankscope.window import Columns, Window
 
 SCHEMA = "rankscope.compare/1"
 #: Gauges that stand still while a job runs: what they read is a setting of the device.
@@ -32,6 +32,8 @@ _SETTINGS = (
     "gpu.pcie_link_generation_max",
     "gpu.pcie_link_width_max",
 )
+#: Share of steps in which a field must be the same to be a setting of the run.
+_CONSTANT = 0.8
 #: What facts of a rank, and of a host, are about.
 _RANK_TOPICS = {
     "commit": "code",
@@ -170,11 +172,23 @@ def _facts(window: Window, of: Fingerprints, topics: dict[str, str]) -> dict[str
     say("topology", "hosts", "job", len({rank.identity.host for rank in window.ranks.values()}))
     for number, rank_window in window.ranks.items():
         say("topology", "process groups", f"rank {number}", ", ".join(sorted(rank_window.groups)) or None)
+        for name, field in (("batch, in the loader's units", "work"), ("loader workers", "loader_workers")):
+            say("data", name, f"rank {number}", _usual(rank_window.steps, field))
     for key, series in window.series.items():
         if key.metric in _SETTINGS and len(series.values):
             name = key.metric.removeprefix("gpu.")
             say("device settings", name, f"GPU {key.device}", f"{float(np.median(series.values)):g}")
     return dict(facts)
+
+
+def _usual(steps: Columns, field: str) -> str | None:
+    """What a field of the steps nearly always is; None where it is not there or varies, as lengths of sequences do."""
+    values = np.array(steps.columns.get(field, ()), dtype=np.float64)
+    there = values[np.isfinite(values)]
+    if not there.size:
+        return None
+    usual = float(np.median(there))
+    return f"{usual:g}" if float((there == usual).mean()) >= _CONSTANT else None
 
 
 def _mapping(known: Any, name: str) -> dict[str, Any]:

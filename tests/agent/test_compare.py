@@ -29,7 +29,9 @@ def call(*words: str | Path) -> Result:
     return CliRunner().invoke(main, ["compare", *map(str, words)], catch_exceptions=False)
 
 
-def recorded(path: Path, forward_ms: int, facts: dict | None, *, host: str = "a", steps: int = 80) -> Path:
+def recorded(
+    path: Path, forward_ms: int, facts: dict | None, *, host: str = "a", steps: int = 80, batch: int = 32
+) -> Path:
     """A recording of two ranks that leave `facts`."""
     made = Recording.create(path, job=path.stem, host=host)
     for rank in (0, 1):
@@ -38,16 +40,17 @@ def recorded(path: Path, forward_ms: int, facts: dict | None, *, host: str = "a"
         step_ms = forward_ms + 60
         records = [
             StepRecord(
-                number,
-                number * step_ms * MS,
-                (number + 1) * step_ms * MS,
-                MS,
-                forward_ms * MS,
-                50 * MS,
-                9 * MS,
-                0,
-                0,
-                0,
+                step=number,
+                start_ns=number * step_ms * MS,
+                end_ns=(number + 1) * step_ms * MS,
+                data_wait_ns=MS,
+                forward_ns=forward_ms * MS,
+                backward_ns=50 * MS,
+                optimizer_ns=9 * MS,
+                checkpoint_ns=0,
+                evaluation_ns=0,
+                other_ns=0,
+                work=batch,
             )
             for number in range(steps)
         ]
@@ -65,7 +68,7 @@ def test_phases_that_changed_stand_beside_what_differs(tmp_path: Path) -> None:
     """A slower forward, another torch and a moved job: in the JSON, in the text, and in the status if asked for."""
     was = {"python": "3.11.7", "torch": "2.12.0", "packages": {"numpy": "2.3.0"}, "environment": {}}
     now = was | {"torch": "2.13.0", "environment": {"NCCL_ALGO": "Ring"}}
-    good, bad = recorded(tmp_path / "good.db", 40, was), recorded(tmp_path / "bad.db", 55, now, host="b")
+    good, bad = recorded(tmp_path / "good.db", 40, was), recorded(tmp_path / "bad.db", 55, now, host="b", batch=48)
     result = call(good, bad, "--json", "--fail-on-slower")
     assert result.exit_code == 1
     found = json.loads(result.stdout)
@@ -75,7 +78,9 @@ def test_phases_that_changed_stand_beside_what_differs(tmp_path: Path) -> None:
     assert drift["torch"] == ("packages", "2.12.0", "2.13.0")
     assert drift["NCCL_ALGO"] == ("nccl", None, "Ring")
     assert drift["rank 0 host"] == ("placement", "a", "b")
-    assert set(drift) == {"torch", "NCCL_ALGO", "rank 0 host", "rank 1 host"}
+    batch = "batch, in the loader's units"
+    assert drift[batch] == ("data", "32", "48")
+    assert set(drift) == {"torch", "NCCL_ALGO", "rank 0 host", "rank 1 host", batch}
     text = call(good, bad)
     assert text.exit_code == 0
     assert text.stdout.startswith("slower: 100.0 ms a step in GOOD, 115.0 ms in BAD")
