@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankscope.agent.brevity import brief
 from rankscope.agent.config import Settings, ring_root
 from rankscope.agent.lane import Answer, Lane, Read, Watched, close_within
 from rankscope.agent.privileges import Profile, gather_facts, profile_of
@@ -251,7 +252,7 @@ def print_examination(found: Sequence[Found], profile: Profile, console: Console
         style = colours.get(line.state, "red")
         devices = f"{line.devices[0]}: " if len(line.devices) == 1 else ""
         devices = f"{len(line.devices)} devices: " if len(line.devices) > 1 else devices
-        row = [escape(text) for text in (line.name, devices + line.reason, line.todo)]
+        row = [escape(text) for text in (line.name, devices + brief(line.reason), line.todo)]
         table.add_row(row[0], f"[{style}]{line.state}[/]", row[1], row[2])
     for (name, state), count in shown.items():
         if count > _SHOWN:

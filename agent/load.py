@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from rankscope.agent.brevity import brief
 from rankscope.agent.recording import check_format
 from rankscope.agent.schema import COLLECTIVE_FIELDS, DEVICE_FIELDS, GROUP_FIELDS, PHASE_FIELDS, STEP_FIELDS
 from rankscope.clock import ClockAnchor
@@ -303,7 +304,7 @@ class _Reader:
             devices.setdefault((probe, outcome, reason), []).append(device)
         for (probe, outcome, reason), found in devices.items():
             place = f"{probe} {found[0]}".strip() if len(found) == 1 else f"{probe}, {len(found)} devices"
-            self._part.not_seen.append(f"{place}: {outcome}" + (f" ({reason})" if reason else ""))
+            self._part.not_seen.append(f"{place}: {outcome}" + (f" ({brief(reason)})" if reason else ""))
 
 
 def _moved(time_ns: int | None, shift: int) -> int | None:

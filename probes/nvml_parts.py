@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankscope.gpu_device import process_on
-from rankscope.probes.nvml_api import Device, Gpu, NvmlFailure
+from rankscope.probes.nvml_api import NOT_FOUND, Device, Gpu, NvmlFailure
 from rankscope.probes.nvml_calls import ratio
 from rankscope.probes.nvml_gpm import GPM_METRICS
 from rankscope.probes.nvml_sample import GpuSample, Refusals
@@ -105,6 +105,9 @@ class PartsReader:
         try:
             found = self._gpu.process_utilization(self._utilization_seen_us)
         except NvmlFailure as failure:
+            if failure.code == NOT_FOUND:
+                # Nobody used the GPU since: normal, and nothing to tell.
+                return
             self._refusals.refused(sample, _UTILIZATION, failure.code, str(failure), now_ns)
             return
         self._refusals.taken(_UTILIZATION)
