@@ -55,6 +55,8 @@ class Row:
     faults: tuple[FaultScore, ...]
     abstained: bool
     hardware_injected: bool
+    #: Findings that may come before: oddities that may be told or left alone.
+    beside: int
     #: Nothing was injected, nor a twin of anything.
     clean: bool
     #: Hardware findings above threshold in a run without an injected hardware fault.
@@ -98,7 +100,7 @@ class Row:
         if self.false_alarms:
             return False
         if self.faults and self.expected != Side.UNKNOWN:
-            within = len(self.faults)
+            within = len(self.faults) + self.beside
             return all(each.matched_at is not None and each.matched_at <= within for each in self.faults)
         return self.side_right and self.located is not False
 
@@ -139,6 +141,7 @@ def score_run(
         faults=faults,
         abstained=bool(told) and Side.UNKNOWN not in truth.sides and verdict.verdict in (HEALTHY, "unknown"),
         hardware_injected=truth.hardware,
+        beside=sum(bool(each.classes) and not each.injected for each in truth.expected) if told else 0,
         clean=not scenario.faults,
         false_alarms=0 if truth.hardware else len(accused),
         action_right=_action_right(truth, told, sure),

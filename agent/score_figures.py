@@ -159,7 +159,7 @@ def macro_f1(rows: Sequence[Row]) -> float | None:
 
 def _f1(rows: Sequence[Row], slug: str) -> float:
     def hit(row: Row, fault: FaultScore) -> bool:
-        return fault.matched_at is not None and fault.matched_at <= len(row.faults)
+        return fault.matched_at is not None and fault.matched_at <= len(row.faults) + row.beside
 
     hits = sum(fault.injected == slug and hit(row, fault) for row in rows for fault in row.faults)
     claimed = sum(_claims(row).count(slug) for row in rows)

@@ -73,7 +73,7 @@ class Truth:
     @property
     def sides(self) -> tuple[str, ...]:
         """Sides that the first finding may have."""
-        told = [each for each in self.expected if each.injected]
+        told = [each for each in self.expected if each.injected or each.classes]
         return tuple(dict.fromkeys(side for each in told or self.expected for side in each.sides))
 
 
@@ -82,6 +82,8 @@ def truth_of(scenario: Scenario) -> Truth:
     if not scenario.faults:
         return Truth((_innocent(scenario),), hardware=False)
     expected = tuple(_expected(scenario, fault) for fault in scenario.faults)
+    if any(odd.kind == "more-work" for odd in scenario.confounders):
+        expected += (_innocent(scenario),)
     hardware = any(fault.side is Side.HARDWARE and fault.slowdown and fault.counters for fault in scenario.faults)
     return Truth(expected, hardware)
 

@@ -145,8 +145,9 @@ def host_shifts(frame: Frame) -> list[HostShift]:
     # Stages differ: each rank is compared with those of its own role first.
     usual = _role_medians(frame, frame.steady_ms)
     rows_of = [tuple(int(row) for row in np.flatnonzero(frame.hosts == host)) for host in range(hosts)]
-    signals = np.stack([median((frame.steady_ms / usual)[list(rows)]) for rows in rows_of]) * frame.typical_ms
-    lowest = np.stack([np.quantile((frame.steady_ms / usual)[list(rows)], 0.25, axis=0) for rows in rows_of])
+    relative = frame.steady_ms / usual
+    signals = np.stack([median(relative[list(rows)]) for rows in rows_of]) * middle(usual)
+    lowest = np.stack([np.quantile(relative[list(rows)], 0.25, axis=0) for rows in rows_of])
     found = []
     for host in range(hosts):
         others = median(np.delete(signals, host, axis=0))

@@ -87,10 +87,11 @@ def expert(case: Case) -> Observation:
     """The rank holds an expert, and its computing varies from step to step as tokens do, not as a slow clock does."""
     if case.frame.in_group(case.row, GroupKind.EXPERT) < 2:
         return Observation(0.0, "the rank holds no expert")
-    compute = case.frame.compute_ms[case.row] - peers_median(case.frame.compute_ms, case.frame.roles)[case.row]
+    # Relative to its peers: a slow clock stretches the scatter with the rest.
+    compute = case.frame.compute_ms[case.row] / peers_median(case.frame.compute_ms, case.frame.roles)[case.row]
     now, before = compute[case.mask & np.isfinite(compute)], compute[case.baseline & np.isfinite(compute)]
     if len(now) < 8 or len(before) < 8:
         return Observation(0.4, "the rank holds an expert; no past to compare with")
-    times = noise_of(now) / max(noise_of(before), 1e-9)
+    times = noise_of(now) / float(np.median(now)) / max(noise_of(before) / float(np.median(before)), 1e-9)
     what = f"its computing scatters {times:.1f} times as much as before"
     return Observation(graded(times, *_SCATTER), what, round(times, 2))

@@ -108,7 +108,8 @@ def _stages(frame: Frame) -> list[Suspect]:
     rows_of = [tuple(int(row) for row in np.flatnonzero(frame.stages == stage)) for stage in range(count)]
     if count < 2 or any(len(rows) < 1 for rows in rows_of):
         return []
-    own = np.stack([median(frame.compute_ms[list(rows)]) for rows in rows_of])[:, frame.usable]
+    # Every rank of it: one slow GPU does not make a stage.
+    own = np.stack([frame.compute_ms[list(rows)].min(axis=0) for rows in rows_of])[:, frame.usable]
     usual = median(own, axis=1)
     worst = int(np.argmax(usual))
     second = float(np.max(np.delete(usual, worst)))
@@ -201,7 +202,8 @@ def _excess_by_phase(frame: Frame, row: int, shift: Shift, reference: Mapping[st
     for name, values in frame.parts.items():
         centre = mean if name == "data_wait" else middle
         if frame.shape[0] > 1:
-            own = values[row] - reference[name][row]
+            # Where nobody has the same role, the own past is all there is to compare with.
+            own = values[row] - np.nan_to_num(reference[name][row])
         else:
             own = values[row]
         before = centre(own[shift.baseline]) if shift.baseline.any() else 0.0

@@ -92,6 +92,10 @@ def _on_rank(side: Side, severity: str, default: float, **more: bool) -> FaultCl
     return FaultClass(side=side, places=("rank",), severity=severity, default_severity=default, **more)  # type: ignore[arg-type]
 
 
+def _everywhere(severity: str, default: float) -> FaultClass:
+    return FaultClass(side=Side.CODE, places=(), severity=severity, default_severity=default, everywhere=True)
+
+
 #: Every class of fault that can be injected. The slugs are those of the evidence table.
 FAULT_CLASSES: Mapping[str, FaultClass] = {
     # A GPU computes slowly.
@@ -127,11 +131,11 @@ FAULT_CLASSES: Mapping[str, FaultClass] = {
     "input-bound": _on_rank(
         Side.CODE, "factor on the processor time to prepare a batch", 20.0, everywhere=True, real=True
     ),
-    "pageable-copies": _on_rank(Side.CODE, _COPY, 6.0, everywhere=True),
+    "pageable-copies": _everywhere(_COPY, 6.0),
     "host-sync": _on_rank(
         Side.CODE, "times a step that the host waits for its device", 4.0, everywhere=True, periodic=True, real=True
     ),
-    "launch-bound": _on_rank(Side.CODE, _LAUNCH, 15.0, everywhere=True),
+    "launch-bound": _everywhere(_LAUNCH, 15.0),
     "gc-pause": _pause(60.0),
     "checkpoint-stall": _pause(200.0),
     "recompilation": _pause(300.0, real=False),
