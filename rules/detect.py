@@ -172,13 +172,26 @@ def _role_medians(frame: Frame, values: FloatArray) -> FloatArray:
 
 def transfer_shift(frame: Frame) -> Shift | None:
     """Collectives came to take longer for all, those who come last included: the least wait of each step."""
-    waits = frame.wait_ms
-    if frame.shape[0] < 2 or not np.isfinite(waits).any():
+    if frame.shape[0] < 2:
         return None
+    signals = [_least(frame.wait_ms)]
+    inner = frame.device("inner_wait_ns") / NS_PER_MS
+    if frame.inner is not None and np.isfinite(inner).any():
+        # The slowest group: the others then wait for it elsewhere.
+        groups = [_least(inner[frame.inner == group]) for group in range(int(frame.inner.max()) + 1)]
+        signals.append(np.max(np.nan_to_num(np.stack(groups)), axis=0))
+    found = []
+    for signal in signals:
+        values = judged(frame, signal)
+        steady = shift_of(values, LEAST_FRACTION * frame.typical_ms)
+        found.append(steady or shift_of(values, LEAST_FRACTION * frame.typical_ms, smooth=TRANSFER_SMOOTH))
+    return max((shift for shift in found if shift is not None), key=lambda shift: shift.excess, default=None)
+
+
+def _least(waits: FloatArray) -> FloatArray:
+    """The wait of whoever came last, step by step: nothing but transfer."""
     least = np.min(np.where(np.isfinite(waits), waits, np.inf), axis=0)
-    least = judged(frame, np.where(np.isfinite(least), least, np.nan))
-    steady = shift_of(least, LEAST_FRACTION * frame.typical_ms)
-    return steady or shift_of(least, LEAST_FRACTION * frame.typical_ms, smooth=TRANSFER_SMOOTH)
+    return np.where(np.isfinite(least), least, np.nan)
 
 
 def data_shift(frame: Frame) -> Shift | None:

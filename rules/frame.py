@@ -228,6 +228,15 @@ class Frame:
         known = [stage for stage in found if stage is not None]
         return np.array(known, dtype=np.int64) if found and len(known) == len(found) else None
 
+    @cached_property
+    def inner(self) -> IntArray | None:
+        """For each row the number of the group it exchanges with inside forward and backward: tensor, else expert."""
+        for kind in (GroupKind.TENSOR, GroupKind.EXPERT):
+            keys = [_members(self.of(row), kind) for row in range(len(self.ranks))]
+            if all(key is not None for key in keys) and keys:
+                return _numbered([str(key) for key in keys])
+        return None
+
     def in_group(self, row: int, kind: GroupKind) -> int:
         """Size of the row's largest process group of a kind; 0 where it has none."""
         sizes = [
@@ -280,6 +289,13 @@ class Frame:
 def _kind(columns: Columns) -> int:
     kinds = columns.columns.get("group_kind")
     return int(kinds[0]) if kinds is not None and len(kinds) and kinds[0] == kinds[0] else GroupKind.UNKNOWN
+
+
+def _members(of: RankWindow, kind: GroupKind) -> str | None:
+    for name, columns in of.groups.items():
+        if _kind(columns) == kind:
+            return of.members.get(name) or name
+    return None
 
 
 def _role(of: RankWindow) -> str:
