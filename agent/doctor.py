@@ -18,6 +18,7 @@ from rankscope.agent.brevity import brief
 from rankscope.agent.config import Settings, ring_root
 from rankscope.agent.lane import Answer, Lane, Read, Watched, close_within
 from rankscope.agent.privileges import Profile, gather_facts, profile_of
+from rankscope.agent.rank_state import find_pyspy
 from rankscope.agent.recording import state_directory
 from rankscope.agent.sources import build_sources
 from rankscope.clock import SystemClock
@@ -140,6 +141,7 @@ def examine(settings: Settings) -> list[Found]:
     found.append(_directory("recordings", Path(state) if state else state_directory(), "set RANKSCOPE_STATE"))
     found.append(_torch())
     found.append(_pidfd())
+    found.append(_pyspy())
     return found
 
 
@@ -222,6 +224,21 @@ def _pidfd() -> Found:
     except OSError as error:
         return Found("pidfd", State.UNSUPPORTED, error.strerror or "", "Linux 5.3 tells at once when a rank dies")
     return Found("pidfd", State.OK, "the kernel tells at once when a rank dies", "")
+
+
+def _pyspy(yama: Path = Path("/proc/sys/kernel/yama/ptrace_scope")) -> Found:
+    binary = find_pyspy()
+    if binary is None:
+        what = "not installed: a hung rank is asked for its stacks by a signal"
+        return Found("py-spy", State.ABSENT, what, f"{sys.executable} -m pip install 'rankscope[stacks]'")
+    try:
+        scope = int(yama.read_text())
+    except (OSError, ValueError):
+        scope = 0
+    if scope and os.geteuid():
+        todo = "sysctl kernel.yama.ptrace_scope=0, CAP_SYS_PTRACE, or the signal that is used instead"
+        return Found("py-spy", State.NO_PERMISSION, f"ptrace is kept to a parent (ptrace_scope {scope})", todo)
+    return Found("py-spy", State.OK, str(binary), "")
 
 
 def document(found: Sequence[Found], profile: Profile) -> dict[str, object]:

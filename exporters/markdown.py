@@ -105,7 +105,9 @@ def _timeline(verdict: Verdict, window: Window) -> str:
 def _told_events(events: Sequence[Event]) -> tuple[list[Event], int]:
     """The events that a reader needs, in order, and how many were left out."""
     order = {Severity.CRITICAL: 0, Severity.WARNING: 1, Severity.INFO: 2}
-    wanted = [event for event in events if event.kind not in _USUAL and event.kind != "rank-stacks"]
+    wanted = [
+        event for event in events if event.kind not in _USUAL and event.kind not in ("rank-stacks", "rank-flight")
+    ]
     chosen = sorted(wanted, key=lambda event: (order[event.severity], event.time_ns))[:EVENTS]
     return sorted(chosen, key=lambda event: event.time_ns), len(wanted) - len(chosen)
 
@@ -113,7 +115,7 @@ def _told_events(events: Sequence[Event]) -> tuple[list[Event], int]:
 def _event(event: Event) -> str:
     mark = "" if event.severity is Severity.INFO else f" ({event.severity})"
     where = "" if not event.host else f" on {_safe(event.host)}"
-    return f"{_safe(event.kind)}{mark}{where}: {_safe(event.text.splitlines()[0] if event.text else '')}"
+    return f"{_safe(event.kind)}{mark}{where}: {_safe((wording.event_text(event).splitlines() or [''])[0])}"
 
 
 def _findings(verdict: Verdict) -> str:

@@ -19,7 +19,7 @@ from rankscope.errors import ExportError
 from rankscope.exporters.lane import PHASES, phase_columns
 from rankscope.exporters.rank_summary import accused_ranks, gpu_label
 from rankscope.exporters.time_axis import TimeAxis
-from rankscope.exporters.wording import class_title, visible
+from rankscope.exporters.wording import class_title, event_text, visible
 from rankscope.finding import Finding
 from rankscope.metrics import METRICS
 from rankscope.window import Columns, RankWindow, Series, Window
@@ -197,7 +197,10 @@ def _instants(window: Window, axis: TimeAxis) -> Iterator[TraceEvent]:
             "tid": HOST_THREAD,
             "ts": _us(axis.at(event.host, event.time_ns)),
             "s": "g" if rank is None else "p",
-            "args": {"text": visible(event.text), "severity": str(event.severity)},
+            "args": {
+                "text": visible(event.text if event.kind == "rank-stacks" else event_text(event)),
+                "severity": str(event.severity),
+            },
         }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rankscope.exporters.lane import SERIES, phase_columns, reason_runs, series_points, step_bars, within
 from rankscope.exporters.rank_summary import RankSummary, accused_ranks
 from rankscope.exporters.time_axis import TimeAxis
-from rankscope.exporters.wording import CLOCK_EVENT_REASONS, class_title, visible
+from rankscope.exporters.wording import CLOCK_EVENT_REASONS, class_title, event_text, visible
 from rankscope.finding import Finding, Verdict
 from rankscope.reading import Severity
 from rankscope.window import RankWindow, Series, SeriesKey, Window
@@ -28,8 +28,6 @@ LANE_POINTS = 1_500
 EVENTS = 500
 #: Findings with a band on the timeline.
 FAULTS = 20
-#: Events whose text is data, with what is shown instead.
-_TAKEN = {"rank-stacks": "stacks were taken", "rank-flight": "its flight recorder was read"}
 
 
 def timeline(verdict: Verdict, window: Window, summaries: list[RankSummary]) -> dict[str, Any]:
@@ -178,7 +176,7 @@ def _events(window: Window, axis: TimeAxis) -> list[dict[str, Any]]:
         {
             "t": max(0, axis.at(event.host, event.time_ns) // 1_000),
             "kind": visible(event.kind),
-            "text": visible(_TAKEN.get(event.kind, event.text))[:300],
+            "text": visible(event_text(event))[:300],
             "rank": event.rank if event.rank is not None else owners.get(event.device),
             "severity": str(event.severity),
         }

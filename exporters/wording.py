@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime
 
 from rankscope.finding import Finding, Impact, Verdict, Where
-from rankscope.reading import Severity
+from rankscope.reading import Event, Severity
 
 #: Bits of NVML's clock event reasons (nvml.h 13.x, nvmlClocksEventReason*): short name, and whether the bit
 #: holds clocks down for a fault's sake (the others are normal at idle or at full load).
@@ -213,6 +213,15 @@ def progress_texts(verdict: Verdict) -> list[str]:
         low, high = byte_size(growth["low"]), byte_size(growth["high"])
         texts.append(f"memory of rank {growth['rank']} grows by {low} to {high} a step{left}")
     return texts
+
+
+#: Events whose text is data, with what is shown instead.
+_TAKEN = {"rank-stacks": "stacks were taken", "rank-flight": "its flight recorder was read"}
+
+
+def event_text(event: Event) -> str:
+    """What an event says to a person."""
+    return _TAKEN.get(event.kind, event.text)
 
 
 def overhead_texts(verdict: Verdict) -> list[str]:

@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 from rich.console import Console
 
+from rankscope.agent import doctor as doctor_module
 from rankscope.agent.config import RootSettings, Settings
 from rankscope.agent.doctor import Found, State, document, examine, print_examination
 from rankscope.agent.doctor import ask as ask_all
@@ -166,3 +167,18 @@ def test_facts_of_this_process_and_of_a_tree_that_is_none(tmp_path: Path) -> Non
     assert gather_facts().root is (os.geteuid() == 0)
     facts = gather_facts(tmp_path, tmp_path / "kmsg", tmp_path)
     assert facts == Facts(facts.root, frozenset(), True, False, False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("scope", "user", "state"), [("1", 1000, State.NO_PERMISSION), ("1", 0, State.OK), ("x", 7, State.OK)]
+)
+def test_pyspy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str, user: int, state: State) -> None:
+    """py-spy that may not look at ranks is told apart from one that may, and from none."""
+    (tmp_path / "py-spy").touch(mode=0o755)
+    (tmp_path / "scope").write_text(scope)
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    assert doctor_module._pyspy(tmp_path / "scope").state is state
+    (tmp_path / "py-spy").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor_module._pyspy(tmp_path / "scope").state is State.ABSENT
