@@ -46,6 +46,16 @@ def incidents_of_file(path: Path, matrix: Matrix) -> list[Incident]:
     return [parse_incident(table, matrix, str(path)) for table in tables]
 
 
+def runs_in(path: Path) -> list[Path]:
+    """What a source stands for: itself, or of a directory without recordings the directories in it that have some."""
+    if not path.is_dir() or any(path.glob("*.db")):
+        return [path]
+    runs = sorted({recording.parent for recording in path.glob("*/*.db")})
+    if not runs:
+        raise ConfigurationError("holds no recording", where=str(path), todo="name a directory that `run` wrote to")
+    return runs
+
+
 def verdict_of(path: Path) -> dict[str, Any]:
     """The verdict that a recording, a directory of recordings or a JSON file of `report --json` holds."""
     if path.is_dir() or path.suffix == ".db":

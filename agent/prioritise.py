@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from rankscope.agent.incidents import distinct, incidents_of_file, incidents_of_verdicts, verdict_of
+from rankscope.agent.incidents import distinct, incidents_of_file, incidents_of_verdicts, runs_in, verdict_of
 from rankscope.agent.tables import table
 from rankscope.errors import ConfigurationError
 from rankscope.exporters.wording import visible
@@ -30,10 +30,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 def prioritise(sources: Sequence[Path], files: Sequence[Path], matrix: Path | None, as_json: bool) -> None:
     """What to take up first: findings of several jobs and incidents from elsewhere, ranked P1 to P4 with the reason.
 
-    SOURCE is a recording, a directory of one run's recordings, or the JSON of `report --json`.
+    SOURCE is a recording, a directory of one run's recordings or of several runs' directories, or the JSON of
+    `report --json`.
     """
     weights = load_matrix(matrix)
-    found = incidents_of_verdicts([(str(path), verdict_of(path)) for path in sources], weights)
+    runs = [run for path in sources for run in runs_in(path)]
+    found = incidents_of_verdicts([(str(path), verdict_of(path)) for path in runs], weights)
     for path in files:
         found += incidents_of_file(path, weights)
     if not sources and not files:

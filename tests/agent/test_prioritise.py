@@ -13,7 +13,10 @@ import sample_window
 from click.testing import CliRunner, Result
 
 from rankscope.agent.cli import main
+from rankscope.agent.incidents import runs_in
+from rankscope.agent.recording import Recording
 from rankscope.exporters.verdict_json import verdict_document
+from rankscope.reading import Event, Severity
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/three-incidents.toml"
@@ -124,6 +127,22 @@ def test_what_cannot_be_ranked_is_one_line(tmp_path: Path, option: str, content:
     (line,) = result.stderr.splitlines()
     assert said in line
     assert str(path) in line
+
+
+def test_a_directory_of_jobs_is_every_job_in_it(tmp_path: Path) -> None:
+    """The directory that `run` writes to holds one a job: each is judged by itself; one without any says so."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        made = Recording.create(tmp_path / name / "node.db", job=name, host="node")
+        made.add_events([Event("rank-exited", 5, "rank 0 ended", Severity.CRITICAL, rank=0)])
+        made.close()
+    assert {run.name for run in runs_in(tmp_path)} == {"first", "second"}
+    assert runs_in(tmp_path / "first") == [tmp_path / "first"]
+    assert call(tmp_path).exit_code == 0
+    (tmp_path / "none").mkdir()
+    empty = call(tmp_path / "none")
+    assert empty.exit_code == 2
+    assert "no recording" in empty.stderr
 
 
 def test_nothing_to_rank_says_what_to_give() -> None:
