@@ -38,6 +38,7 @@ _COMMANDS: dict[str, str] = {
     "prioritise": "rankscope.agent.prioritise:prioritise",
     "quantiles": "rankscope.agent.quantiles:quantiles",
     "score": "rankscope.agent.score_command:score",
+    "snapshot": "rankscope.agent.snapshot:snapshot",
     "trace": "rankscope.agent.trace:trace",
     "whatif": "rankscope.agent.whatif:whatif",
 }

@@ -84,6 +84,8 @@ def run_job(
     for_job |= {
         "RANKSCOPE_ATTACH": "1",
         "RANKSCOPE_DIR": str(rings),
+        # Rings go with the run; what a rank leaves for a person stays beside the recording.
+        "RANKSCOPE_SNAPSHOTS": str(recording.parent),
         "RANKSCOPE_STACK_SIGNAL": settings.hang.stack_signal,
         "RANKSCOPE_FLIGHT": str(int(settings.hang.flight_recorder)),
         "RANKSCOPE_WINDOWS": str(int(settings.windows.period_seconds > 0)),

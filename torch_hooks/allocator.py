@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,25 @@ def memory_record(segments: list[dict[str, Any]], stats: dict[str, Any], *, step
     ooms, retries = int(stats.get("num_ooms", 0)), int(stats.get("num_alloc_retries", 0))
     counts = (tuple(blocks), tuple(free))
     return MemoryRecord(step, time_ns, allocated, reserved, split, largest, ooms, retries, *counts)
+
+
+#: Environment variable: the directory in which snapshots are left. The ring's own unless it is set.
+SNAPSHOTS_VARIABLE = "RANKSCOPE_SNAPSHOTS"
+
+
+def make_watch(
+    torch: Any,
+    ring: Path,
+    environ: Mapping[str, str],
+    *,
+    report: Callable[[MemoryRecord], None],
+    kept: Callable[[str], None],
+) -> AllocatorWatch:
+    """The watch of this process's caching allocator; snapshots are named after the ring."""
+    directory = Path(environ.get(SNAPSHOTS_VARIABLE) or ring.parent)
+    attach_oom = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)
+    snapshot = directory / f"{ring.stem}.memory.pickle"
+    return AllocatorWatch(torch.cuda, attach_oom, snapshot_path=snapshot, report=report, kept=kept)
 
 
 class AllocatorWatch:

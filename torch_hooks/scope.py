@@ -25,6 +25,7 @@ from rankscope.errors import RankscopeError
 from rankscope.identity import rank_identity
 from rankscope.records import MarkKind, Phase
 from rankscope.ring import RingWriter, ring_path
+from rankscope.torch_hooks.allocator import AllocatorWatch, make_watch
 from rankscope.torch_hooks.clocks import choose_clock, device_undecided
 from rankscope.torch_hooks.collectives import CollectiveWatch, process_group_is_there
 from rankscope.torch_hooks.fingerprint import write_fingerprint
@@ -225,8 +226,12 @@ class Scope:
         for line in self._patches.unavailable:
             clock.mark(MarkKind.DEGRADED, line)
         self._device, self._signals = device, Signals(ring, device)
+        allocator: AllocatorWatch | None = None
         if device.name == "cuda":
             self._peak_flops = device_peak_flops(torch.cuda)
+            kept = partial(clock.mark, MarkKind.SNAPSHOT)
+            allocator = make_watch(torch, path, self._environ, report=ring.append_record, kept=kept)
+            self._stop_watching.append(allocator.close)
         self._stop_watching.append(self._signals.flush)
 
         def look() -> None:
@@ -237,6 +242,12 @@ class Scope:
                 return
             if command is Command.WINDOW and window is not None:
                 window.ask()
+            if allocator is not None:
+                if command is Command.SNAPSHOT:
+                    allocator.keep_snapshot()
+                allocator.end_step(clock.step)
+            elif command is Command.SNAPSHOT:
+                clock.mark(MarkKind.DEGRADED, "memory snapshot: this device has no caching allocator")
             if clock.groups is None and not collectives.installed and process_group_is_there(torch):
                 collectives.install()
                 loop.stamps = identity.world_size > 1

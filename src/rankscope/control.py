@@ -31,6 +31,8 @@ class Command(IntEnum):
     DETACH = 1
     #: Record a window of the profiler as soon as its cost allows it.
     WINDOW = 2
+    #: Leave the allocator's state in a file.
+    SNAPSHOT = 3
 
 
 def control_path(ring: Path) -> Path:
