@@ -69,7 +69,8 @@ def field_batches(group: str, driver: tuple[int, int]) -> list[list[FieldSource]
     if group == "fast":
         return [
             [
-                FieldSource("gpu.power_watts", 185, 1e-3),
+                # Before Ampere and on GA100 the device averages nothing.
+                FieldSource("gpu.power_watts", 185, 1e-3, otherwise=FieldSource("gpu.power_watts", 186, 1e-3)),
                 FieldSource("gpu.power_instant_watts", 186, 1e-3),
                 # Scope 1 is the module of GPU and NVIDIA CPU together.
                 FieldSource("gpu.module_power_watts", 186, 1e-3, (1,)),

@@ -24,6 +24,8 @@ RINGS = (
 #: A first sample this many times the usual spacing after the last one seen means that some between are gone.
 _GAP = 1.5
 _SENTINEL = (1 << 32) - 1
+#: A last sample further in the future than this means that the wall clock was set back, us.
+_STEPPED_BACK_US = 5_000_000
 
 
 class RingReader:
@@ -48,10 +50,16 @@ class RingReader:
         Raises NvmlFailure where the GPU is down.
         """
         # The driver dates samples by the wall clock.
-        offset_ns = self._monotonic_ns() - self._wall_ns()
+        wall_ns = self._wall_ns()
+        offset_ns = self._monotonic_ns() - wall_ns
         newest = list(seen)
         for place, (kind, metric, unit) in enumerate(RINGS):
             if self._refusals.paused(metric, now_ns):
+                continue
+            if seen[place] > wall_ns // 1000 + _STEPPED_BACK_US:
+                # The wall clock was set back: nothing would be younger for as long. What came since is let go.
+                newest[place] = wall_ns // 1000
+                sample.overruns += 1
                 continue
             try:
                 ring = self._gpu.samples(kind, seen[place])

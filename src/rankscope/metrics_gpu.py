@@ -23,7 +23,12 @@ GPU_METRICS = (
     ),
     gauge("gpu.memory_used_bytes", "By", "hw.gpu.memory.usage", "Device memory in use"),
     gauge("gpu.memory_total_bytes", "By", "hw.gpu.memory.limit", "Device memory there is"),
-    gauge("gpu.power_watts", "W", "hw.power", "Board power, averaged by the device"),
+    gauge(
+        "gpu.power_watts",
+        "W",
+        "hw.power",
+        "Board power, averaged over 1 s by the device where it does (not before Ampere, nor on GA100)",
+    ),
     gauge("gpu.power_instant_watts", "W", "rankscope.gpu.power.instant", "Board power at the moment"),
     gauge("gpu.power_limit_watts", "W", "rankscope.gpu.power.limit", "Enforced power limit"),
     gauge(

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from rankscope.metrics import METRICS
+from rankscope.probes.nvml import NvmlProbe
 from rankscope.probes.nvml_calls import CALLS
 from rankscope.probes.nvml_fields import field_batches
 from rankscope.probes.nvml_gpm import GPM_METRICS
@@ -59,4 +60,4 @@ def test_the_table_names_the_group_that_reads_a_metric() -> None:
     told = {metric: group for metric, _, _, group in rows()}
     coded = groups_in_the_code()
     assert {metric: told[metric] for metric in coded} == coded
-    assert set(told.values()) <= set(GROUPS)
+    assert set(told.values()) <= set(GROUPS) == {group.name for group in NvmlProbe.groups}

@@ -25,7 +25,8 @@ class Driver:
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
-        self._at_us = time.time_ns() // 1000
+        # Past is all that it ever tells, and time passes faster here.
+        self._at_us = time.time_ns() // 1000 - 60_000_000
         self.pushed = 0
 
     def push(self, count: int) -> None:
@@ -36,6 +37,12 @@ class Driver:
             self._gpu.utilization_percent = self.pushed % 100
             self._gpu.push_sample(self._at_us)
             self.pushed += 1
+
+
+def from_the_past(watched: Watched) -> None:
+    """Have the probe take samples that are older than itself."""
+    for gpu in watched.probe._gpus.values():
+        gpu.seen_us = [1] * len(RINGS)
 
 
 def received(watched: Watched, gpu: Gpu, metric: str = POWER) -> list[float]:
@@ -49,6 +56,7 @@ def test_every_sample_arrives_once_over_bursts_and_helpers(node: NodeState, watc
     watched = watch(node)
     gpu = node.gpus[1]
     driver = Driver(gpu)
+    from_the_past(watched)
 
     def read(times: int, each: int) -> None:
         for _ in range(times):
@@ -76,6 +84,7 @@ def test_a_buffer_that_turned_over_is_said(node: NodeState, watch: WatchNode) ->
     watched = watch(node)
     gpu = node.gpus[0]
     driver = Driver(gpu)
+    from_the_past(watched)
     driver.push(5)
     watched.read_until(lambda: len(received(watched, gpu)) == 5, "samples")
     driver.push(RING_VISIBLE + 30)
@@ -121,6 +130,14 @@ def test_a_driver_that_repeats_itself_is_not_believed_twice(seen_us: int) -> Non
     sample = read(SampleRing([(5_000_000, 1), (6_000_000, 2)], full=False), seen_us)
     assert sample.series == {}
     assert sample.seen == [seen_us] * len(RINGS)
+
+
+def test_a_wall_clock_that_was_set_back_stops_no_samples() -> None:
+    """A last sample in the future is forgotten and that is counted: reading goes on from now."""
+    sample = read(SampleRing([(6_000_000, 1)], full=False), 60_000_000)
+    assert sample.series == {}
+    assert sample.seen == [6_000_000] * len(RINGS)
+    assert sample.overruns == len(RINGS)
 
 
 def test_a_sentinel_is_no_sample() -> None:
