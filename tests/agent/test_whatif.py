@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -83,6 +84,17 @@ def test_every_format_gives_the_same_answer(rows: list[Row], tmp_path: Path) -> 
         assert each["cause"] == "few slow workers"
         assert (each["slowest"][0]["dp_rank"], each["slowest"][0]["stage"]) == (1, 1)
         assert each["slowdown"] == pytest.approx(found[0]["slowdown"], rel=1e-5)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The extra is optional: without it one line names it, and CSV as the other way."""
+    as_parquet(rows, tmp_path / "a.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = call(tmp_path / "a.parquet")
+    assert result.exit_code == 2
+    assert "pip install 'rankscope[whatif]'" in result.stderr
 
 
 def test_several_files_are_one_job(rows: list[Row], tmp_path: Path) -> None:
