@@ -169,6 +169,9 @@ def _without_finding(window: Window, found: Sequence[Finding]) -> tuple[str, str
     watch = sum(finding.advice is Advice.WATCH for finding in found)
     also = f"; {watch} thing{'s' if watch > 1 else ''} to watch" if watch else ""
     text = f"Healthy: {len(frame.ranks)} ranks, {judged} steps judged, {frame.typical_ms:.1f} ms a step{also}."
+    stopped = [event.text for event in window.events if event.kind == "job-signalled"]
+    if stopped and window.job_status:
+        text += f" It did not end by itself: {stopped[0]}."
     return HEALTHY, text
 
 

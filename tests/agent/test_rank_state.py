@@ -16,9 +16,13 @@ from typing import Any
 import pytest
 from flight_dumps import Fault, dumps, parallel_job
 
+from rankscope.agent.load import load_window
 from rankscope.agent.rank_state import RankState, StateTaker, ask, compact, find_pyspy, pyspy_text, wait_channel
+from rankscope.agent.recording import Recording
+from rankscope.clock import SystemClock
 from rankscope.exporters.stacks import training_thread
 from rankscope.reading import Event
+from rankscope.rules import diagnose
 from rankscope.rules.flight_live import live_comparison, named
 
 _HOLDS_THE_LOCK = """
@@ -216,3 +220,26 @@ def test_nothing_to_compare() -> None:
     assert live_comparison([Event("rank-flight", 1, text, rank=0) for text in ("{", "[]", "[" * 9999)]) is None
     assert named(live_comparison(flights(dumps(parallel_job(4, 1), Fault())))) is None
     assert named(live_comparison(flights(dumps(parallel_job(8, 2), Fault("device", (6,), 9))))) is None
+
+
+def test_recordings_of_two_hosts(tmp_path: Path) -> None:
+    """Each host's agent asked its own ranks; the report over both recordings compares all of them."""
+    documents = dumps(parallel_job(4, 2), Fault("host", (5,), 9))
+    clock = SystemClock()
+    now = clock.monotonic_ns()
+    for host, ranks in (("a", range(4)), ("b", range(4, 8))):
+        recording = Recording.create(
+            tmp_path / f"{host}.db", job="j", host=host, max_bytes=10**7, reserve_bytes=10**6, clock=clock
+        )
+        where: dict[str, str | int | float | None] = {"step": 9, "phase": "collective_wait", "state": "S"}
+        for rank in ranks:
+            text = f"rank {rank} has been in collective_wait of step 9 for 31.0 s"
+            recording.add_events([Event("rank-hung", now, text, rank=rank, attributes=where)])
+            recording.add_events([Event("rank-flight", now + 1, compact(documents[rank]), rank=rank)])
+        recording.commit()
+        recording.close()
+    window = load_window([tmp_path])
+    assert window.ranks == {}
+    (found,) = diagnose(window)
+    assert (found.class_slug, found.where.rank) == ("rank-hang", 5)
+    assert "Rank 5 holds up the job: 7 other ranks wait for it" in found.summary

@@ -327,3 +327,11 @@ class TestFlightRecorders:
         for rank, text in enumerate(("", "{", "[]", "no flight recorder of rank 3")):
             made.event("rank-flight", 101, text or "x", rank=rank)
         assert (first(made).class_slug, first(made).where.rank) == ("rank-hang", 1)
+
+
+def test_ended_by_a_scheduler() -> None:
+    """A healthy job that a scheduler ended says who ended it."""
+    made = Job(job_status=143).event("job-signalled", 170, "SIGTERM from slurmstepd 9 was passed on to the job")
+    verdict = told(made)
+    assert verdict.verdict == "healthy"
+    assert "did not end by itself: SIGTERM from slurmstepd 9" in verdict.summary
