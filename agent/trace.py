@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from rankscope.rules.trace.events import NS_PER_US
 from rankscope.rules.trace.exchange import exchange_of
 
 _SUFFIXES = (".json", ".json.gz")
+#: A longer number in a file's name is a process or a time.
+_RANK_DIGITS = 4
 
 
 @click.command()
@@ -44,15 +48,26 @@ def trace_document(
 ) -> dict[str, Any]:
     """Read and analyse one trace after the other, so that only one is held at a time. Raises TraceError."""
     ranks, exchanges = [], []
-    for path in trace_files(files):
+    paths = trace_files(files)
+    named = numbers_in_names(paths)
+    for path in paths:
         read = read_trace(path)
+        if not read.rank_from and path in named:
+            read = replace(read, trace=replace(read.trace, rank=named[path]), rank_from="file name")
         analysis = analyse(read.trace, threshold_ns=threshold_ns, all_steps=all_steps)
         ranks.append(rank_document(read, analysis, top))
         exchanges.append(exchange_of(analysis))
     ranks.sort(key=lambda rank: (rank["rank"], rank["file"]))
     compared = compare(exchanges)
     summary = verdict(compared) or (ranks[0]["summary"] if len(ranks) == 1 else "")
-    return {"schema": SCHEMA, "summary": summary, "comparison": comparison_document(compared), "ranks": ranks}
+    return {"schema": SCHEMA, "summary": summary, "comparison": comparison_document(compared, top), "ranks": ranks}
+
+
+def numbers_in_names(paths: Sequence[Path]) -> dict[Path, int]:
+    """The last number in each file's name, where it tells several files apart and may be a rank; else nothing."""
+    found = {path: re.findall(r"\d+", path.name.partition(".")[0]) for path in paths}
+    numbers = {path: int(each[-1]) for path, each in found.items() if each and len(each[-1]) <= _RANK_DIGITS}
+    return numbers if len(paths) > 1 and len(set(numbers.values())) == len(paths) else {}
 
 
 def trace_files(given: Sequence[Path]) -> list[Path]:

@@ -14,11 +14,9 @@ from rankscope.rules.trace.compare import Comparison
 from rankscope.rules.trace.events import NS_PER_US
 from rankscope.rules.trace.idle import Cause, Idle
 from rankscope.rules.trace.names import Type
-from rankscope.rules.trace.seen import FloatArray, Group, Seen
+from rankscope.rules.trace.seen import TOGETHER, FloatArray, Group, Seen
 
 SCHEMA = "rankscope.trace/1"
-#: Stays in a collective that differ by less than this share are of members that came together.
-_TOGETHER = 0.05
 
 
 def rank_document(read: ReadTrace, analysis: Analysis, top: int) -> dict[str, Any]:
@@ -132,7 +130,7 @@ def rank_document(read: ReadTrace, analysis: Analysis, top: int) -> dict[str, An
     }
 
 
-def comparison_document(compared: Comparison) -> dict[str, Any]:
+def comparison_document(compared: Comparison, top: int) -> dict[str, Any]:
     """Ranks side by side: own time and waits a step, and each group's collectives."""
     seen, found = compared.seen, compared.blame
     if seen is None or found is None:
@@ -154,7 +152,7 @@ def comparison_document(compared: Comparison) -> dict[str, Any]:
         "notes": list(compared.notes),
         "steps": list(seen.steps),
         "ranks": [_compared(seen, row) for row in range(len(seen.ranks))],
-        "groups": [_group(seen, group) for group in seen.groups],
+        "groups": [_group(seen, group, top) for group in seen.groups],
     }
 
 
@@ -173,13 +171,13 @@ def _compared(seen: Seen, row: int) -> dict[str, Any]:
     }
 
 
-def _group(seen: Seen, group: Group) -> dict[str, Any]:
+def _group(seen: Seen, group: Group, top: int) -> dict[str, Any]:
     transfer = _middle(group.least_ns)
     rows = [seen.ranks.index(rank) for rank in group.members]
     told = np.isfinite(group.took_ns[rows]).all(axis=0)
     took = group.took_ns[rows][:, told]
     # Members that come together have no last one.
-    last = np.where(np.ptp(took, axis=0) > _TOGETHER * took.max(axis=0), np.argmin(took, axis=0), -1)
+    last = np.where(np.ptp(took, axis=0) > TOGETHER * took.max(axis=0), np.argmin(took, axis=0), -1)
     return {
         "name": group.name,
         "ranks": list(group.members),
@@ -190,6 +188,17 @@ def _group(seen: Seen, group: Group) -> dict[str, Any]:
         "last_fraction": {
             str(rank): _ratio(int((last == index).sum()), len(last)) for index, rank in enumerate(group.members)
         },
+        "collectives": [
+            {
+                "number": each.number,
+                "name": each.name,
+                "bytes": each.bytes,
+                "transfer_us": _us(each.transfer_ns),
+                "waited_us": _us(each.waited_ns),
+                "last_rank": each.last_rank,
+            }
+            for each in sorted(group.places, key=lambda each: -each.waited_ns)[:top]
+        ],
     }
 
 

@@ -34,6 +34,11 @@ def _comparison(document: dict[str, Any]) -> list[str]:
             f"    {_ms(group['transfer_us']):>11} {group['collectives_per_step']:>4}x {group['name']}{rate}"
             f"; rank {last[0]} last in {last[1] or 0:.0%} of the steps"
         )
+        for each in group["collectives"][:3]:
+            if each["last_rank"] is not None:
+                size = f" of {each['bytes'] / 1e6:.1f} MB" if each["bytes"] else ""
+                wait = f"up to {_ms(each['waited_us'])} of waiting for rank {each['last_rank']}"
+                lines.append(f"    {'':18}no. {each['number'] + 1} ({each['name']}{size}): {wait}")
     return lines
 
 

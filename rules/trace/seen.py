@@ -12,6 +12,21 @@ from numpy.typing import NDArray
 from rankscope.rules.trace.exchange import Collective, RankExchange
 
 FloatArray = NDArray[np.float64]
+#: Stays in a collective that differ by less than this share are of members that came together.
+TOGETHER = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The n-th collective of a step in its group: medians over the steps, in ns."""
+
+    number: int
+    name: str
+    bytes: int | None
+    transfer_ns: float
+    #: What the member that waited longest waited, and the member that all waited for; None where they came together.
+    waited_ns: float
+    last_rank: int | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,8 @@ class Group:
     #: Collectives a step, and their bytes where told.
     count: int = 0
     bytes: int | None = None
+    #: Its collectives one by one, where every step has the same.
+    places: tuple[Place, ...] = ()
 
     @property
     def least_ns(self) -> FloatArray:
@@ -80,7 +97,7 @@ def seen_of(exchanges: Sequence[RankExchange]) -> Seen:
 
 def masked(seen: Seen) -> Seen:
     """What hooks in training would have seen of the same run: step lengths, own time, and waits summed by group."""
-    groups = tuple(replace(group, transfer_ns=None, count=0, bytes=None) for group in seen.groups)
+    groups = tuple(replace(group, transfer_ns=None, count=0, bytes=None, places=()) for group in seen.groups)
     return replace(seen, groups=groups, compute_ns=None, memory_ns=None, host_wait_ns=None)
 
 
@@ -95,6 +112,8 @@ def _groups(exchanges: Sequence[RankExchange], steps: tuple[int, ...]) -> tuple[
         took = np.full((len(exchanges), len(steps)), np.nan)
         transfer = np.full(len(steps), np.nan)
         counts, sizes, kind = [], [], ""
+        tables: list[FloatArray] = []
+        first: list[Collective] = []
         for column, number in enumerate(steps):
             lists = [by_row[row].get(number, []) for row in rows]
             names = {tuple(each.name for each in collectives) for collectives in lists}
@@ -106,6 +125,8 @@ def _groups(exchanges: Sequence[RankExchange], steps: tuple[int, ...]) -> tuple[
             # Nobody leaves before the last has come: the shortest stay is the transfer.
             transfer[column] = table.min(axis=0).sum()
             counts.append(len(lists[0]))
+            tables.append(table)
+            first = first or lists[0]
             kind = lists[0][0].kind
             if all(each.bytes is not None for each in lists[0]):
                 sizes.append(sum(each.bytes or 0 for each in lists[0]))
@@ -119,6 +140,20 @@ def _groups(exchanges: Sequence[RankExchange], steps: tuple[int, ...]) -> tuple[
                     transfer_ns=transfer,
                     count=int(np.median(counts)),
                     bytes=int(np.median(sizes)) if len(sizes) == len(counts) else None,
+                    places=_places(first, tables, [exchanges[row].rank for row in rows])
+                    if min(counts) == max(counts)
+                    else (),
                 )
             )
     return found, unmatched
+
+
+def _places(first: list[Collective], tables: list[FloatArray], ranks: list[int]) -> tuple[Place, ...]:
+    took = np.median(np.stack(tables), axis=0)
+    found = []
+    for number, collective in enumerate(first):
+        stays = took[:, number]
+        least, waited = float(stays.min()), float(np.ptp(stays))
+        last = ranks[int(np.argmin(stays))] if waited > TOGETHER * stays.max() else None
+        found.append(Place(number, collective.name, collective.bytes, least, waited, last))
+    return tuple(found)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 
-from rankscope.rules.trace.events import NONE, HostTable, IntArray, Trace, step_number
+from rankscope.rules.trace.events import NONE, HostTable, IntArray, SmallArray, Trace, step_number
 from rankscope.rules.trace.idle import Cause, Gaps
 from rankscope.rules.trace.names import short
 from rankscope.rules.trace.scope import Scope
@@ -38,38 +36,54 @@ class Stall:
     at_ns: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Thread:
+    """What one thread did, in order of start; what encloses stands before what it encloses."""
+
+    start_ns: IntArray
+    end_ns: IntArray
+    name: SmallArray
+    #: The latest end so far: what lies before the first place where it passes a moment is over by then.
+    reach_ns: IntArray
+
+
 class Host:
     """What the threads of the host were doing, looked up by time."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._steps = np.array([i for i, name in enumerate(trace.names) if step_number(name) is not None], np.int64)
-        self._tables = {
-            id(table): dict(_by_thread(table)) for table in (trace.operators, trace.frames, trace.calls) if len(table)
-        }
+        self._steps = {index for index, name in enumerate(trace.names) if step_number(name) is not None}
+        self._threads: dict[tuple[int, int], _Thread] = {}
 
     def around(self, table: HostTable, thread: int, time_ns: int) -> list[str]:
         """Names of what encloses a moment, the outermost first; steps are left out."""
-        rows = self._rows(table, thread)
-        rows = rows[: int(np.searchsorted(table.start_ns[rows], time_ns, side="right"))]
-        rows = rows[table.end_ns[rows] > time_ns]
-        rows = rows[~np.isin(table.name[rows], self._steps)]
-        return [self._trace.names[int(name)] for name in table.name[rows]]
+        of = self._of(table, thread)
+        first = int(np.searchsorted(of.reach_ns, time_ns, side="right"))
+        last = int(np.searchsorted(of.start_ns, time_ns, side="right"))
+        found = of.name[first:last][of.end_ns[first:last] > time_ns]
+        return [self._trace.names[int(name)] for name in found if int(name) not in self._steps]
 
     def longest_in(self, table: HostTable, thread: int, start_ns: int, end_ns: int) -> tuple[str, int] | None:
         """What lies most in a stretch of time and was not around all of it, and for how long."""
-        rows = self._rows(table, thread)
-        rows = rows[: int(np.searchsorted(table.start_ns[rows], end_ns))]
-        inside = np.minimum(table.end_ns[rows], end_ns) - np.maximum(table.start_ns[rows], start_ns)
-        around = (table.start_ns[rows] <= start_ns) & (table.end_ns[rows] >= end_ns)
-        inside[around | np.isin(table.name[rows], self._steps)] = 0
+        of = self._of(table, thread)
+        first = int(np.searchsorted(of.reach_ns, start_ns, side="right"))
+        last = int(np.searchsorted(of.start_ns, end_ns))
+        start, end, name = of.start_ns[first:last], of.end_ns[first:last], of.name[first:last]
+        inside = np.minimum(end, end_ns) - np.maximum(start, start_ns)
+        inside[((start <= start_ns) & (end >= end_ns)) | np.isin(name, list(self._steps))] = 0
         if not len(inside) or inside.max() <= 0:
             return None
         best = int(np.argmax(inside))
-        return self._trace.names[int(table.name[rows[best]])], int(inside[best])
+        return self._trace.names[int(name[best])], int(inside[best])
 
-    def _rows(self, table: HostTable, thread: int) -> IntArray:
-        return self._tables.get(id(table), {}).get(thread, np.zeros(0, np.int64))
+    def _of(self, table: HostTable, thread: int) -> _Thread:
+        key = (id(table), thread)
+        if key not in self._threads:
+            rows = np.flatnonzero(table.thread == thread)
+            rows = rows[np.lexsort((-table.end_ns[rows], table.start_ns[rows]))]
+            end = table.end_ns[rows]
+            self._threads[key] = _Thread(table.start_ns[rows], end, table.name[rows], np.maximum.accumulate(end))
+        return self._threads[key]
 
 
 def stalls(scope: Scope, gaps: list[Gaps]) -> list[Stall]:
@@ -131,11 +145,3 @@ def _own(frames: list[str]) -> str | None:
 
 #: Frames of these are torch's and Python's, not the job's.
 _LIBRARIES = ("torch/", "site-packages/", "<built-in", "<frozen", "threading.py", "contextlib.py", "<string>")
-
-
-def _by_thread(table: HostTable) -> Iterator[tuple[int, IntArray]]:
-    order = np.lexsort((-table.end_ns, table.start_ns, table.thread))
-    threads = table.thread[order]
-    edges = np.concatenate(([0], np.flatnonzero(np.diff(threads)) + 1, [len(threads)]))
-    for first, last in pairwise(edges):
-        yield int(threads[first]), order[first:last]

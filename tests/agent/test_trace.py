@@ -182,6 +182,29 @@ def test_a_bomb_is_refused_in_little_memory(tmp_path: Path, monkeypatch: pytest.
         read_trace(endless)
 
 
+def test_ranks_come_from_names_where_nothing_else_tells(played: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Numbers that tell files apart are ranks; process numbers and times are not, and one file alone is rank 0."""
+    for document, name in zip(played, ("trace_0.json", "trace_7.json"), strict=True):
+        write(tmp_path / name, {"traceEvents": document["traceEvents"]})
+    found = trace_document([tmp_path])
+    assert [(rank["rank"], rank["rank_from"]) for rank in found["ranks"]] == [(0, "file name"), (7, "file name")]
+    assert found["comparison"]["late_rank"] == 7
+    assert trace_document([tmp_path / "trace_7.json"])["ranks"][0]["rank_from"] is None
+    (tmp_path / "trace_7.json").rename(tmp_path / "host_48213.1690000000.pt.trace.json")
+    assert [rank["rank_from"] for rank in trace_document([tmp_path])["ranks"]] == [None, None]
+
+
+def test_each_collective_says_whom_it_waited_for(played: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Four all-reduces a step: size, transfer, and the 5 ms that the first after the slow host waited for it."""
+    for rank, document in enumerate(played):
+        write(tmp_path / f"trace_{rank}.json", document)
+    (group,) = trace_document([tmp_path])["comparison"]["groups"]
+    assert [each["bytes"] for each in group["collectives"]] == [8_000_000] * HOST_SLOW.buckets
+    worst = group["collectives"][0]
+    assert (worst["number"], worst["name"], worst["last_rank"]) == (2, "allreduce", 1)
+    assert 0.3 * HOST_SLOW.host_delay_us < worst["waited_us"] < HOST_SLOW.host_delay_us
+
+
 def test_text_names_what_a_person_looks_for(played: list[dict[str, Any]], tmp_path: Path) -> None:
     """The page for the terminal says the bound, the idle times, the stalls and the kernels."""
     status, output = run(write(tmp_path / "rank1.json", played[1]))
