@@ -72,6 +72,21 @@ def mismatches(by_group: Mapping[GroupKey, Mapping[int, Sequence[Operation]]]) -
     return sorted(found, key=lambda each: (each.passed, each.sides[0][1].created_ns or 0))
 
 
+def unequal_message(key: GroupKey, send: Operation, receive: Operation) -> Mismatch | None:
+    """The mismatch of a send and the receive it meets, where one is larger than the other or of another type."""
+    given, taken = elements(send.input_sizes), elements(receive.output_sizes)
+    types = send.input_dtypes or None, receive.output_dtypes or None
+    if None not in types and types[0] != types[1]:
+        kind = "dtype"
+    elif given is not None and taken is not None and given != taken:
+        kind = "size"
+    else:
+        return None
+    sides = (((send.rank,), send), ((receive.rank,), receive))
+    text = " against ".join(f"{each.name} {_size_text(each)} {'/'.join(each.input_dtypes or ())}" for _, each in sides)
+    return Mismatch(kind, key, send.sequence, (send.rank, receive.rank), sides, text, passed=False)
+
+
 def _by_sequence(operations: Sequence[Operation]) -> dict[int, tuple[Operation, ...]]:
     grouped: dict[int, list[Operation]] = {}
     for operation in operations:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rankscope.rules.flight import Operation, RankFlight
-from rankscope.rules.flight_order import Mismatch, mismatches
+from rankscope.rules.flight_order import Mismatch, mismatches, unequal_message
 from rankscope.rules.flight_wait import Flights, Root, Stuck, roots, upstream
 from rankscope.rules.flight_wording import group_text, operation_text, ranks_text, sentence
 
@@ -67,7 +67,7 @@ def compare(dumps: Sequence[RankFlight], notes: Sequence[str] = ()) -> Compariso
     """Compare the dumps of a job. An empty sequence gives a comparison without suspects."""
     flights = Flights(dumps)
     stuck = flights.stuck()
-    found = mismatches(flights.collectives)
+    found = mismatches(flights.collectives) + _unequal_messages(flights, stuck)
     suspects: dict[int, Suspect] = {}
     few = len(flights.missing) <= _MOSTLY_MISSING * len(flights.world)
 
@@ -111,6 +111,20 @@ def compare(dumps: Sequence[RankFlight], notes: Sequence[str] = ()) -> Compariso
         notes=tuple(told),
         summary=_summary(ordered, nearest, found, flights),
     )
+
+
+def _unequal_messages(flights: Flights, stuck: Sequence[Stuck]) -> list[Mismatch]:
+    """Messages at which both sides stand and that do not fit."""
+    found = []
+    for each in stuck:
+        fronts = [front for rank in each.waiting if (front := flights.fronts[rank]) is not None]
+        sends = [front for front in fronts if front.name == "send"]
+        receives = [front for front in fronts if front.name == "recv"]
+        if each.operation.point_to_point and len(sends) == len(receives) == 1:
+            mismatch = unequal_message(each.group, sends[0], receives[0])
+            if mismatch is not None:
+                found.append(mismatch)
+    return found
 
 
 def _judge_operation(each: Stuck, flights: Flights, stuck: Sequence[Stuck], add: _Add) -> None:

@@ -41,7 +41,9 @@ def goodput(window: Window) -> Goodput | None:
     first = min(window.begin_ns, attempts[0].begin_ns)
     last = max([window.end_ns, *(each.end_ns for each in attempts)])
     spent = [_spent(each) for each in attempts]
-    failures = [_failure(window, each, last=place == len(attempts) - 1) for place, each in enumerate(attempts)]
+    failures = [
+        _failure(window, each, following) for each, following in zip(attempts, [*attempts[1:], None], strict=True)
+    ]
     lost = [each.uncovered if failed else 0.0 for each, (failed, _) in zip(spent, failures, strict=True)]
     start = requeue = stalled = 0.0
     end = float(first)
@@ -116,11 +118,14 @@ def _spent(attempt: Attempt) -> _Spent:
     )
 
 
-def _failure(window: Window, attempt: Attempt, *, last: bool) -> tuple[bool, FirstFailure | None]:
+def _failure(window: Window, attempt: Attempt, following: Attempt | None) -> tuple[bool, FirstFailure | None]:
     """Whether an attempt failed, and its first failing rank."""
     found = first_failure(_failures(window, attempt), attempt.ranks)
-    if last:
+    if following is None:
         return window.job_status not in (0, None), found if window.job_status else None
+    if following.number == attempt.number:
+        # No restart but another launch by the same command, which a launch that ended well may have before it.
+        return found is not None, found
     # Another attempt followed: whatever the ranks said, this one did not get to its end.
     return True, found
 

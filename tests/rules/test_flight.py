@@ -240,6 +240,24 @@ class TestFormats:
         assert len(found.suspects) == 1
 
     @pytest.mark.parametrize(
+        ("change", "kind"), [({"output_sizes": [[9]]}, "size"), ({"output_dtypes": ["Half"]}, "dtype")]
+    )
+    def test_message_that_does_not_fit(self, change: dict[str, Any], kind: str) -> None:
+        """A send that meets a receive of another size or type: both sides are named."""
+        documents = {rank: _stage(rank, stuck=False, coalesced=False) for rank in range(2)}
+        for document in documents.values():
+            for entry in document["entries"]:
+                if "send 0->1" in entry["profiling_name"] or "recv 1<-0" in entry["profiling_name"]:
+                    entry["state"] = "completed" if entry["p2p_seq_id"] < 3 else "scheduled"
+        documents[1]["entries"] = [entry for entry in documents[1]["entries"] if "recv" in entry["profiling_name"]]
+        for entry in documents[1]["entries"]:
+            entry["state"] = "completed" if entry["time_created_ns"] < 4000 else "scheduled"
+            entry |= change
+        found = compared(documents)
+        assert [(each.kind, each.ranks) for each in found.mismatches] == [(kind, (0, 1))]
+        assert first_two(found) == {0, 1}
+
+    @pytest.mark.parametrize(
         "document", [None, 7, "text", {}, {"entries": 3}, {"entries": [1, 2]}, [1], {"version": "2.9"}, b"bytes"]
     )
     def test_no_dump(self, document: object) -> None:

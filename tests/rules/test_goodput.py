@@ -120,3 +120,12 @@ def test_stopped_by_a_signal() -> None:
     death = Event("rank-exception", 45 * S, "rank 2 ended with KeyError: 'x'", rank=2, attributes={"pid": 100})
     found = told(window([attempt(0, 0, 40, until=60)], 60, status=143, events=(death, ended)))
     assert "KeyError" in found.attempts[0].ended
+
+
+def test_two_launches_by_one_command() -> None:
+    """A command that launches a job twice has two attempts of one number: the first did not fail for that."""
+    first, second = attempt(0, 0, 20, until=30, save_every=16), attempt(0, 40, 20, until=70, save_every=16)
+    second.generation, second.pids = 1, frozenset({200})
+    found = told(window([first, second], 70))
+    assert found.rollback_seconds == 0
+    assert [each.ended for each in found.attempts] == ["still running or ended well"] * 2
