@@ -18,6 +18,7 @@ from rankscope.agent.live import LiveRules
 from rankscope.agent.ranks import Rank, RankWatcher
 from rankscope.agent.recording import Recording, is_begun
 from rankscope.agent.scheduler import Tick
+from rankscope.agent.standing import Standing
 from rankscope.agent.triggers import HARDWARE_EVENTS
 from rankscope.agent.windows import WindowWatch
 from rankscope.clock import Clock, boot_id
@@ -92,6 +93,7 @@ class WatchedJob:
         self._hooks = HookBudget(settings.budget.hook_ratio, clock)
         self._windows = WindowWatch(settings.windows, clock)
         self._live = LiveRules(recording, settings.rules, clock)
+        self._standing = Standing()
         self._rules_trouble = ""
         self._gpus: list[str] = []
         self._commit_due_ns = self._scan_due_ns = self._hang_due_ns = 0
@@ -160,6 +162,7 @@ class WatchedJob:
         self._add_events(events)
 
     def _add_events(self, events: list[Event]) -> None:
+        self._standing.count(events)
         self.recording.add_events(events)
         if self._export is not None:
             self._export.add(events=events)
@@ -188,6 +191,8 @@ class WatchedJob:
 
     def _take_findings(self, now: int) -> None:
         findings = self._live.poll()
+        self._standing.hold(self._live.holding)
+        self.add_readings(self._standing.readings(now))
         if findings:
             self._commit_due_ns = now
             self.recording.add_findings(findings, now)

@@ -33,6 +33,8 @@ class LiveRules:
         #: When the last round was asked for that could not wait, and whether one is to follow the round that runs.
         self._hurried_ns: int | None = None
         self._again = False
+        #: What the last round found, the most important first.
+        self.holding: tuple[Finding, ...] = ()
         #: Why the last round failed; "" while all is well.
         self.trouble = ""
 
@@ -43,6 +45,7 @@ class LiveRules:
         while not self._results.empty():
             findings, cost_ns, self.trouble = self._results.get_nowait()
             self._thread = None
+            self.holding = findings
             self._due_ns = now + max(int(self._settings.period_seconds * 1e9), cost_ns * _SHARE)
             if self._again:
                 self._again, self._due_ns = False, now

@@ -17,6 +17,7 @@ from rankscope.exporters.outbox import Signal
 from rankscope.gpu_device import part_of
 from rankscope.metric import Metric
 from rankscope.metrics import metric_named
+from rankscope.metrics_rules import LABELS, unpack
 from rankscope.reading import Reading
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
         return {"rankscope.rank": int(device.removeprefix("rank:"))}
     if not device:
         return {}
+    if family in LABELS:
+        return {**unpack(family, device)}
     if family == "nfs":
         operation, _, mount = device.partition(" ")
         return {"rankscope.nfs.operation": operation, "system.filesystem.mountpoint": mount}

@@ -19,6 +19,7 @@ from rankscope.metrics_io import (
     PCIE_METRICS,
 )
 from rankscope.metrics_nvlink import NVLINK_METRICS
+from rankscope.metrics_rules import EVENT_METRICS, FINDING_METRICS
 
 #: Every metric by name.
 METRICS: dict[str, Metric] = {
@@ -38,6 +39,8 @@ METRICS: dict[str, Metric] = {
         *INFINIBAND_METRICS,
         *PCIE_METRICS,
         *AGENT_METRICS,
+        *FINDING_METRICS,
+        *EVENT_METRICS,
     )
 }
 
