@@ -1,6 +1,7 @@
-"""Can a slow GPU be named from always-on signals alone? Real DDP jobs on the asynchronous device, counters withheld.
+"""Can a slow GPU be named from always-on signals alone? Real jobs on the asynchronous device, counters withheld.
 
     .venv/bin/python benchmarks/slow_gpu_in_backward.py --seeds 3 --write docs/decisions/0001-slow-gpu-in-backward.md
+    .venv/bin/python benchmarks/slow_gpu_in_backward.py --kind fsdp --seeds 3 --write docs/decisions/...
 
 One rank's device is slower by a factor from a third of the run on; its host is as fast as the others. The rules see the
 rings only: no NVML, no kernel log. Controls: a healthy job, and one with more work on one rank. The table in the
@@ -29,7 +30,10 @@ from rankscope.simulator.scenario import load_scenario
 from rankscope.window import Columns, RankWindow, Window
 
 RANKS, STEPS, STEP_MS, FROM_STEP, CULPRIT = 4, 120, 100, 40, 2
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+MARKS = {
+    "ddp": ("<!-- table: begin -->", "<!-- table: end -->"),
+    "fsdp": ("<!-- fsdp: begin -->", "<!-- fsdp: end -->"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ CONDITIONS = (
 
 def columns(records: Iterable[RingRecord], kind: type[StepRecord | DeviceRecord | GroupRecord]) -> Columns:
     """Records of one kind as columns."""
-    names = [field.name for field in fields(kind) if field.name != "group"]
+    names = [field.name for field in fields(kind) if field.name not in ("group", "members")]
     made = Columns({name: array("d") for name in names})
     for record in records:
         if isinstance(record, kind):
@@ -95,11 +99,12 @@ def window_of(rings: Path) -> Window:
     return Window("experiment", ranks, {}, (), anchors, begin, end, len(ranks))
 
 
-def run(condition: Condition, seed: int, directory: Path) -> tuple[Finding, ...]:
+def run(kind: str, condition: Condition, seed: int, directory: Path) -> tuple[Finding, ...]:
     """One job; what the rules say of its rings."""
     scenario_path = directory / "scenario.toml"
     scenario_path.write_text(
-        f'name = "experiment"\nseed = {seed}\n[workload]\nranks = {RANKS}\nsteps = {STEPS}\nstep_ms = {STEP_MS}\n'
+        f'name = "experiment"\nseed = {seed}\n[workload]\nkind = "{kind}"\n'
+        f"ranks = {RANKS}\nsteps = {STEPS}\nstep_ms = {STEP_MS}\n"
         f"{condition.text}"
     )
     rings = directory / "rings"
@@ -125,42 +130,46 @@ def verdict_on(findings: tuple[Finding, ...]) -> str:
     return f"{first.class_slug}@{first.where.rank}{cost} ({first.confidence:.2f})"
 
 
-def table(seeds: int) -> str:
+def table(kind: str, seeds: int) -> str:
     """The experiment; one line a condition."""
     lines = [
-        "| condition | right rank named | GPU or rank falsely accused | first finding of each run |",
-        "|---|---|---|---|",
+        "| condition | right rank named | no rank named | GPU or rank falsely accused | first finding of a run |",
+        "|---|---|---|---|---|",
     ]
     for condition in CONDITIONS:
-        named = accused = 0
+        named = unknown = accused = 0
         said = []
         for seed in range(1, seeds + 1):
             with tempfile.TemporaryDirectory() as directory:
-                findings = run(condition, seed, Path(directory))
+                findings = run(kind, condition, seed, Path(directory))
             said.append(verdict_on(findings))
             print(condition.name, seed, said[-1], flush=True)
             places = {finding.where.rank for finding in findings if finding.class_slug != "work-imbalance"} - {None}
             named += condition.slow and CULPRIT in places and findings[0].where.rank == CULPRIT
+            unknown += condition.slow and not places
             hardware = any(finding.side is Side.HARDWARE for finding in findings)
             accused += hardware or bool(places - ({CULPRIT} if condition.slow else set()))
         right = f"{named}/{seeds}" if condition.slow else "-"
-        lines.append(f"| {condition.name} | {right} | {accused}/{seeds} | {', '.join(said)} |")
+        silent = f"{unknown}/{seeds}" if condition.slow else "-"
+        lines.append(f"| {condition.name} | {right} | {silent} | {accused}/{seeds} | {', '.join(said)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run the experiment and print or write its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--kind", choices=("ddp", "fsdp"), default="ddp")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
-    text = table(arguments.seeds)
+    text = table(arguments.kind, arguments.seeds)
     print(text)
     if arguments.write is not None:
         document = arguments.write.read_text()
-        head, _, rest = document.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+        begin, end = MARKS[arguments.kind]
+        head, _, rest = document.partition(begin)
+        _, _, tail = rest.partition(end)
+        arguments.write.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 if __name__ == "__main__":

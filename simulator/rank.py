@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from rankscope.simulator.device import AsyncDevice, current_device
+from rankscope.simulator.fully_shard import shard
 from rankscope.simulator.pauses import Garbage, burn_cpu, slow_save
 from rankscope.simulator.scenario import Scenario, scenario_from_environment
 
@@ -71,13 +72,28 @@ class _Layer(torch.autograd.Function):
         return gradient * weight, (gradient * inputs).sum(0), None
 
 
+class _Stage(torch.nn.Module):
+    """One layer as a module: what FSDP shards and gathers as a whole."""
+
+    def __init__(self, launcher: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(_WIDTH))
+        # In a tuple, so that it is no submodule.
+        self._launcher = (launcher,)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """The layer's output."""
+        output: torch.Tensor = _Layer.apply(value, self.weight, self._launcher[0])  # type: ignore[no-untyped-call]
+        return output
+
+
 class Model(torch.nn.Module):
     """A stack of layers on the asynchronous device."""
 
     def __init__(self, scenario: Scenario, device: AsyncDevice, rank: int) -> None:
         super().__init__()
         workload = scenario.workload
-        self.weights = torch.nn.ParameterList(torch.ones(_WIDTH) for _ in range(workload.layers))
+        self.layers = torch.nn.ModuleList(_Stage(self) for _ in range(workload.layers))
         self._workload = workload
         self._device = device
         self._random = random.Random(scenario.seed * 1000 + rank)
@@ -98,8 +114,8 @@ class Model(torch.nn.Module):
         """Mean of the batch through all layers; work grows with the rows of the batch."""
         self._scale = batch.shape[0] / self._workload.batch
         value = batch
-        for weight in self.weights:
-            value = _Layer.apply(value, weight, self)  # type: ignore[no-untyped-call]
+        for layer in self.layers:
+            value = layer(value)
         return value.mean()
 
 
@@ -160,7 +176,9 @@ def train(scenario: Scenario, device: AsyncDevice, rank: int) -> None:
     group = dist.new_group(backend="gloo") if dist.is_initialized() else None
     model = Model(scenario, device, rank)
     trained: torch.nn.Module = model
-    if group is not None:
+    if group is not None and workload.kind == "fsdp":
+        shard(model, device, group, round(workload.step_ms * _TRANSFER * 5e5))
+    elif group is not None:
         wrapped = DistributedDataParallel(model, bucket_cap_mb=_WIDTH * 4 * 2 / 2**20)
         wrapped.register_comm_hook(None, communicate(device, group, round(workload.step_ms * _TRANSFER * 5e5)))
         trained = wrapped

@@ -138,7 +138,7 @@ class Scenario:
     def why_not_real(self) -> str | None:
         """What keeps it from being run as a real job on this machine; None where nothing does."""
         workload = self.workload
-        if workload.kind not in ("ddp", "single"):
+        if workload.kind not in ("ddp", "fsdp", "single"):
             return f"a {workload.kind} job can only be generated"
         if workload.ranks > REAL_RANKS or self.node.hosts > 1 or max(workload.tensor, workload.experts) > 1:
             return f"real jobs have one host, at most {REAL_RANKS} ranks, and data-parallel groups only"

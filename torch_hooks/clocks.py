@@ -190,7 +190,7 @@ def _around(
 
 
 def _replace(owner: Any, name: str, original: Any, replacement: Any) -> Callable[[], None]:
-    own = name in vars(owner)
+    own = vars(owner).get(name)
     replacement.__name__, replacement.__doc__ = name, original.__doc__
     setattr(owner, name, replacement)
 
@@ -198,10 +198,10 @@ def _replace(owner: Any, name: str, original: Any, replacement: Any) -> Callable
         # Where somebody wrapped ours since, theirs stays, and ours passes through.
         if vars(owner).get(name) is not replacement:
             return
-        if own:
-            setattr(owner, name, original)
-        else:
+        if own is None:
             delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
     return restore
 

@@ -213,11 +213,11 @@ class TrainingLoop:
 
     # ---- what is called seldom -----------------------------------------------------------------------------------
 
-    def loader_was_asked(self, source: int) -> None:
-        """The step that is under way as the watching begins has its batch from a loader."""
+    def loaders_were_asked(self, batches: dict[int, int]) -> None:
+        """The step that is under way as the watching begins has its batch from a loader: the last of these."""
         self._loader_seen = True
-        self._asked[source] = 1
-        self._last_asked = source
+        self._asked |= batches
+        *_, self._last_asked = batches
 
     def scaler_end(self, optimizer: Any) -> None:
         """A gradient scaler's step is over, whether or not it let the optimizer step."""

@@ -68,19 +68,19 @@ class Undo:
         replacement = functools.wraps(original)(make(original))
         setattr(replacement, _OURS, original)
         keep_out_of_dynamo(replacement)
-        own = [owner for owner in owners if name in vars(owner)]
-        for owner in owners:
-            if getattr(owner, name, None) is original:
-                setattr(owner, name, replacement)
+        # As they lie there: a class may hold a descriptor that hands out another object.
+        own = [(owner, vars(owner).get(name)) for owner in owners if getattr(owner, name, None) is original]
+        for owner, _ in own:
+            setattr(owner, name, replacement)
 
         def restore() -> None:
             # Where somebody wrapped ours since, theirs stays, and ours passes through.
-            for owner in owners:
+            for owner, found in own:
                 if getattr(owner, name, None) is replacement:
-                    if owner in own:
-                        setattr(owner, name, original)
-                    else:
+                    if found is None:
                         delattr(owner, name)
+                    else:
+                        setattr(owner, name, found)
 
         self._undo.append(restore)
 

@@ -115,8 +115,8 @@ class Scope:
         self._stop_watching: list[Callable[[], None]] = []
         self._ended = False
         self._excepthook = sys.excepthook
-        #: The loader's dataset of which the latest batch was asked before the watching began.
-        self._asked_early: int | None = None
+        #: Batches asked of each dataset before the watching began, the latest one last.
+        self._asked_early: dict[int, int] = {}
         self._await_training()
 
     def install(self) -> None:
@@ -167,7 +167,8 @@ class Scope:
         self.backward_begin = _no
 
     def _early_batch(self, iterator: Any) -> None:
-        self._asked_early = id(getattr(iterator, "_dataset", iterator))
+        source = id(getattr(iterator, "_dataset", iterator))
+        self._asked_early[source] = self._asked_early.pop(source, 0) + 1
 
     def _first_backward(self) -> bool:
         self._quietly(self._begin)
@@ -214,8 +215,8 @@ class Scope:
             grad_enabled=torch.is_grad_enabled,
             optimizer_made=partial(optimizer_made, torch.optim.Optimizer),
         )
-        if self._asked_early is not None:
-            loop.loader_was_asked(self._asked_early)
+        if self._asked_early:
+            loop.loaders_were_asked(self._asked_early)
         collectives = CollectiveWatch(clock)
         self._stop_watching += [collectives.remove, device.watch_waits(collectives.wait_begins, collectives.wait_ends)]
         pipelines = PipelineWatch(loop)
