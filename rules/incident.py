@@ -40,6 +40,7 @@ _LEFT_BEHIND = frozenset({"rank-error"})
 _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib(64)?/python\d|^<|/rankscope/torch_hooks/")
 #: What the end of a standard error says where native code or an interpreter gave up.
 _TELLING = re.compile(r"(?:Error|Exception|Interrupt)\b|what\(\):|terminate called|Fatal |fault\b")
+_THROWN = re.compile(r"what\(\):|terminate called")
 _WAITING = Phase.COLLECTIVE_WAIT.name.lower()
 
 
@@ -208,11 +209,17 @@ def _left_words(events: Sequence[Event], root: Event) -> tuple[float, str, str] 
         for event in reversed(events):
             same = event.rank == root.rank and event.attributes.get("pid") == root.attributes.get("pid")
             if event.kind == kind and same and not event.attributes.get("shared"):
-                telling = [line for line in event.text.split("\n") if _TELLING.search(line)]
-                words = event.text.partition("\n")[0] if kind == "rank-error" else (telling or [""])[-1]
+                words = event.text.partition("\n")[0] if kind == "rank-error" else _telling_line(event.text)
                 if words and kind_of_text(words) not in ECHO:
-                    return strength, words.strip()[:300], kind
+                    return max(strength, 0.9 * bool(_THROWN.search(words))), words.strip()[:300], kind
     return None
+
+
+def _telling_line(text: str) -> str:
+    """The line of a log that says most of why it ends: what native code threw, else the last error."""
+    lines = [line for line in text.split("\n") if _TELLING.search(line)]
+    thrown = [line for line in lines if _THROWN.search(line)]
+    return (thrown or lines or [""])[-1]
 
 
 def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[Event], hung: list[Event]) -> Incident:

@@ -41,6 +41,8 @@ def without_secrets(text: str) -> str:
 
 
 def _hide(found: re.Match[str]) -> str:
+    if found["value"].startswith(_PLACEHOLDER[:-1]):
+        return found[0]
     spaced = not found["between"].strip(" \t\"'")
     # After a mere space it is a secret only where it does not read like a word or a number.
     if spaced and (_PLAIN.match(found["value"]) or not re.search(r"\d", found["value"])):

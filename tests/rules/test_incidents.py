@@ -282,7 +282,7 @@ class TestLastWords:
 
     def test_standard_error(self) -> None:
         """The end of its standard error counts where no other rank writes to that file."""
-        text = "step 12\nterminate called after throwing an instance of 'std::bad_alloc'\n"
+        text = "step 12\nterminate called after throwing an instance of 'std::bad_alloc'\nFatal Python error: Aborted\n"
         for shared in (0, 1):
             made = Job(job_status=1).event("rank-exited", 60, "aborted", rank=1, clean=0, signal=6, pid=9)
             made.event("rank-stderr", 60, text, rank=1, pid=9, shared=shared)
