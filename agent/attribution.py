@@ -151,6 +151,7 @@ class GpuUse:
         self._parents: dict[str, str] = {}
         self._last: dict[str, Reading] = {}
         self._strangers: set[tuple[str, int]] = set()
+        self._places: dict[int, Place] = {}
         self.uses: list[Use] = []
 
     def take(
@@ -175,10 +176,17 @@ class GpuUse:
         # A round tells of some of the GPUs: what was known of the others stays.
         kept = [use for use in self.uses if use.device not in covered and use.gpu_uuid not in covered]
         ranks = list(ranks)
-        found = attribute([*self._last.values(), *told], ranks, self._parents, proc=self._proc)
+        everything = [*self._last.values(), *told]
+        found = attribute(everything, ranks, self._parents, proc=self._proc, place=self._place)
+        self._places = {use.pid: use.place for use in (*kept, *found)}
         told_of = {(use.device, use.pid) for use in found}
         self.uses = [*(use for use in kept if (use.device, use.pid) not in told_of), *found]
         return self._tell_strangers(now_ns)
+
+    def _place(self, pid: int) -> Place:
+        """Where a process runs, asked once for as long as it uses a GPU."""
+        known = self._places.get(pid)
+        return place_of(pid, self._proc) if known is None else known
 
     def _tell_strangers(self, now_ns: int) -> list[Event]:
         # Where NVML's numbers are another namespace's, nobody is known, and nobody a stranger.

@@ -34,11 +34,16 @@ _TOLERANCE = 1.05
 #: Rates are raised again where that leaves the budget this share, and this long after the last change.
 _ROOM = 0.9
 _CALM_NS = 30 * _SECOND_NS
+#: So much of the budget the probes leave to what gives way by itself.
+_RESERVE = 0.1
 #: So much of the budget is left to the probes, whatever the agent takes beside them.
 _PROBES_SHARE = 0.3
 #: Periods are stretched by steps, so that a change is worth an event; at most so far at a time.
 _STEP = 1.25
 _LARGEST_CHANGE = 4
+#: How far groups of each priority that take less than this share of the budget are stretched before any goes further.
+_CHEAP = 0.1
+_FIRST_STRETCH = {Priority.LOW: 32.0, Priority.NORMAL: 8.0, Priority.HIGH: 4.0}
 
 
 @dataclass(slots=True)
@@ -61,7 +66,7 @@ class Governor:
         self._began_ns = clock.monotonic_ns()
         # Starting is over by now, and came before the job began.
         self._first_cpu_ns = self._cost.cpu_ns()
-        #: (time, CPU time so far, that of the probes' groups, CPU time allowed so far) of the last minute.
+        #: (time, CPU time so far, that of probes and whatever else gives way, CPU time allowed so far), of a minute.
         self._past: deque[tuple[int, int, int, float]] = deque([(self._began_ns, self._first_cpu_ns, 0, 0.0)])
         self._changed_ns = self._began_ns
         #: Share of a core that the agent takes beside its probes.
@@ -71,20 +76,32 @@ class Governor:
         self._over_memory = False
         self._bursting = False
         self._limit = budget.cpu_ratio
+        #: Share of a core that the budget leaves to what gives way by itself (the live rules).
+        self.spare_ratio = budget.cpu_ratio / 2
         #: CPU share of one core since the begin, and the latest memory: what the verdict says watching cost.
         self.cpu_ratio = 0.0
         self.pss_bytes: int | None = None
 
     def tick(
-        self, watched: Sequence[Watched], *, bursting: bool = False, final: bool = False
+        self,
+        watched: Sequence[Watched],
+        *,
+        bursting: bool = False,
+        elastic_cpu_ns: int = 0,
+        final: bool = False,
     ) -> tuple[list[Reading], list[Event]]:
-        """Measure since the last tick and act on it; `final` measures memory whether it is time or not."""
+        """Measure since the last tick and act on it.
+
+        `elastic_cpu_ns` is what was spent so far by what keeps to `spare_ratio`; `final` measures memory whether it is
+        time or not.
+        """
         now, cpu = self._clock.monotonic_ns(), self._cost.cpu_ns()
         last_ns, last_cpu, _, allowed = self._past[-1]
         passed = max(1, now - last_ns)
         self._bursting = bursting
         self._limit = limit = self._budget.ratio(bursting=bursting)
-        self._past.append((now, cpu, sum(group.cpu_ns for group in watched), allowed + limit * passed))
+        known = sum(group.cpu_ns for group in watched) + elastic_cpu_ns
+        self._past.append((now, cpu, known, allowed + limit * passed))
         while self._past[1][0] <= now - _HORIZON_NS:
             self._past.popleft()
         self.cpu_ratio = (cpu - self._first_cpu_ns) / max(1, now - self._began_ns)
@@ -123,13 +140,14 @@ class Governor:
         limit = self._limit
         # What the last minute cost too much is saved in the next, as far as half the budget goes.
         excess = max(0.0, (cpu - first_cpu) - _TOLERANCE * (allowed - first_allowed)) / _HORIZON_NS
-        target = max(limit / 2, limit - excess)
+        target = max(limit / 2, limit - excess) - _RESERVE * limit
         events = self._hold_each(watched, now)
         expected = self._rest_ratio + sum(map(self._ratio, watched))
         # What the agent takes beside its probes they cannot save: it does not cost them all of their rates.
         to_spare = expected - self._rest_ratio - _PROBES_SHARE * limit
         if expected > target and to_spare > 0:
             events += self._stretch(watched, min(expected - target, to_spare), now)
+        self.spare_ratio = max(_RESERVE * limit, target - self._rest_ratio - sum(map(self._ratio, watched)))
         if events:
             self._changed_ns = now
             return events
@@ -168,18 +186,23 @@ class Governor:
         """Save this share of a core, from the least valuable on."""
         limit = self._limit
         why = f"the agent takes {save:.2%} of a core more than the {limit:.2%} that it may take"
-        events = []
+        events: list[Event] = []
         able = [group for group in watched if group.group.priority is not Priority.VITAL and self._ratio(group)]
-        for group in sorted(able, key=lambda group: (group.group.priority, -self._ratio(group))):
-            if save < limit / 1000:
-                break
-            before = self._ratio(group)
-            wanted = self._declared(group) / max(before - save, before / _LARGEST_CHANGE)
-            stretch = self._stretched(group, wanted)
-            if stretch > group.stretch:
-                group.stretch = stretch
-                save -= before - self._ratio(group)
-                events.append(_changed(group, now, why))
+        able.sort(key=lambda group: (group.group.priority, -self._ratio(group)))
+        # First each only so far: the last of a cheap group's rate saves less than a little of a dearer one's.
+        for limited in (True, False):
+            for group in able:
+                if save < limit / 1000:
+                    return events
+                before = self._ratio(group)
+                wanted = self._declared(group) / max(before - save, before / _LARGEST_CHANGE)
+                if limited and before < _CHEAP * limit:
+                    wanted = min(wanted, _FIRST_STRETCH[group.group.priority])
+                stretch = self._stretched(group, wanted)
+                if stretch > group.stretch:
+                    group.stretch = stretch
+                    save -= before - self._ratio(group)
+                    events.append(_changed(group, now, why))
         return events
 
     def _relax(self, watched: Sequence[Watched], room: float, now: int) -> list[Event]:

@@ -14,7 +14,7 @@ from rankscope.agent.export import Export, export_targets
 from rankscope.agent.fingerprint import GPU_KEY, HOST_KEY
 from rankscope.agent.hang import HangWatch
 from rankscope.agent.hook_budget import HookBudget
-from rankscope.agent.live import LiveRules
+from rankscope.agent.live import LARGEST_SHARE, SMALLEST_SHARE, LiveRules
 from rankscope.agent.ranks import Rank, RankWatcher
 from rankscope.agent.recording import Recording, is_begun
 from rankscope.agent.scheduler import Tick
@@ -222,6 +222,15 @@ class WatchedJob:
         if done:
             self._add_events(dropped)
         return done
+
+    def rules_cpu_ns(self) -> int:
+        """CPU time that the live rules have taken since the last call."""
+        taken, self._live.cpu_ns = self._live.cpu_ns, 0
+        return taken
+
+    def set_rules_share(self, ratio: float) -> None:
+        """Say how much of a core the live rules may take."""
+        self._live.share = min(LARGEST_SHARE, max(SMALLEST_SHARE, ratio))
 
     def set_gpus(self, uuids: Sequence[str], facts: Mapping[str, Any]) -> None:
         """Say which GPUs this host has, by index, and what they are."""

@@ -13,8 +13,9 @@ from rankscope.finding import Advice, Finding
 
 #: Steps of each rank that the live rules look at.
 _MAX_STEPS = 5_000
-#: The rules take at most one part in this many of a core.
-_SHARE = 200
+#: Of a core: the rules take what the budget leaves, no more and no less than this.
+LARGEST_SHARE = 0.005
+SMALLEST_SHARE = 0.001
 #: Beyond that, what cannot wait is looked at once in this time, ns.
 _HURRY_PAUSE_NS = 10 * 10**9
 
@@ -35,6 +36,9 @@ class LiveRules:
         self._again = False
         #: What the last round found, the most important first.
         self.holding: tuple[Finding, ...] = ()
+        #: Share of a core that rounds may take; what they took, for whoever counts it, ns.
+        self.share = LARGEST_SHARE
+        self.cpu_ns = 0
         #: Why the last round failed; "" while all is well.
         self.trouble = ""
 
@@ -44,9 +48,10 @@ class LiveRules:
         now = self._clock.monotonic_ns()
         while not self._results.empty():
             findings, cost_ns, self.trouble = self._results.get_nowait()
+            self.cpu_ns += cost_ns
             self._thread = None
             self.holding = findings
-            self._due_ns = now + max(int(self._settings.period_seconds * 1e9), cost_ns * _SHARE)
+            self._due_ns = now + max(int(self._settings.period_seconds * 1e9), int(cost_ns / self.share))
             if self._again:
                 self._again, self._due_ns = False, now
             for finding in findings:

@@ -62,6 +62,7 @@ class Agent:
         )
         self._governor = Governor(settings.budget, clock=clock)
         self._govern_due_ns = self._thin_due_ns = clock.monotonic_ns() + _GOVERN_NS
+        self._rules_cpu_ns = 0
         self._triggers = Triggers()
         #: (reason, device) -> when it was last heard.
         self._heard: dict[tuple[str, str], int] = {}
@@ -168,11 +169,18 @@ class Agent:
                 job.thin()
 
     def _govern(self, *, final: bool = False) -> None:
-        readings, events = self._governor.tick(self._scheduler.watched, bursting=self._scheduler.bursting, final=final)
+        self._rules_cpu_ns += sum(job.rules_cpu_ns() for job in self.jobs)
+        readings, events = self._governor.tick(
+            self._scheduler.watched,
+            bursting=self._scheduler.bursting,
+            elastic_cpu_ns=self._rules_cpu_ns,
+            final=final,
+        )
         for job in self.jobs:
             job.add_readings(readings)
             job.add_events(events)
             job.set_cost(self._governor.cpu_ratio, self._governor.pss_bytes)
+            job.set_rules_share(self._governor.spare_ratio / len(self.jobs))
 
     def settle(self, seconds: float) -> bool:
         """Wait until every read that was asked for has come back; False where one has not by then."""

@@ -25,6 +25,8 @@ RUN = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "ru
 Wait = Callable[..., None]
 
 SETTINGS = """
+[recording]
+commit_seconds = 0.5
 [hang]
 floor_seconds = 1.0
 [probes]
