@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
-from rankscope.agent.kineto_text import TraceText, event_spans, repaired
+from rankscope.agent.kineto_text import NO_JSON, TraceText, event_spans, repaired
 from rankscope.rules.trace.events import (
     NONE,
     NS_PER_US,
@@ -123,7 +123,7 @@ def read_trace(path: Path) -> ReadTrace:
 def _decode(piece: bytes) -> list[_Event] | None:
     try:
         return _ALL.decode(piece)
-    except msgspec.DecodeError:
+    except NO_JSON:
         return None
 
 
@@ -134,14 +134,14 @@ def _one_by_one(piece: bytes, columns: _Columns) -> Iterable[_Event]:
     for start, end in zip(starts, ends, strict=True):
         text = body[start:end]
         try:
-            yield _ONE.decode(text)
-            continue
-        except msgspec.DecodeError:
-            pass
-        try:
-            yield msgspec.convert(_plain(msgspec.json.decode(repaired(text))), _Event, strict=False)
-        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
-            columns.skipped += 1
+            event = _ONE.decode(text)
+        except NO_JSON:
+            try:
+                event = msgspec.convert(_plain(msgspec.json.decode(repaired(text))), _Event, strict=False)
+            except NO_JSON:
+                columns.skipped += 1
+                continue
+        yield event
 
 
 def _plain(event: Any) -> Any:

@@ -37,6 +37,8 @@ _SPACE = b" \t\r\n,"
 _TRIALS = 3
 
 E = TypeVar("E")
+#: What decoding raises for text that is no JSON, or none of the expected form.
+NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 #: Decodes a JSON list of events, None where it is not valid.
 Decode: TypeAlias = Callable[[bytes], "list[E] | None"]
 Piece: TypeAlias = "tuple[bytes, list[E] | None]"
@@ -148,10 +150,10 @@ class TraceText:
         text = head + b'"traceEvents":[]' + tail
         try:
             found = msgspec.json.decode(repaired(text))
-        except msgspec.DecodeError:
+        except NO_JSON:
             try:
                 found = msgspec.json.decode(head.rstrip().rstrip(b",") + b"}")
-            except msgspec.DecodeError:
+            except NO_JSON:
                 self.notes.append("its metadata could not be read")
                 return
         if isinstance(found, dict):

@@ -123,6 +123,15 @@ def rank_document(read: ReadTrace, analysis: Analysis, top: int) -> dict[str, An
             }
             for each in analysis.stalls[:top]
         ],
+        "operators": [
+            {
+                "name": each.name,
+                "count": each.count,
+                "own_us": _us(each.own_ns),
+                "longest_us": _us(each.longest_ns),
+            }
+            for each in analysis.operators[:top]
+        ],
         "as_hta": {
             "temporal": _breakdown(analysis.hta_breakdown),
             "streams": [_idle(each) for each in analysis.hta_streams],

@@ -50,6 +50,9 @@ def _rank(rank: dict[str, Any]) -> list[str]:
         lines.append("  note: neither the file nor its name says which rank this is: taken for rank 0")
     whole = rank["temporal"]
     if not whole["span_us"]:
+        lines += ["", "  longest operators of the host (own time)"] if rank["operators"] else []
+        for each in rank["operators"]:
+            lines.append(f"    {_ms(each['own_us']):>11} {each['count']:>5}x {each['name']}")
         return lines
     scope = rank["scope"]
     rule = f" ({scope['rule']}; {scope['left_out']} later ones left out)" if scope["rule"] else ""
@@ -92,7 +95,7 @@ def _lists(rank: dict[str, Any]) -> list[str]:
     for kernel in rank["kernels"]:
         mark = "  tensor cores" if kernel["tensor_cores"] else ""
         lines.append(
-            f"    {_ms(kernel['us']):>11} {kernel['count']:>5}x {kernel['fraction']:6.1%} {kernel['name']}{mark}"
+            f"    {_ms(kernel['us']):>11} {kernel['count']:>5}x {kernel['fraction'] or 0:6.1%} {kernel['name']}{mark}"
         )
     if cores["fraction_of_computation"] is not None:
         of_matrix = cores["fraction_of_matrix_kernels"]

@@ -20,6 +20,7 @@ from rankscope.rules.trace.breakdown import (
 from rankscope.rules.trace.events import Trace
 from rankscope.rules.trace.idle import KERNEL_WAIT_NS, Idle, device_gaps, idle_of, stream_idle
 from rankscope.rules.trace.launches import Launches, launches
+from rankscope.rules.trace.operators import Operator, operators
 from rankscope.rules.trace.scope import Scope, scope_of
 from rankscope.rules.trace.stalls import Stall, stalls
 
@@ -38,6 +39,8 @@ class Analysis:
     tensor_cores: TensorCores
     launches: Launches
     stalls: tuple[Stall, ...]
+    #: Only of a trace without device events: then the host is all there is to look at.
+    operators: tuple[Operator, ...]
     #: The two that Holistic Trace Analysis would give, by its own rounding and names.
     hta_streams: tuple[Idle, ...]
     hta_breakdown: Breakdown
@@ -69,6 +72,7 @@ def analyse(trace: Trace, *, threshold_ns: int = KERNEL_WAIT_NS, all_steps: bool
         tensor_cores=tensor_cores(scope),
         launches=launches(scope),
         stalls=tuple(stalls(scope, gaps)),
+        operators=() if len(trace.device) else tuple(operators(trace)),
         hta_streams=tuple(stream_idle(scope, threshold_ns, whole_us=True)),
         hta_breakdown=hta_breakdown(scope),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rankscope.agent import kineto_text
 from rankscope.agent.cli import main
 from rankscope.agent.kineto import read_trace
 from rankscope.agent.trace import trace_document
+from rankscope.agent.trace_text import trace_text
 from rankscope.errors import TraceError
 from rankscope.simulator.traces import TraceJob, TracePlan
 
@@ -135,6 +137,32 @@ def test_a_file_cut_off_is_read_as_far_as_it_goes(played: list[dict[str, Any]], 
     for read in map(read_trace, (tmp_path / "plain.json", tmp_path / "packed.json.gz")):
         assert 0 < read.events < len(played[0]["traceEvents"])
         assert any("ends in the middle" in note for note in read.notes)
+
+
+def test_damage_never_ends_in_a_traceback(tmp_path: Path) -> None:
+    """Bytes changed, lost and put in at random: what is left is analysed and fits the schema, or one line is said."""
+    chance = random.Random(4)
+    text = json.dumps(TraceJob(TracePlan(ranks=2, steps=2, layers=2)).traces()[1]).encode()
+    path = tmp_path / "rank_1.json"
+    read, said = 0, []
+    for _ in range(120):
+        damaged = bytearray(text)
+        for _ in range(chance.randint(1, 6)):
+            place = chance.randrange(len(damaged))
+            damaged[place : place + chance.choice((0, 0, 1, 60))] = bytes(
+                chance.choice(b'{}[]",:\\0eE-nan\xff\x94') for _ in range(chance.randint(0, 3))
+            )
+        path.write_bytes(damaged)
+        try:
+            found = trace_document([path])
+        except TraceError as error:
+            said.append(str(error))
+            continue
+        VALIDATOR.validate(json.loads(json.dumps(found, allow_nan=False)))
+        assert trace_text(found)
+        read += 1
+    assert read > 90
+    assert not any("\n" in line for line in said)
 
 
 @pytest.mark.parametrize(

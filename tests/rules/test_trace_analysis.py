@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rankscope.rules.trace.bound import Bound, bound_of
 from rankscope.rules.trace.events import NONE, CallTable, DeviceTable, HostTable, Kind, Trace
 from rankscope.rules.trace.intervals import Intervals
 from rankscope.rules.trace.names import Type, copy_sides, event_type, on_tensor_cores, short
+from rankscope.rules.trace.operators import operators
 
 REAL = Path(__file__).parents[2].parent / "shared/data/kineto"
 US = 1_000
@@ -152,6 +154,27 @@ def test_a_wait_is_not_work() -> None:
 def test_kernels_are_known_by_their_names(name: str, kind: Type, cores: bool) -> None:
     """NVIDIA's and AMD's libraries, NCCL, RCCL and those beside them."""
     assert (event_type(name, Kind.KERNEL), on_tensor_cores(name)) == (kind, cores)
+
+
+def test_own_time_leaves_out_what_lies_inside() -> None:
+    """Nested and crossing operators of two threads: own times add up to the time covered."""
+    start, end = [0, 10, 20, 60, 0, 100], [100, 50, 30, 120, 40, 130]
+    thread = [0, 0, 0, 0, 1, 0]
+
+    def column(values: list[int], kind: type = np.int64) -> np.ndarray:
+        return np.array(values, kind)
+
+    names = ["outer", "middle", "inner", "crossing", "other thread", "ProfilerStep#3"]
+    table = HostTable(
+        column(start),
+        column(end),
+        column(list(range(6)), np.int32),
+        column(thread, np.int32),
+        column([NONE] * 6, np.int32),
+    )
+    trace = replace(made([]), names=tuple(names), operators=table)
+    own = {each.name: each.own_ns for each in operators(trace)}
+    assert own == {"outer": 100 - 40 - 40, "middle": 30, "inner": 10, "crossing": 60, "other thread": 40}
 
 
 def test_names_are_shortened_for_people() -> None:
