@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from rankscope.agent.fingerprint import Fingerprints, load_fingerprints
+from rankscope.agent.fingerprint import Fingerprints, described_gpus, load_fingerprints
 from rankscope.agent.load import load_window
 from rankscope.agent.tables import table
 from rankscope.errors import RecordingError
@@ -49,7 +49,20 @@ _RANK_TOPICS = {
     "nccl": "nccl",
     "cores": "placement",
 }
-_HOST_TOPICS = {"gpu_driver": "driver", "driver": "driver", "rdma_driver": "driver", "bios": "firmware"}
+_HOST_TOPICS = {"gpu_driver": "driver", "rdma_driver": "driver", "bios": "firmware", "microcode": "firmware"}
+_GPU_TOPICS = {
+    "driver": "driver",
+    "vbios": "firmware",
+    "gsp_firmware": "firmware",
+    "name": "topology",
+    "multiprocessors": "topology",
+    "nvlink_version": "topology",
+    "nvlink_remote": "topology",
+    "topology": "topology",
+    "p2p": "topology",
+    "cpu_affinity": "placement",
+    "numa_node": "placement",
+}
 _PLACES = {"host": "placement", "local_rank": "placement", "gpu_uuid": "placement"}
 #: Variables that name the data or the image, not the machinery.
 _NAMED = {"RANKSCOPE_DATA": "data", "RANKSCOPE_IMAGE": "image", "SLURM_CONTAINER_IMAGE": "image"}
@@ -157,10 +170,7 @@ def _facts(window: Window, of: Fingerprints, topics: dict[str, str]) -> dict[str
             say(_PLACES[name], f"rank {rank} {name}", place, value)
     for host, known in of.hosts.items():
         for name, value in known.items():
-            if name == "gpus" and isinstance(value, dict):
-                models = sorted(str(gpu.get("model")) for gpu in value.values() if isinstance(gpu, dict))
-                say("topology", "gpus of a host", f"host {host}", ", ".join(models))
-            elif name == "network" and isinstance(value, dict):
+            if name == "network" and isinstance(value, dict):
                 for card, of_card in value.items():
                     say("firmware", f"{card} firmware", f"host {host}", _mapping(value, card).get("firmware", of_card))
             elif name == "nccl_conf" and isinstance(value, dict):
@@ -168,6 +178,11 @@ def _facts(window: Window, of: Fingerprints, topics: dict[str, str]) -> dict[str
                     say("nccl", f"nccl.conf {variable}", f"host {host}", setting)
             else:
                 say(_HOST_TOPICS.get(name, "host"), name, f"host {host}", value)
+    for host, gpu in described_gpus(window):
+        for name, value in gpu.items():
+            # What a GPU stands in relation to differs from one to the next, and is compared by their place.
+            if name in _GPU_TOPICS:
+                say(_GPU_TOPICS[name], f"GPU {gpu.get('index')} {name}", f"host {host}", value)
     say("topology", "ranks", "job", window.world_size)
     say("topology", "hosts", "job", len({rank.identity.host for rank in window.ranks.values()}))
     for number, rank_window in window.ranks.items():

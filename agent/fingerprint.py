@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rankscope.agent.load import open_reader, recordings
 from rankscope.torch_hooks.fingerprint import MAX_BYTES, SUFFIX
+from rankscope.window import Window
 
-#: Keys of the recording's meta table: the host's facts, its GPUs', and each rank row's.
-HOST_KEY, GPU_KEY, RANK_KEY = "host_facts", "gpu_facts", "rank_facts."
+#: Keys of the recording's meta table: the host's facts, and each rank row's.
+HOST_KEY, RANK_KEY = "host_facts", "rank_facts."
 
 
 @dataclass(slots=True)
@@ -54,13 +55,22 @@ def load_fingerprints(paths: Sequence[Path]) -> Fingerprints:
         finally:
             connection.close()
         host = str(meta.get("host", ""))
-        facts = _object(meta.get(HOST_KEY)) | _object(meta.get(GPU_KEY))
+        facts = _object(meta.get(HOST_KEY))
         if facts:
             found.hosts[host] = facts
         for row, rank, rank_host, local_rank, gpu in rows:
             placed = {"host": rank_host, "local_rank": local_rank, "gpu_uuid": gpu}
             found.ranks[int(rank)] = _object(meta.get(f"{RANK_KEY}{row}")) | {"placed": placed}
     return found
+
+
+def described_gpus(window: Window) -> list[tuple[str, Mapping[str, Any]]]:
+    """(host, what its driver said last) of each GPU that NVML described in this window."""
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for event in window.events:
+        if event.kind == "gpu-described":
+            found[event.device] = (event.host, event.attributes)
+    return list(found.values())
 
 
 def _object(text: Any) -> dict[str, Any]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankscope.agent.fingerprint import Fingerprints, load_fingerprints
+from rankscope.agent.fingerprint import Fingerprints, described_gpus, load_fingerprints
 from rankscope.finding import Verdict
 from rankscope.handoff import HandOff, Price
 from rankscope.window import Window
 
 #: Facts of ranks and of hosts on the page, in this order.
 _RANK_FACTS = ("commit", "script", "arguments", "python", "torch", "cuda", "nccl", "os")
-_HOST_FACTS = ("kernel", "driver", "gpu_driver", "cpu")
+_HOST_FACTS = ("kernel", "gpu_driver", "cpu")
+#: What is said of GPUs, and under which name.
+_GPU_FACTS = (("GPU", "name"), ("driver", "driver"), ("VBIOS", "vbios"))
 #: Least share of the step that is priced, and rows at most.
 _WORTH, _PRICES = 0.01, 8
 _PHASES = {
@@ -37,7 +39,7 @@ def hand_off(paths: Sequence[Path], verdict: Verdict, window: Window) -> HandOff
         still_open=still_open,
         choices=choices(verdict, window),
         prices=_prices(window),
-        made_of=_made_of(load_fingerprints(paths)),
+        made_of=_made_of(load_fingerprints(paths), window),
     )
 
 
@@ -68,14 +70,19 @@ def markdown_page(paths: Sequence[Path], verdict: Verdict, window: Window) -> st
     return hand_off_markdown(verdict, window, hand_off(paths, verdict, window))
 
 
-def _made_of(found: Fingerprints) -> dict[str, str]:
+def _made_of(found: Fingerprints, window: Window) -> dict[str, str]:
     """Facts that all share as they are; of others, how many kinds there are."""
     lines: dict[str, str] = {}
-    for names, known in ((_RANK_FACTS, found.ranks.values()), (_HOST_FACTS, found.hosts.values())):
-        for name in names:
-            values = sorted({_spelled(facts[name]) for facts in known if facts.get(name) not in (None, [], "")})
-            if values:
-                lines[name] = values[0] if len(values) == 1 else f"{len(values)} kinds: {', '.join(values[:3])}"
+    gpus = [facts for _, facts in described_gpus(window)]
+    names: list[tuple[str, str, Collection[Mapping[str, Any]]]] = [
+        *((name, name, found.ranks.values()) for name in _RANK_FACTS),
+        *((name, name, found.hosts.values()) for name in _HOST_FACTS),
+        *((said, name, gpus) for said, name in _GPU_FACTS),
+    ]
+    for said, name, known in names:
+        values = sorted({_spelled(facts[name]) for facts in known if facts.get(name) not in (None, [], "")})
+        if values:
+            lines[said] = values[0] if len(values) == 1 else f"{len(values)} kinds: {', '.join(values[:3])}"
     environment = sorted({pair for facts in found.ranks.values() for pair in _pairs(facts.get("environment"))})
     if environment:
         lines["environment"] = ", ".join(f"{name}={value}" for name, value in environment[:20])

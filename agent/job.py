@@ -6,12 +6,11 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rankscope.agent.attribution import GpuUse, RankProcess
 from rankscope.agent.config import Settings
 from rankscope.agent.export import Export, export_targets
-from rankscope.agent.fingerprint import GPU_KEY, HOST_KEY
+from rankscope.agent.fingerprint import HOST_KEY
 from rankscope.agent.hang import HangWatch
 from rankscope.agent.hook_budget import HookBudget
 from rankscope.agent.live import LARGEST_SHARE, SMALLEST_SHARE, LiveRules
@@ -232,12 +231,11 @@ class WatchedJob:
         """Say how much of a core the live rules may take."""
         self._live.share = min(LARGEST_SHARE, max(SMALLEST_SHARE, ratio))
 
-    def set_gpus(self, uuids: Sequence[str], facts: Mapping[str, Any]) -> None:
-        """Say which GPUs this host has, by index, and what they are."""
+    def set_gpus(self, uuids: Sequence[str]) -> None:
+        """Say which GPUs this host has, by index."""
         if uuids and list(uuids) != self._gpus:
             self._gpus = list(uuids)
             self.recording.set_meta("gpus", json.dumps(self._gpus))
-            self.recording.set_meta(GPU_KEY, json.dumps(facts))
 
     def set_cost(self, cpu_ratio: float, pss_bytes: int | None) -> None:
         """Say what watching costs."""

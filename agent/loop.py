@@ -159,7 +159,7 @@ class Agent:
             for rank in job.slow_ranks():
                 # The host too: what slows a rank down is as often beside the GPU as in it.
                 self._trigger(Trigger("slow-step", frozenset({rank.gpu_uuid or "", f"rank:{rank.rank}", ""})), now)
-            job.set_gpus(self._sources.gpus(), self._sources.gpu_facts())
+            job.set_gpus(self._sources.gpus())
         if now >= self._govern_due_ns:
             self._govern_due_ns = now + _GOVERN_NS
             self._govern()

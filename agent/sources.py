@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rankscope.agent.config import Settings
 from rankscope.agent.third_party import third_party_probes
@@ -23,8 +22,6 @@ class Sources:
     gpus: Callable[[], Sequence[str]]
     #: Names of probes that did not come with the agent.
     isolated: frozenset[str] = frozenset()
-    #: Driver, and model and place of each GPU by UUID, as far as NVML has said.
-    gpu_facts: Callable[[], Mapping[str, Any]] = dict
 
 
 class _FollowingRanks:
@@ -72,9 +69,5 @@ def build_sources(settings: Settings, ranks: Callable[[], Mapping[int, int]]) ->
         for probe in (*every, *brought)
         if probe.name not in settings.probes.disabled
     ]
-
-    def gpu_facts() -> Mapping[str, Any]:
-        return {"driver": nvml.driver, "gpus": {gpu.uuid: {"model": gpu.name, "pci": gpu.pci} for gpu in nvml.gpus}}
-
     isolated = frozenset(probe.name for probe in brought)
-    return Sources(used, lambda: [gpu.uuid for gpu in nvml.gpus], isolated=isolated, gpu_facts=gpu_facts)
+    return Sources(used, lambda: [gpu.uuid for gpu in nvml.gpus], isolated=isolated)

@@ -14,6 +14,7 @@ from rankscope.agent.fingerprint import HOST_KEY, RANK_KEY, read_facts
 from rankscope.agent.recording import Recording
 from rankscope.clock import ClockAnchor
 from rankscope.identity import RankIdentity
+from rankscope.reading import Event
 from rankscope.records import StepRecord
 from rankscope.ring import RingHeader
 from rankscope.torch_hooks.fingerprint import SUFFIX
@@ -84,6 +85,25 @@ def test_phases_that_changed_stand_beside_what_differs(tmp_path: Path) -> None:
     text = call(good, bad)
     assert text.exit_code == 0
     assert text.stdout.startswith("slower: 100.0 ms a step in GOOD, 115.0 ms in BAD")
+
+
+def test_a_gpus_own_facts_are_compared_by_its_place(tmp_path: Path) -> None:
+    """VBIOS, path and driver as the driver described them: another firmware on GPU 1 alone is one line."""
+    paths = []
+    for name, vbios in (("good", "96.00.74"), ("bad", "96.00.89")):
+        path = recorded(tmp_path / f"{name}.db", 40, {"python": "3.11.7"})
+        made = Recording.open(path)
+        for index in (0, 1):
+            told = {"index": index, "name": "H100", "driver": "580.95.05", "topology": f"{1 - index}=node"}
+            told["vbios"] = vbios if index else "96.00.74"
+            made.add_events([Event("gpu-described", 5, "a GPU", device=f"GPU-{index}", attributes=told)])
+        made.close()
+        paths.append(path)
+    found = json.loads(call(*paths, "--json").stdout)
+    VALIDATOR.validate(found)
+    assert [(row["topic"], row["name"], row["good"], row["bad"]) for row in found["drift"]] == [
+        ("firmware", "GPU 1 vbios", "96.00.74", "96.00.89")
+    ]
 
 
 def test_the_same_run_twice_differs_in_nothing(tmp_path: Path) -> None:
