@@ -40,6 +40,7 @@ _GRAPHICS_SENSOR = 0  # NVML_TEMPERATURE_GPU
 _PSTATE_UNKNOWN = 32  # NVML_PSTATE_UNKNOWN
 _NOT_AVAILABLE = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
 _PROCESS_TRIES = 3
+_SAMPLE_ROOM = 512
 
 
 class NvmlDevice:
@@ -218,7 +219,8 @@ class NvmlGpu(NvmlDevice):
         if kind not in self._capacity:
             raw(*ask, ctypes.byref(count), None)
             self._capacity[kind] = max(1, count.value)
-        room = self._capacity[kind]
+        # The number told may be what there is now and not what fits: room for more costs 16 bytes a sample.
+        room = max(_SAMPLE_ROOM, self._capacity[kind])
         count.value = room
         found = (Sample * room)()
         code = raw_code(*ask, ctypes.byref(count), found)
@@ -228,7 +230,7 @@ class NvmlGpu(NvmlDevice):
             raise NvmlFailure(code, text_of(code))
         # nvml.h, nvmlDeviceGetSamples: power, utilization and clocks come as unsigned int.
         samples = [(s.timestamp_us, s.value & 0xFFFFFFFF) for s in found[: count.value]]
-        return SampleRing(samples, full=count.value >= room)
+        return SampleRing(samples, full=count.value >= self._capacity[kind])
 
     def process_utilization(self, last_seen_us: int) -> Sequence[tuple[int, int, int]]:
         count, since = ctypes.c_uint(), ctypes.c_ulonglong(last_seen_us)

@@ -277,7 +277,8 @@ def test_ten_hangs_leave_nothing_behind(node: NodeState, watch: WatchNode) -> No
     watched = watch(node, deadline_ns=SECOND // 50)
     helper = psutil.Process(watched.probe.helper_pid)
     own = psutil.Process()
-    watched.read_until(lambda: watched.latest("gpu.sm_clock_mhz", node.gpus[2].uuid) is not None)
+    # The thread that looks at relations between GPUs has ended.
+    watched.read_until(lambda: all("p2p" in watched.probe.facts(gpu.uuid) for gpu in node.gpus))
     before = (helper.num_threads(), helper.num_fds(), own.num_threads(), own.num_fds(), own.children())
     for turn in range(1, 11):
         node.hang_until_monotonic_ns = FOR_EVER

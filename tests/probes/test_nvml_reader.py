@@ -272,10 +272,18 @@ def test_nvlink_bytes_fall_back_to_the_links_that_are_there() -> None:
     assert "gpu.nvlink_tx_bytes" not in reader.read("counters", 2).values, "a missing link is no zero"
 
 
-def test_nvlink_of_all_links_is_asked_for_apart() -> None:
-    """Fields scoped to all links share no batch with others: one such mixture failed as a whole on GB200."""
+@pytest.mark.parametrize("missing", [(), (138,), (138, 139, 140, 141)])
+def test_nvlink_of_all_links_is_asked_for_apart(missing: tuple[int, ...]) -> None:
+    """Fields scoped to all links share no batch with others, fallbacks included: one mixture failed on GB200."""
     gpu = full()
-    GpuReader(gpu, DRIVER).read("counters", 0)
+    for field in missing:
+        del gpu.fields[field, ALL_LINKS]
+    gpu.fields |= {(202, link): (0, 3, 100 + link) for link in range(4)}
+    reader = GpuReader(gpu, DRIVER)
+    for now_ns in range(4):
+        for group in GROUPS:
+            reader.read(group, now_ns)
+    assert any(scope == ALL_LINKS for batch in gpu.batches for _, scope in batch)
     for batch in gpu.batches:
         assert len({scope == ALL_LINKS for _, scope in batch}) == 1
 
