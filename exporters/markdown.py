@@ -23,7 +23,7 @@ EVENTS = 40
 _EVIDENCE, _FINDINGS, _RULED_OUT = 12, 5, 20
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|~#])")
 #: Events that every run has many of.
-_USUAL = frozenset({"rank-attached", "agent-started", "readings-thinned"})
+_USUAL = frozenset({"rank-attached", "agent-started", "agent-stopped", "burst", "gpu-described", "readings-thinned"})
 
 
 def hand_off_markdown(verdict: Verdict, window: Window, hand_off: HandOff) -> str:
@@ -188,7 +188,10 @@ def _prices(prices: Sequence[Price]) -> str:
         for price in prices
     ]
     head = ("if it were like its peers", "comes back a step", "of the step")
-    note = "They do not add up: a slow rank is in its phase and its host too."
+    note = (
+        "Over all judged steps of the recording, also those before it began, and against the mean of all. "
+        "They do not add up: a slow rank is in its phase and its host too."
+    )
     return f"## What would come back\n\n{_table(head, rows)}\n\n{note}"
 
 

@@ -128,7 +128,9 @@ class _Builder:
         if len(nodes) < 2:
             return nodes
         starts = self._of.start_s[nodes].reshape(len(nodes), -1)
-        orders, count = np.unique(np.argsort(starts, axis=0, kind="stable"), axis=1, return_counts=True)
+        middles = starts + self._of.duration_s[nodes].reshape(len(nodes), -1) / 2
+        # What took no time comes before what began with it.
+        orders, count = np.unique(np.lexsort((middles, starts), axis=0), axis=1, return_counts=True)
         usual: IntArray = orders[:, int(np.argmax(count))]
         return [nodes[int(place)] for place in usual]
 

@@ -29,6 +29,15 @@ def test_the_replay_of_a_window_gives_its_steps_back() -> None:
     assert off.max() < 0.15
 
 
+def test_a_phase_that_mostly_takes_no_time_keeps_its_place() -> None:
+    """Data that waits in every fourth step only: there are no delays, so replaying them adds nothing."""
+    job = Job(ranks=4, steps=120)
+    job.data[:] = 0.0
+    job.data[:, ::4] = 12.0
+    found = whatif(operations_of_window(job.window()))
+    assert found.replayed_ms == pytest.approx(found.actual_ms, rel=1e-6)
+
+
 def test_a_slow_rank_is_priced_and_not_accused() -> None:
     """Its milliseconds are what the job lost; why is left to the counters that stand beside it."""
     healthy = whatif(operations_of_window(Job(ranks=8, steps=150, seed=3, spread=0).window()))
