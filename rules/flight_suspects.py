@@ -7,6 +7,7 @@ that wait for each other. Everybody else is a victim, and is told for whom it wa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,6 +25,9 @@ _AWAITED = 3.0
 _CYCLE = 2.0
 _TOGETHER = 1.0
 _STOPPED_FIRST = 0.5
+_ODD_ORDER = 0.5
+#: Operations of a rank whose order is looked at.
+_ORDER_WINDOW = 64
 _NOT_STARTED = 2.0
 #: With this share of the dumps missing, a dump that is missing says nothing of its rank.
 _MOSTLY_MISSING = 0.5
@@ -163,18 +167,16 @@ def _judge_operation(each: Stuck, flights: Flights, stuck: Sequence[Stuck], add:
 def _judge_root(root: Root, flights: Flights, few: bool, share: float, add: _Add) -> None:
     points = share * len(root.waiting)
     count = len(root.waiting)
+    odd = _odd_ones(flights, root.ranks) if root.cycle else {}
     for rank in root.ranks:
         if root.cycle:
             others = [other for other in root.ranks if other != rank]
             front = flights.fronts.get(rank)
             where = f" in {front.name} of {group_text(flights, front)}" if front is not None else ""
-            add(
-                rank,
-                _CYCLE + points,
-                "cycle",
-                f"it waits{where} for {ranks_text(others)}, and they for it",
-                root.waiting,
-            )
+            reason = f"it waits{where} for {ranks_text(others)}, and they for it"
+            if rank in odd:
+                reason += f"; no other rank calls {odd[rank]}"
+            add(rank, _CYCLE + points + _ODD_ORDER * (rank in odd), "cycle", reason, root.waiting)
         elif rank not in flights.by_rank:
             if few:
                 add(rank, _AWAITED + points, "no-dump", f"{count} ranks wait for it, and it left no dump", root.waiting)
@@ -189,6 +191,34 @@ class _Add(Protocol):
     def __call__(
         self, rank: int, points: float, kind: str, reason: str, waiting: frozenset[int] = frozenset(), /
     ) -> None: ...
+
+
+def _odd_ones(flights: Flights, ranks: Sequence[int]) -> dict[int, str]:
+    """Ranks of a cycle that call two operations after each other which nobody else does, where that is not all of them.
+
+    Groups are told by description and size: those of other ranks have other names.
+    """
+    steps: dict[int, dict[tuple[str, str], str]] = {}
+    for rank, dump in flights.by_rank.items():
+        latest = [each for each in dump.operations if not each.point_to_point][-_ORDER_WINDOW:]
+        names = [f"{each.name} of {group_text(flights, each)}" for each in latest]
+        kinds = [_kind_of_group(flights, each) for each in latest]
+        steps[rank] = {
+            pair: f"{after} after {before}"
+            for pair, (before, after) in zip(itertools.pairwise(kinds), itertools.pairwise(names), strict=True)
+        }
+    found = {}
+    for rank in ranks:
+        others = {pair for other, pairs in steps.items() if other != rank for pair in pairs}
+        alone = [text for pair, text in steps.get(rank, {}).items() if pair not in others]
+        if alone:
+            found[rank] = alone[-1]
+    return found if len(found) < len(ranks) else {}
+
+
+def _kind_of_group(flights: Flights, operation: Operation) -> str:
+    key = flights.key(operation.group)
+    return f"{operation.name}/{flights.descriptions.get(key, '')}/{len(key.ranks)}/{operation.input_sizes}"
 
 
 def _last_ns(suspect: Suspect) -> int:
@@ -210,7 +240,7 @@ def _summary(suspects: Sequence[Suspect], stuck: Sequence[Stuck], found: Sequenc
         description = flights.descriptions.get(mismatch.group) or f"group {mismatch.group.name}"
         who = ranks_text(mismatch.ranks)
         return f"The code's fault, {who}: {mismatch.text} ({description}, sequence {mismatch.sequence})."
-    alike = [each for each in suspects if each.kinds == first.kinds and each.score > 0.75 * first.score]
+    alike = [each for each in suspects if each.kinds == first.kinds and each.score > 0.9 * first.score]
     return sentence(
         first.kinds[0],
         [each.rank for each in alike],

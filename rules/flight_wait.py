@@ -110,6 +110,10 @@ class Flights:
                 ended = [operation.sequence for operation in operations if operation.completed]
                 if ended:
                     found[key, rank] = max(found.get((key, rank), -1), *ended)
+                # A group's collectives end in order: what comes before the first that has not ended has.
+                going = [operation.sequence for operation in operations if not operation.completed]
+                if going and _tells_completion(self.by_rank[rank]):
+                    found[key, rank] = max(found.get((key, rank), -1), min(going) - 1)
         for rank, dump in self.by_rank.items():
             if not _tells_completion(dump):
                 for key, by_rank in self.collectives.items():

@@ -11,7 +11,8 @@ from rankscope.rules.flight_wait import Flights, Stuck
 def group_text(flights: Flights, operation: Operation) -> str:
     """A group for a person."""
     key = flights.key(operation.group)
-    return flights.descriptions.get(key) or f"group {key.name}"
+    description = flights.descriptions.get(key, "")
+    return description if description not in ("", "undefined") else f"group {key.name}"
 
 
 def operation_text(stuck: Stuck) -> str:
@@ -53,7 +54,10 @@ def sentence(kind: str, ranks: Sequence[int], waiting: frozenset[int], operation
             gone = "process is" if one else "processes are"
             return f"{who} left no dump: {count}; {its} {gone} gone or stuck."
         case "cycle":
-            said = "wait for each other: they call collectives of two groups in different order"
+            alone = (
+                f"waits for peers that wait for {them}: it calls collectives of two groups in another order than they"
+            )
+            said = alone if one else "wait for each other: they call collectives of two groups in different order"
         case "not-started":
             said = f"did not start {operation} on {its} device{'' if one else 's'}, which {its} peers did"
         case _:

@@ -107,6 +107,18 @@ class TestSuspects:
         assert documents[5]["entries"] == []
         assert compared(documents).suspects[0].rank == 5
 
+    @pytest.mark.parametrize("kind", ["host", "view"])
+    def test_groups_named_by_hashes(self, kind: str) -> None:
+        """Names that are no numbers leave pg_status untied where no entry names the group: entries are enough."""
+        documents = dumps(parallel_job(4, 4), Fault(kind, (5,), 17), only_active=True)
+        for document in documents.values():
+            document["pg_config"] = {
+                f"g{key}": each | {"name": f"g{key}"} for key, each in document["pg_config"].items()
+            }
+            for entry in document["entries"]:
+                entry["process_group"] = (f"g{entry['process_group'][0]}", entry["process_group"][1])
+        assert compared(documents).suspects[0].rank == 5
+
     def test_shuffled_pg_ids(self) -> None:
         """Groups are joined by name and members: what number a rank gives them does not matter."""
         documents = dumps(parallel_job(4, 2), Fault("host", (3,), 9))
@@ -175,6 +187,16 @@ class TestMismatch:
         found = compared(dumps(Job(groups, programs), Fault()))
         assert {suspect.rank for suspect in found.suspects} == {0, 1}
         assert "cycle" in found.suspects[0].kinds
+
+    def test_order_that_only_one_rank_has(self) -> None:
+        """Of ranks that wait for each other the one whose order of groups nobody else has comes first."""
+        job = parallel_job(4, 2)
+        place = next(place for place, step in enumerate(job.programs[5]) if step.group == "0")
+        program = list(job.programs[5])
+        program[place], program[place - 1] = program[place - 1], program[place]
+        found = compared(dumps(replace(job, programs=job.programs | {5: program}), Fault()))
+        assert found.suspects[0].rank == 5
+        assert "no other rank calls" in found.suspects[0].reasons[0]
 
     def test_shapes_of_one_size(self) -> None:
         """Another shape with as many elements is no mismatch; nor are uneven all-to-alls that add up."""
