@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ _SETTINGS = (
     "gpu.pcie_link_generation_max",
     "gpu.pcie_link_width_max",
 )
+#: Phases in the last column of the text; --json has them all.
+_PHASES = 3
 #: Share of steps in which a field must be the same to be a setting of the run.
 _CONSTANT = 0.8
 #: What facts of a rank, and of a host, are about.
@@ -57,6 +59,8 @@ _GPU_TOPICS = {
     "name": "topology",
     "multiprocessors": "topology",
     "nvlink_version": "topology",
+}
+_GPU_RELATIONS = {
     "nvlink_remote": "topology",
     "topology": "topology",
     "p2p": "topology",
@@ -113,7 +117,8 @@ def compare_runs(good: Path, bad: Path) -> Comparison:
             raise RecordingError("no rank recorded a step, so there is nothing to compare", where=str(path))
     phases = compare_phases(*windows)
     topics: dict[str, str] = {}
-    facts = [_facts(window, of, topics) for window, of in zip(windows, prints, strict=True)]
+    both = windows[0].ranks.keys() & windows[1].ranks.keys()
+    facts = [_facts(window, of, topics, both) for window, of in zip(windows, prints, strict=True)]
     changed = [change.phase for change in phases if change.changed]
     notes = [
         f"{path} has no fingerprint (recorded by an earlier release): only placement and device settings are compared"
@@ -145,8 +150,10 @@ def _told(path: Path, window: Window) -> dict[str, Any]:
     }
 
 
-def _facts(window: Window, of: Fingerprints, topics: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Fact -> rank or host -> value; what each is about goes into `topics`."""
+def _facts(
+    window: Window, of: Fingerprints, topics: dict[str, str], both: Collection[int]
+) -> dict[str, dict[str, str]]:
+    """Fact -> rank or host -> value; what each is about goes into `topics`, `both` are the ranks of both runs."""
     facts: dict[str, dict[str, str]] = defaultdict(dict)
 
     def say(topic: str, name: str, place: str, value: Any) -> None:
@@ -165,6 +172,9 @@ def _facts(window: Window, of: Fingerprints, topics: dict[str, str]) -> dict[str
         for name, value in _mapping(known, "environment").items():
             topic = _NAMED.get(name) or ("nccl" if "NCCL" in name else "environment")
             say(topic, name, place, value)
+        if rank not in both:
+            # Its place is no other place than before: there was no such rank.
+            continue
         for name, value in _mapping(known, "placed").items():
             # Each rank has its own: a fact a rank, which differs where that rank moved.
             say(_PLACES[name], f"rank {rank} {name}", place, value)
@@ -179,10 +189,12 @@ def _facts(window: Window, of: Fingerprints, topics: dict[str, str]) -> dict[str
             else:
                 say(_HOST_TOPICS.get(name, "host"), name, f"host {host}", value)
     for host, gpu in described_gpus(window):
-        for name, value in gpu.items():
-            # What a GPU stands in relation to differs from one to the next, and is compared by their place.
-            if name in _GPU_TOPICS:
-                say(_GPU_TOPICS[name], f"GPU {gpu.get('index')} {name}", f"host {host}", value)
+        index = gpu.get("index")
+        for name, topic in _GPU_TOPICS.items():
+            say(topic, f"GPU {name}", f"GPU {index} of {host}", gpu.get(name))
+        for name, topic in _GPU_RELATIONS.items():
+            # How a GPU stands to others differs from one to the next: compared place by place.
+            say(topic, f"GPU {index} {name}", f"host {host}", gpu.get(name))
     say("topology", "ranks", "job", window.world_size)
     say("topology", "hosts", "job", len({rank.identity.host for rank in window.ranks.values()}))
     for number, rank_window in window.ranks.items():
@@ -239,7 +251,7 @@ def comparison_text(found: Comparison) -> str:
                 drift.name,
                 _shortened(drift.good),
                 _shortened(drift.bad) + (f" ({_places(drift.where)})" if drift.where else ""),
-                ", ".join(drift.may_explain),
+                ", ".join(drift.may_explain[:_PHASES]) + (", ..." if len(drift.may_explain) > _PHASES else ""),
             )
             for drift in found.drift
         ]

@@ -101,8 +101,8 @@ def test_a_gpus_own_facts_are_compared_by_its_place(tmp_path: Path) -> None:
         paths.append(path)
     found = json.loads(call(*paths, "--json").stdout)
     VALIDATOR.validate(found)
-    assert [(row["topic"], row["name"], row["good"], row["bad"]) for row in found["drift"]] == [
-        ("firmware", "GPU 1 vbios", "96.00.74", "96.00.89")
+    assert [(row["topic"], row["name"], row["good"], row["bad"], row["where"]) for row in found["drift"]] == [
+        ("firmware", "GPU vbios", "96.00.74", "96.00.89", ["GPU 1 of a"])
     ]
 
 
