@@ -7,14 +7,12 @@ Vital groups are never stretched.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankscope.agent.config import BudgetSettings
-from rankscope.agent.cost import OwnCost
+from rankscope.agent.cost import OwnCost, give_back_memory
 from rankscope.agent.lane import Watched
 from rankscope.agent.scheduler import GROUP_SHARE, LONGEST_PERIOD_NS, TURNS
 from rankscope.clock import Clock
@@ -250,15 +248,6 @@ class Governor:
         text = f"the agent and its children hold {size:.0f} MB of memory, they may hold {limit / 1e6:.0f} MB"
         severity = Severity.WARNING if over else Severity.INFO
         return [Event("governor", now, text, severity, attributes={"probe": "memory", "pss_bytes": self.pss_bytes})]
-
-
-def give_back_memory() -> None:
-    """Free what is only kept for later: Python's cycles, then the allocator's free pages (glibc's malloc_trim)."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return
 
 
 def _next_step(stretch: float) -> float:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rankscope.agent.config import RuleSettings
+from rankscope.agent.cost import give_back_memory
 from rankscope.clock import Clock
 from rankscope.finding import Advice, Finding
 
@@ -83,12 +84,16 @@ class LiveRules:
         findings: tuple[Finding, ...] = ()
         trouble = ""
         try:
-            from rankscope.agent.load import load_window
-            from rankscope.rules import diagnose
-
-            window = load_window([self._recording], since_ns=since_ns, max_steps=_MAX_STEPS)
-            if window.ranks:
-                findings = diagnose(window)
+            findings = self._judge(since_ns)
         except Exception as error:
             trouble = f"{type(error).__name__}: {error}"
+        # A window is tens of megabytes for a moment, which the allocator would keep.
+        give_back_memory()
         self._results.put((findings, time.thread_time_ns() - began, trouble))
+
+    def _judge(self, since_ns: int) -> tuple[Finding, ...]:
+        from rankscope.agent.load import load_window
+        from rankscope.rules import diagnose
+
+        window = load_window([self._recording], since_ns=since_ns, max_steps=_MAX_STEPS)
+        return diagnose(window) if window.ranks else ()

@@ -30,6 +30,8 @@ BREAKER_XIDS = frozenset({119, 120})
 #: How long NVML is left alone after one of them, ns: longer than one firmware timeout of 45 s.
 BREAKER_NS = 60 * SECOND
 
+#: The group that is only listened to.
+_EVENTS = "events"
 _HELPER = "rankscope.probes.nvml_child"
 #: Groups read as soon as there is a helper, and again when a GPU's counters began anew, however long their period.
 _FIRST = ("health", "description", "links", "processes", "rare")
@@ -42,6 +44,7 @@ class NvmlProbe:
 
     name = "nvml"
     groups: Sequence[Group] = (
+        Group(_EVENTS, SECOND, SECOND // 5, "Xids wait in the helper's pipe: one call to look", Priority.VITAL),
         Group(
             "fast", SECOND, SECOND // 5, "the driver refreshes clocks, power and reasons every 100 ms", Priority.HIGH
         ),
@@ -207,6 +210,8 @@ class NvmlProbe:
     # Asking and taking
 
     def _ask(self, helper: HelperProcess, group: str, now_ns: int, devices: frozenset[str] | None) -> None:
+        if group == _EVENTS:
+            return
         free = [
             index
             for index, gpu in self._by_index.items()
