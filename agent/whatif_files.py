@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rankscope.agent.otlp_spans import is_otlp_json, is_otlp_protobuf, spans_of_json, spans_of_protobuf
 from rankscope.errors import RankscopeError
-from rankscope.rules.whatif_operations import OPTIONAL, REQUIRED, OperationsError, check_columns
+from rankscope.rules.whatif_operations import CHUNKS, OPTIONAL, REQUIRED, OperationsError, check_columns
 from rankscope.rules.whatif_spans import Span
 
 Columns = dict[str, NDArray[Any]]
@@ -121,9 +121,9 @@ def _table(documents: Sequence[Any]) -> Columns:
             columns[name] = np.array([], dtype=object)
             continue
         values = [document.get(name) for document in documents]
-        if None in values:
+        if None in values and name not in CHUNKS:
             raise OperationsError(f"has no value in object {values.index(None) + 1}", where=f"column {name}")
-        columns[name] = np.array(values)
+        columns[name] = np.array(values, dtype=np.float64 if None in values else None)
     return columns
 
 

@@ -18,6 +18,8 @@ REQUIRED = ("dp_rank", "stage", "step", "optype", "start_ts", "duration")
 #: Columns that are made up from the order of operations where a file has none: number within its type, model chunk
 #: within the stage and within the model, global rank.
 OPTIONAL = ("seq_id", "mc", "gmc", "rank")
+#: Of these a row may have none: only computation belongs to a chunk.
+CHUNKS = ("mc", "gmc")
 #: A step is judged where every worker has every operation; a rank is left out where it is whole in fewer than this
 #: share of the steps.
 _PRESENT_SHARE = 0.5
@@ -125,6 +127,17 @@ def _integers(values: NDArray[np.generic], name: str) -> IntArray:
     return floats.astype(np.int64)
 
 
+def _or_none(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Numbers of which some may be absent (a null, an empty cell): those are -1."""
+    if values.dtype.kind in "US":
+        values = np.where(np.char.strip(values.astype(str)) == "", "nan", values)
+    try:
+        floats = values.astype(np.float64)
+    except (TypeError, ValueError):
+        return values  # whoever reads them says what is wrong
+    return np.where(np.isnan(floats), -1.0, floats)
+
+
 def _seconds(values: NDArray[np.generic], name: str) -> FloatArray:
     try:
         floats = values.astype(np.float64)
@@ -168,9 +181,9 @@ def _numbered(keys: list[IntArray], start: FloatArray) -> IntArray:
 
 def _chunks(named: Mapping[str, NDArray[np.generic]], stage: IntArray) -> IntArray:
     """Chunk of the whole model: as the file says, else from the chunk within the stage; -1 where neither is said."""
-    whole = _integers(named["gmc"], "gmc") if "gmc" in named else np.full(len(stage), -1)
+    whole = _integers(_or_none(named["gmc"]), "gmc") if "gmc" in named else np.full(len(stage), -1)
     if "mc" in named:
-        within = _integers(named["mc"], "mc")
+        within = _integers(_or_none(named["mc"]), "mc")
         return np.where((whole < 0) & (within >= 0), within * (int(stage.max()) + 1) + stage, whole)
     return whole if "gmc" in named else stage
 

@@ -86,6 +86,24 @@ def test_every_format_gives_the_same_answer(rows: list[Row], tmp_path: Path) -> 
         assert each["slowdown"] == pytest.approx(found[0]["slowdown"], rel=1e-5)
 
 
+def test_a_row_may_belong_to_no_chunk(rows: list[Row], tmp_path: Path) -> None:
+    """Nulls and empty cells where an operation has no chunk, as some recorders write, count as -1 does in others."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    bare = [
+        row | {"mc": row["mc"] if row["mc"] >= 0 else None, "gmc": row["gmc"] if row["gmc"] >= 0 else None}
+        for row in rows
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(bare), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text(as_csv(bare))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in bare))
+    (tmp_path / "whole.csv").write_text(as_csv(rows))
+    whole = document(tmp_path / "whole.csv")
+    for name in ("a.parquet", "a.csv", "a.jsonl"):
+        assert document(tmp_path / name)["slowdown"] == pytest.approx(whole["slowdown"], rel=1e-6)
+
+
 def test_parquet_without_pyarrow_says_what_to_install(
     rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
