@@ -234,6 +234,9 @@ class _Columns:
                 self._device_step(event)
             else:
                 rows[place].append(event)
+                if place == "operators" and event.args is not None and event.args.correlation is not None:
+                    # An accelerator whose launches are operators.
+                    rows["calls"].append(event)
         self.seen += seen
         if device:
             self._device.extend(self._device_rows(device))

@@ -128,6 +128,33 @@ def test_what_profilers_get_wrong_is_mended_or_left_out_and_counted(tmp_path: Pa
     assert read.notes == ["5 events could not be understood and were left out"]
 
 
+def test_other_accelerators_and_old_profilers_are_read(tmp_path: Path) -> None:
+    """ROCm, an accelerator that launches by operators, one of another name, and the categories of 2021."""
+    launches = [
+        ("hip_runtime", "hipLaunchKernel"),
+        ("cpu_op", "runFunction"),
+        ("some_runtime", "go"),
+        ("Runtime", "cudaX"),
+    ]
+    devices = [
+        ("kernel", "Cijk_MI16x16"),
+        ("mtia_ccp_events", "dma"),
+        ("kernel", "k"),
+        ("Memcpy", "Memcpy HtoD (Pageable -> Device)"),
+    ]
+    events = []
+    for number, ((launch, call), (device, name)) in enumerate(zip(launches, devices, strict=True), 1):
+        link = {"correlation": number}
+        at = {"ts": 10 * number, "dur": 1, "pid": 1, "tid": 1}
+        events.append({"ph": "X", "cat": launch, "name": call, **at, "args": link})
+        events.append(
+            {"ph": "X", "cat": device, "name": name, **at, "ts": 10 * number + 3, "args": {**link, "stream": 2}}
+        )
+    trace = read_trace(write(tmp_path / "t.json", {"traceEvents": events})).trace
+    assert [trace.names[trace.calls.name[row]] for row in trace.launch] == [name for _, name in launches]
+    assert trace.device.kind.tolist() == [0, 0, 0, 1]
+
+
 def test_a_file_cut_off_is_read_as_far_as_it_goes(played: list[dict[str, Any]], tmp_path: Path) -> None:
     """A rank killed while it wrote leaves most of its trace, plain or packed."""
     text = json.dumps(played[0]).encode()
