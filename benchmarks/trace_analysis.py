@@ -1,6 +1,6 @@
 """`rankscope trace` against Holistic Trace Analysis: the same figures, wall time and peak memory, run by run in turn.
 
-    .venv/bin/python benchmarks/trace_analysis.py FOLDER --synthetic-mb 50 300 --write docs/trace.md
+    .venv/bin/python benchmarks/trace_analysis.py FOLDER --synthetic-mb 50 200 --write docs/trace.md
 
 HolisticTraceAnalysis is installed from PyPI into a virtual environment of its own under --cache. Both are run as
 processes on one trace file at a time, in random order, and measured from outside: wall time, and the peak resident size
