@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,8 +18,15 @@ GENERATED = {
     "docs/configuration.md": "rankscope.agent.config_docs:configuration_markdown",
     "docs/privileges.md": "rankscope.agent.privileges_docs:privileges_markdown",
     "docs/rates.md": "rankscope.agent.rates_docs:rates_markdown",
-    "dashboards/grafana/job.json": "dashboards.job:dashboard_json",
+    "dashboards/grafana/agent.json": "dashboards.agent:AGENT.json",
+    "dashboards/grafana/fleet.json": "dashboards.fleet:FLEET.json",
+    "dashboards/grafana/hardware.json": "dashboards.hardware:HARDWARE.json",
+    "dashboards/grafana/job.json": "dashboards.job:JOB_DASHBOARD.json",
+    "dashboards/grafana/rank.json": "dashboards.rank:RANK.json",
+    "dashboards/rules/alertmanager.json": "dashboards.alertmanager:configuration_json",
     "dashboards/rules/rankscope.rules.json": "dashboards.alerts:rules_json",
+    "dashboards/rules/recording.prometheus.json": "dashboards.recording:prometheus_json",
+    "dashboards/rules/recording.victoriametrics.json": "dashboards.recording:victoriametrics_json",
 }
 
 
@@ -27,7 +35,7 @@ def text_of(generator: str) -> str:
     module, _, function = generator.partition(":")
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))  # dashboards/ is not part of the package
-    text: str = getattr(import_module(module), function)()
+    text: str = attrgetter(function)(import_module(module))()
     return text
 
 
