@@ -18,7 +18,7 @@ from rankscope.errors import TraceError
 from rankscope.rules.trace.analysis import analyse
 from rankscope.rules.trace.compare import compare, verdict
 from rankscope.rules.trace.events import NS_PER_US
-from rankscope.rules.trace.exchange import exchange_of
+from rankscope.rules.trace.exchange import RankExchange, exchange_of
 
 _SUFFIXES = (".json", ".json.gz")
 #: A longer number in a file's name is a process or a time.
@@ -51,16 +51,24 @@ def trace_document(
     paths = trace_files(files)
     named = numbers_in_names(paths)
     for path in paths:
-        read = read_trace(path)
-        if not read.rank_from and path in named:
-            read = replace(read, trace=replace(read.trace, rank=named[path]), rank_from="file name")
-        analysis = analyse(read.trace, threshold_ns=threshold_ns, all_steps=all_steps)
-        ranks.append(rank_document(read, analysis, top))
-        exchanges.append(exchange_of(analysis))
+        rank, exchange = _one(path, named.get(path), all_steps, threshold_ns, top)
+        ranks.append(rank)
+        exchanges.append(exchange)
     ranks.sort(key=lambda rank: (rank["rank"], rank["file"]))
     compared = compare(exchanges)
     summary = verdict(compared) or (ranks[0]["summary"] if len(ranks) == 1 else "")
     return {"schema": SCHEMA, "summary": summary, "comparison": comparison_document(compared, top), "ranks": ranks}
+
+
+def _one(
+    path: Path, named: int | None, all_steps: bool, threshold_ns: int, top: int
+) -> tuple[dict[str, Any], RankExchange]:
+    """What is kept of one trace; the rest goes when this returns."""
+    read = read_trace(path)
+    if not read.rank_from and named is not None:
+        read = replace(read, trace=replace(read.trace, rank=named), rank_from="file name")
+    analysis = analyse(read.trace, threshold_ns=threshold_ns, all_steps=all_steps)
+    return rank_document(read, analysis, top), exchange_of(analysis)
 
 
 def numbers_in_names(paths: Sequence[Path]) -> dict[Path, int]:
