@@ -182,7 +182,8 @@ def test_a_lost_gpu_is_told_once_and_the_others_go_on(node: NodeState, watch: Wa
     event = next(event for event in watched.events if event.kind == "gpu-lost")
     assert event.device == node.gpus[1].uuid
     assert event.attributes["source"] == "nvml"
-    assert {r.device for r in watched.readings[before:]} == {node.gpus[0].uuid, node.gpus[2].uuid}
+    read = {part_of(r.device).uuid for r in watched.readings[before:]}
+    assert read == {node.gpus[0].uuid, node.gpus[2].uuid}
 
 
 def test_a_gpu_that_a_fresh_helper_no_longer_finds_is_lost(node: NodeState, watch: WatchNode) -> None:
@@ -277,15 +278,17 @@ def test_ten_hangs_leave_nothing_behind(node: NodeState, watch: WatchNode) -> No
     watched = watch(node, deadline_ns=SECOND // 50)
     helper = psutil.Process(watched.probe.helper_pid)
     own = psutil.Process()
-    # The thread that looks at relations between GPUs has ended.
     watched.read_until(lambda: all("p2p" in watched.probe.facts(gpu.uuid) for gpu in node.gpus))
+    # The main thread, the one that waits for events, one a GPU: the one that looked at relations has ended.
+    watched.read_until(lambda: helper.num_threads() == 5)
     before = (helper.num_threads(), helper.num_fds(), own.num_threads(), own.num_fds(), own.children())
     for turn in range(1, 11):
         node.hang_until_monotonic_ns = FOR_EVER
         watched.read_until(partial(told, watched, "probe-stalled", 3 * turn))
         node.hang_until_monotonic_ns = 0
         watched.read_until(partial(told, watched, "probe-recovered", 3 * turn))
-    assert watched.kinds().count("probe-stalled") == watched.kinds().count("probe-recovered") == 30
+    # On a busy machine a GPU may pass so short a deadline by itself, too.
+    watched.read_until(lambda: watched.kinds().count("probe-stalled") == watched.kinds().count("probe-recovered"))
     after = (helper.num_threads(), helper.num_fds(), own.num_threads(), own.num_fds(), own.children())
     assert after == before
 
