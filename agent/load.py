@@ -330,10 +330,13 @@ def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]], shift: int = 0
 
 
 def _join(parts: Sequence[_Part]) -> Window:
+    _number_launches(parts)
     first = parts[0]
     several = len({part.host for part in parts}) > 1
     chosen: dict[int, RankWindow] = {}
-    rounds = sorted({key[:2] for part in parts for key in part.ranks})
+    begun = {key[:2]: time_ns for part in parts for key, time_ns in part.attached_ns.items()}
+    # In the order of time: a job that is queued again counts its attempts from 0 again.
+    rounds = sorted(begun, key=lambda turn: (begun[turn], turn))
     stepped = [
         turn
         for turn in rounds
@@ -346,7 +349,9 @@ def _join(parts: Sequence[_Part]) -> Window:
     series = {key: values for part in parts for key, values in part.series.items()}
     ordered = dict(sorted(chosen.items()))
     times = _times(ordered.values(), series.values(), events)
-    statuses = [part.job_status for part in parts if part.job_status is not None]
+    # Of a job that was queued again in a recording of its own, the last launch's status is the job's.
+    ended = [part for part in parts if rounds and any(key[:2] == rounds[-1] for key in part.ranks)]
+    statuses = [part.job_status for part in (ended or parts) if part.job_status is not None]
     return Window(
         job=first.job,
         ranks=ordered,
@@ -370,12 +375,41 @@ def _attempt(turn: tuple[int, int], parts: Sequence[_Part], events: Sequence[Eve
     most = max(len(rank.steps) for rank in ranks)
     # Often one rank alone writes checkpoints: of those that went all the way, the one that spent most on them.
     longest = max(ranks, key=lambda rank: (len(rank.steps) >= 0.9 * most, sum(rank.steps.columns["checkpoint_ns"])))
-    pids = frozenset(rank.identity.pid for rank in ranks)
+    processes = frozenset((rank.identity.host, rank.identity.pid) for rank in ranks)
     ends = [int(rank.steps.columns["end_ns"][-1]) for rank in ranks if len(rank.steps)]
-    ends += [event.time_ns for event in events if event.kind in _LAST_WORDS and event.attributes.get("pid") in pids]
+    ends += [
+        event.time_ns
+        for event in events
+        if event.kind in _LAST_WORDS and (event.host, event.attributes.get("pid")) in processes
+    ]
     names = ("step", "start_ns", "end_ns", "checkpoint_ns", "evaluation_ns")
     steps = Columns({name: longest.steps.columns[name] for name in names})
-    return Attempt(*turn, min(attached), max([*ends, min(attached)]), len(ranks), pids, steps)
+    return Attempt(*turn, min(attached), max([*ends, min(attached)]), len(ranks), processes, steps)
+
+
+def _number_launches(parts: Sequence[_Part]) -> None:
+    """Tell launches of one attempt number apart over all files: a rank that comes again belongs to the next launch.
+
+    A scheduler that queues a job again starts `run` again, and each run is a recording of its own.
+    """
+    launches: dict[int, list[set[int]]] = {}
+    whole: list[tuple[int, int, _Part, tuple[int, int]]] = []
+    for place, part in enumerate(parts):
+        for turn in {key[:2] for key in part.ranks}:
+            begin = min(time_ns for key, time_ns in part.attached_ns.items() if key[:2] == turn)
+            whole.append((begin, place, part, turn))
+    numbers: dict[tuple[int, int, int], int] = {}
+    for _, place, part, (attempt, generation) in sorted(whole, key=lambda each: (each[0], each[1], each[3])):
+        ranks = {key[2] for key in part.ranks if key[:2] == (attempt, generation)}
+        of_attempt = launches.setdefault(attempt, [])
+        if not of_attempt or of_attempt[-1] & ranks:
+            of_attempt.append(set())
+        of_attempt[-1] |= ranks
+        numbers[place, attempt, generation] = len(of_attempt) - 1
+    for place, part in enumerate(parts):
+        for name in ("ranks", "attached_ns"):
+            old = getattr(part, name)
+            setattr(part, name, {(key[0], numbers[place, key[0], key[1]], key[2]): value for key, value in old.items()})
 
 
 def _times(ranks: Iterable[RankWindow], series: Iterable[Series], events: Sequence[Event]) -> list[int]:

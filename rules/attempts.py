@@ -24,12 +24,12 @@ def by_attempt(window: Window) -> list[tuple[Attempt | None, Window]]:
         begin = attempt.begin_ns if place else window.begin_ns
         end = window.end_ns + 1 if last else attempts[place + 1].begin_ns
         # The end of a rank is noticed a little late; it is known by its process whenever it comes.
-        others = {pid for other in attempts if other is not attempt for pid in other.pids}
+        others = {process for other in attempts if other is not attempt for process in other.processes}
         events = [
             event
             for event in window.events
-            if (pid := event.attributes.get("pid")) in attempt.pids
-            or (begin <= event.time_ns < end and pid not in others)
+            if (process := (event.host, event.attributes.get("pid"))) in attempt.processes
+            or (begin <= event.time_ns < end and process not in others)
         ]
         status = window.job_status if last else 1
         found.append((attempt, replace(window, events=events, job_status=status)))

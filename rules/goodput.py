@@ -133,8 +133,7 @@ def _failure(window: Window, attempt: Attempt, following: Attempt | None) -> tup
 def _failures(window: Window, attempt: Attempt) -> Sequence[Failure]:
     failures = []
     for event in window.events:
-        pid = event.attributes.get("pid")
-        if event.rank is None or pid not in attempt.pids:
+        if event.rank is None or (event.host, event.attributes.get("pid")) not in attempt.processes:
             continue
         if event.kind == "rank-exception":
             failures.append(Failure(event.rank, event.time_ns, event.text, host=event.host))

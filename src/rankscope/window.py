@@ -74,7 +74,8 @@ class Attempt:
     begin_ns: int
     end_ns: int
     ranks: int
-    pids: frozenset[int]
+    #: (host, pid) of each.
+    processes: frozenset[tuple[str, int]]
     #: step, start_ns, end_ns, checkpoint_ns and evaluation_ns of one rank that went all the way: of those, the one that
     #: spent most on checkpoints.
     steps: Columns

@@ -22,7 +22,7 @@ python, rank, plans = sys.executable, sys.argv[1], sys.argv[2:]
 for attempt, plan in enumerate(plans):
     environ = os.environ | {"TORCHELASTIC_RESTART_COUNT": str(attempt)}
     ranks = [
-        subprocess.Popen([python, rank, f"rank={number}", "world=2", "steps=100", "step_ms=10", then], env=environ)
+        subprocess.Popen([python, rank, f"rank={number}", "world=2", "steps=70", "step_ms=10", then], env=environ)
         for number, then in enumerate(f"then={each}" for each in plan.split(","))
     ]
     status = max(process.wait() for process in ranks)
@@ -32,7 +32,7 @@ sys.exit(status)
 
 def watched(place: Path, *plans: str) -> tuple[int, dict]:
     """Run the launcher watched; (its status, the verdict)."""
-    (place / "shm").mkdir()
+    (place / "shm").mkdir(exist_ok=True)
     (place / "agent.toml").write_text('[probes]\ndisabled = ["nvml"]\n[rules]\nlive = false\n')
     environ = {key: value for key, value in os.environ.items() if not key.startswith("RANKSCOPE")}
     environ |= {
@@ -54,9 +54,9 @@ def test_attempts_are_told_apart(tmp_path: Path) -> None:
     assert status == 0
     goodput = document["goodput"]
     first, second = goodput["attempts"]
-    assert (first["attempt"], first["ranks"], first["steps"], first["root_rank"]) == (0, 2, 100, 1)
+    assert (first["attempt"], first["ranks"], first["steps"], first["root_rank"]) == (0, 2, 70, 1)
     assert "RuntimeError: boom" in first["ended"]
-    assert (second["attempt"], second["steps"], second["root_rank"]) == (1, 100, None)
+    assert (second["attempt"], second["steps"], second["root_rank"]) == (1, 70, None)
     assert goodput["requeue_seconds"] > 0
     # No checkpoint was seen, so nobody knows what the first attempt lost.
     assert goodput["rollback_seconds"] is None
@@ -67,9 +67,19 @@ def test_attempts_are_told_apart(tmp_path: Path) -> None:
     assert document["findings"][0]["where"]["rank"] == 1
 
 
-def test_last_attempt_decides(tmp_path: Path) -> None:
-    """Two attempts die of different ranks: the verdict is of the last, the attempts tell both."""
+def test_queued_again(tmp_path: Path) -> None:
+    """Two attempts die of different ranks; then a scheduler runs the whole command again: one report over all three."""
     status, document = watched(tmp_path, "exception,end", "end,exception")
     assert status == 1
     assert [each["root_rank"] for each in document["goodput"]["attempts"]] == [0, 1]
     assert document["job"]["attempt"] == 1
+    assert watched(tmp_path, "end,end")[0] == 0
+    (directory,) = {path.parent for path in (tmp_path / "state").rglob("*.db")}
+    report = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "report", "--json", str(directory)]
+    done = subprocess.run(report, capture_output=True, timeout=120, check=True)
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, SCHEMA)
+    assert [each["root_rank"] for each in document["goodput"]["attempts"]] == [0, 1, None]
+    assert document["goodput"]["requeue_seconds"] > 0
+    # The last launch ended well, whatever became of those before.
+    assert document["job"]["status"] == 0

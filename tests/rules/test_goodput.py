@@ -38,7 +38,7 @@ def attempt(
         at += took
     names = ("step", "start_ns", "end_ns", "checkpoint_ns", "evaluation_ns")
     columns = {name: array("d", [row[place] for row in rows]) for place, name in enumerate(names)}
-    return Attempt(number, 0, int(begin * S), int(until * S), 4, frozenset({100 + number}), Columns(columns))
+    return Attempt(number, 0, int(begin * S), int(until * S), 4, frozenset({("", 100 + number)}), Columns(columns))
 
 
 def window(attempts: list[Attempt], end: float, status: int | None = 0, events: tuple[Event, ...] = ()) -> Window:
@@ -125,7 +125,7 @@ def test_stopped_by_a_signal() -> None:
 def test_two_launches_by_one_command() -> None:
     """A command that launches a job twice has two attempts of one number: the first did not fail for that."""
     first, second = attempt(0, 0, 20, until=30, save_every=16), attempt(0, 40, 20, until=70, save_every=16)
-    second.generation, second.pids = 1, frozenset({200})
+    second.generation, second.processes = 1, frozenset({("", 200)})
     found = told(window([first, second], 70))
     assert found.rollback_seconds == 0
     assert [each.ended for each in found.attempts] == ["still running or ended well"] * 2
