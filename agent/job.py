@@ -188,6 +188,19 @@ class WatchedJob:
             self._commit_due_ns = now + int(self._settings.recording.commit_seconds * _SECOND_NS)
             self.commit()
 
+    @property
+    def hurrying(self) -> bool:
+        """Whether a round of the rules runs that could not wait for its turn."""
+        return self._live.hurried
+
+    def look(self) -> None:
+        """Take what such a round found, once it has, and write it."""
+        now = self._clock.monotonic_ns()
+        self._take_findings(now)
+        if now >= self._commit_due_ns:
+            self._commit_due_ns = now + int(self._settings.recording.commit_seconds * _SECOND_NS)
+            self.commit()
+
     def _take_findings(self, now: int) -> None:
         findings = self._live.poll()
         self._standing.hold(self._live.holding)

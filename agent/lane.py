@@ -79,6 +79,8 @@ class Lane:
     clock: Clock
     #: Look at each result before it is believed.
     checking: bool = False
+    #: Called in the lane's thread when what came back holds events, so that nobody has to look to hear of them.
+    news: Callable[[], None] = lambda: None
     #: The read that runs and since when.
     running: tuple[Read, int] | None = None
     _reads: queue.SimpleQueue[Read | None] = field(default_factory=queue.SimpleQueue)
@@ -114,7 +116,7 @@ class Lane:
     def replace(self) -> Lane:
         """A new lane that takes over everything but what would wait for the read that hangs."""
         self._abandoned = True
-        fresh = Lane(self.answers, self.clock, self.checking)
+        fresh = Lane(self.answers, self.clock, self.checking, self.news)
         fresh._series = self._series
         stuck = self.running[0].watched.probe if self.running is not None else None
         waiting = [self._held]
@@ -159,6 +161,8 @@ class Lane:
                 cost = own + result.helper_cpu_ns
                 self.answers.put(Answer(one.watched, result, took, cost, len(one.devices or ()), raised))
                 self._done += 1
+            if any(result.events for result in results):
+                self.news()
             if self._held is None and self._ended:
                 return
 

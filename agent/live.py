@@ -35,6 +35,8 @@ class LiveRules:
         #: When the last round was asked for that could not wait, and whether one is to follow the round that runs.
         self._hurried_ns: int | None = None
         self._again = False
+        #: Whether such a round runs, or is about to.
+        self.hurried = False
         #: What the last round found, the most important first.
         self.holding: tuple[Finding, ...] = ()
         #: Share of a core that rounds may take; what they took, for whoever counts it, ns.
@@ -53,6 +55,7 @@ class LiveRules:
             self._thread = None
             self.holding = findings
             self._due_ns = now + max(int(self._settings.period_seconds * 1e9), int(cost_ns / self.share))
+            self.hurried = self._again
             if self._again:
                 self._again, self._due_ns = False, now
             for finding in findings:
@@ -78,6 +81,7 @@ class LiveRules:
             self._due_ns = min(self._due_ns, at)
         if at == now:
             self._hurried_ns = now
+            self.hurried = self._settings.live
 
     def _round(self, since_ns: int) -> None:
         began = time.thread_time_ns()

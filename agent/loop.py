@@ -6,6 +6,7 @@ import os
 import select
 from collections.abc import Callable, Sequence
 
+from rankscope.agent.bell import Bell
 from rankscope.agent.config import Settings
 from rankscope.agent.governor import Governor
 from rankscope.agent.job import WatchedJob
@@ -20,6 +21,8 @@ from rankscope.reading import Event
 _SECOND_NS = 1_000_000_000
 _GOVERN_NS = 5 * _SECOND_NS
 _THIN_NS = 30 * _SECOND_NS
+#: Time between two looks for a finding that is waited for.
+_HURRIED_NS = 20_000_000
 #: One reason for a burst of one device is heard this often at most, so that a job that stays slow is not watched dearly
 #: for ever.
 _TRIGGER_PAUSE_NS = 300 * _SECOND_NS
@@ -50,6 +53,8 @@ class Agent:
         self._sources = sources
         self._pass_time = wait
         self._poll_ns = int(settings.rings.poll_seconds * _SECOND_NS)
+        #: Rung where a probe has heard of something, so that it is not found at the next round only.
+        self._bell = Bell()
         self._scheduler = Scheduler(
             sources.probes,
             clock=clock,
@@ -59,6 +64,7 @@ class Agent:
             isolated=sources.isolated,
             budget_ratio=settings.budget.cpu_ratio,
             burst_budget_ratio=settings.budget.ratio(bursting=True),
+            news=self._bell.ring,
         )
         self._governor = Governor(settings.budget, clock=clock)
         self._govern_due_ns = self._thin_due_ns = clock.monotonic_ns() + _GOVERN_NS
@@ -69,6 +75,7 @@ class Agent:
         self._epoll = select.epoll()
         self._watched: dict[int, tuple[WatchedJob, Rank]] = {}
         self._wakers: dict[int, Callable[[], None]] = {}
+        self.wake_on(self._bell.descriptor, self._bell.heard)
         self._stopping = ""
 
     def stop(self, reason: str) -> None:
@@ -88,9 +95,14 @@ class Agent:
         while not self._stopping:
             now = self._clock.monotonic_ns()
             wait = min(next_poll, self._scheduler.next_due_ns()) - now
+            if any(job.hurrying for job in self.jobs):
+                wait = min(wait, _HURRIED_NS)
             self._wait(max(0, wait))
             now = self._clock.monotonic_ns()
             self._take(self._scheduler.tick())
+            for job in self.jobs:
+                if job.hurrying:
+                    job.look()
             if now >= next_poll:
                 next_poll = max(next_poll + self._poll_ns, now)
                 for job in self.jobs:
@@ -194,6 +206,7 @@ class Agent:
         for job in self.jobs:
             job.close(self._stopping or "done")
         self._epoll.close()
+        self._bell.close()
 
 
 def waker() -> tuple[int, int]:

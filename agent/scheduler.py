@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -80,10 +80,11 @@ class Scheduler:
         isolated: Collection[str] = (),
         budget_ratio: float = 1.0,
         burst_budget_ratio: float = 1.0,
+        news: Callable[[], None] = lambda: None,
     ) -> None:
         """`host` sets the phases. Probes named in `isolated` get a thread of their own each, and are not believed
         unchecked. After a read a group that is not vital rests until the budget, as a share of a core, has made up
-        for what the read cost.
+        for what the read cost. `news` is called in a probe's thread when events have come.
         """
         now = clock.monotonic_ns()
         self.watched = [Watched(probe, group) for probe in probes for group in probe.groups]
@@ -98,6 +99,7 @@ class Scheduler:
         self._bursts: dict[tuple[str, str], int] = {}
         self._known: dict[tuple[str, str, str], set[tuple[Outcome, str]]] = {}
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._news = news
         self._isolated = frozenset(isolated)
         #: By the name of an isolated probe; "" for all others.
         self._lanes: dict[str, Lane] = {}
@@ -167,7 +169,7 @@ class Scheduler:
         if devices is None or devices:
             name = watched.probe.name if watched.probe.name in self._isolated else ""
             if name not in self._lanes:
-                self._lanes[name] = Lane(self._answers, self._clock, checking=bool(name))
+                self._lanes[name] = Lane(self._answers, self._clock, bool(name), self._news)
             self._lanes[name].put(Read(watched, devices))
 
     def _bursting(self, probe: str, now: int) -> Iterator[str]:

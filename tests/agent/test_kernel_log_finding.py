@@ -39,10 +39,11 @@ def test_an_xid_is_a_finding_at_once(
         wait_until(lambda: rows(recording, "SELECT 1 FROM steps LIMIT 1"))
         log.write(f"NVRM: GPU at PCI:0000:1b:00: {UUID}")
         log.xid("0000:1b:00", 79, "GPU has fallen off the bus.")
-        wait_until(lambda: rows(recording, "SELECT 1 FROM findings"), what="the finding")
-        ((body,),) = rows(recording, "SELECT body FROM findings")
-        finding = json.loads(body)
-        assert (finding["class_slug"], finding["where"]["gpu_uuid"]) == ("gpu-off-bus", UUID)
+        # On a busy machine there may be others: a fake rank is slowed down by its neighbours too.
+        query = "SELECT body FROM findings WHERE class = 'gpu-off-bus'"
+        wait_until(lambda: rows(recording, query), what="the finding")
+        ((body,),) = rows(recording, query)
+        assert json.loads(body)["where"]["gpu_uuid"] == UUID
     finally:
         agent.kill()
         agent.communicate()
