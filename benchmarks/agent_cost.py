@@ -82,6 +82,8 @@ class Ranks:
         """End the processes."""
         for pid in self.pids:
             os.kill(pid, 9)
+        for ring in self._rings:
+            ring.close()
 
 
 @dataclass

@@ -127,6 +127,7 @@ class ProcessProbe:
         """Watch these processes from now on: rank -> process id. One that stays is watched on without a gap."""
         for rank in [r for r, watched in self._ranks.items() if pids.get(r) != watched.own.pid]:
             self._ranks.pop(rank).close()
+            self._tree.look_anew()
         for rank, pid in pids.items():
             if rank not in self._ranks:
                 self._ranks[rank] = _Rank(rank, pid, self._proc, self._node_of)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from rankscope.errors import ProbeError
+from rankscope.probes.held_file import HeldFile
 from rankscope.probes.process_files import parse_children, parse_stat
 
 _ChildrenOf = Callable[[int], list[int] | None]
@@ -26,19 +28,32 @@ class ProcessTree:
         self._looked_ns: dict[int, int] = {}
         self._scanned_ns: int | None = None
         self._children: dict[int, list[int]] = {}
+        #: The list of a rank's main thread, held open: None where the kernel keeps none.
+        self._main: dict[int, HeldFile | None] = {}
 
     def descendants(self, pid: int, now_ns: int) -> list[int]:
         """Descendants seen now: all of them when a full look is due, else the main thread's children, perhaps none."""
-        if not (self._proc / f"{pid}/task/{pid}/children").exists():
+        if pid not in self._main:
+            path = self._proc / f"{pid}/task/{pid}/children"
+            self._main[pid] = HeldFile(path) if path.exists() else None
+        main = self._main[pid]
+        if main is None:
             return self._walk(pid, self._scanned(now_ns).get)
         looked = self._looked_ns.get(pid)
         if looked is not None and now_ns - looked < FULL_LOOK_NS:
-            return self._children_of_thread(pid, pid)[:MAX_DESCENDANTS]
+            try:
+                return parse_children(main.read())[:MAX_DESCENDANTS]
+            except ProbeError:
+                return []
         self._looked_ns[pid] = now_ns
         return self._walk(pid, self._children_of)
 
     def look_anew(self) -> None:
-        """Look in full at the next call, because other ranks are asked for."""
+        """Look in full at the next call, because other ranks are asked for; closes what is held."""
+        for main in self._main.values():
+            if main is not None:
+                main.close()
+        self._main.clear()
         self._looked_ns.clear()
         self._scanned_ns = None
 
