@@ -22,6 +22,7 @@ from rankscope.rules.trace.events import (
     IntArray,
     Kind,
     Message,
+    OperatorTable,
     Trace,
     step_number,
 )
@@ -70,6 +71,7 @@ class _Args(msgspec.Struct, gc=False):
     elements_in: Number = msgspec.field(name="In msg nelems", default=None)
     elements_out: Number = msgspec.field(name="Out msg nelems", default=None)
     sequence: Number = msgspec.field(name="Seq", default=None)
+    autograd: Number = msgspec.field(name="Sequence number", default=None)
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -163,6 +165,7 @@ def _plain(event: Any) -> Any:
 
 _HOST_TYPES = (np.int64, np.int64, np.int32, np.int32, np.int32)
 _CALL_TYPES = (*_HOST_TYPES, np.int64)
+_OPERATOR_TYPES = (*_HOST_TYPES, np.int32)
 _DEVICE_TYPES = (np.int64, np.int64, np.int32, np.int32, np.int64, np.int8, np.int64, np.int64, np.int32)
 
 
@@ -203,7 +206,7 @@ class _Columns:
         self._device = _Growing(_DEVICE_TYPES)
         self._host = {
             "calls": _Growing(_CALL_TYPES),
-            "operators": _Growing(_HOST_TYPES),
+            "operators": _Growing(_OPERATOR_TYPES),
             "frames": _Growing(_HOST_TYPES),
         }
         self._device_steps_us: dict[int, float] = {}
@@ -242,7 +245,7 @@ class _Columns:
             self._device.extend(self._device_rows(device))
         for place, found in rows.items():
             if found:
-                self._host[place].extend(self._host_rows(found, calls=place == "calls"))
+                self._host[place].extend(self._host_rows(found, place))
 
     def _device_rows(self, events: list[_Event]) -> _Rows:
         args = [event.args or _NO_ARGS for event in events]
@@ -258,15 +261,19 @@ class _Columns:
             np.array([self._message(each) for each in args], np.int32),
         ]
 
-    def _host_rows(self, events: list[_Event], *, calls: bool) -> _Rows:
+    def _host_rows(self, events: list[_Event], place: str) -> _Rows:
         args = [event.args or _NO_ARGS for event in events]
-        return [
+        rows: _Rows = [
             *self._times(events),
             np.array([self._name(event.name) for event in events], np.int32),
             np.array([self._thread(event.pid, event.tid) for event in events], np.int32),
             np.array([self._message(each) for each in args], np.int32),
-            *([np.array([_integer(each.correlation) for each in args], np.int64)] if calls else []),
         ]
+        if place == "calls":
+            rows.append(np.array([_integer(each.correlation) for each in args], np.int64))
+        elif place == "operators":
+            rows.append(np.array([_small(each.autograd) for each in args], np.int32))
+        return rows
 
     def _times(self, events: list[_Event]) -> tuple[IntArray, IntArray]:
         ts = np.array([event.ts for event in events])
@@ -320,7 +327,7 @@ class _Columns:
             names=tuple(self._names),
             device=DeviceTable(*self._device.columns()),
             calls=CallTable(*self._host["calls"].columns()),
-            operators=HostTable(*self._host["operators"].columns()),
+            operators=OperatorTable(*self._host["operators"].columns()),
             frames=HostTable(*self._host["frames"].columns()),
             messages=tuple(self._messages),
             device_steps={number: round((start - zero) * NS_PER_US) for number, start in self._device_steps_us.items()},

@@ -68,6 +68,14 @@ class HostTable(Table):
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorTable(HostTable):
+    """Operators and annotations, with what links backward to forward."""
+
+    #: Autograd's number: the same on a forward operator and on the node of the graph it made; NONE where not said.
+    sequence: SmallArray
+
+
+@dataclass(frozen=True, slots=True)
 class CallTable(HostTable):
     """Calls of the runtime, with what links them to the device."""
 
@@ -98,7 +106,7 @@ class Trace:
     #: Calls of the CUDA or HIP runtime and driver.
     calls: CallTable
     #: Operators and annotations of the host.
-    operators: HostTable
+    operators: OperatorTable
     #: Python functions, where stacks were recorded.
     frames: HostTable
     messages: tuple[Message, ...] = ()

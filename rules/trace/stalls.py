@@ -26,7 +26,8 @@ class Stall:
     #: Innermost operator around the launch, and the outermost but for the step; None where the trace has none.
     operator: str | None
     outer: str | None
-    #: Innermost Python frame around the launch, `file(line): function`; None without recorded stacks.
+    #: Innermost Python frame around the launch, or in backward around the forward operator: `file(line): function`.
+    #: None without recorded stacks.
     source: str | None
     #: What the launching thread did longest in the gap; None where it did nothing that was traced.
     host_doing: str | None
@@ -62,6 +63,20 @@ class Host:
         last = int(np.searchsorted(of.start_ns, time_ns, side="right"))
         found = of.name[first:last][of.end_ns[first:last] > time_ns]
         return [self._trace.names[int(name)] for name in found if int(name) not in self._steps]
+
+    def forward_of(self, thread: int, time_ns: int) -> tuple[int, int] | None:
+        """Thread and time of the forward operator whose backward runs at a moment, or None where nothing says."""
+        table = self._trace.operators
+        running = (
+            (table.start_ns <= time_ns) & (table.end_ns > time_ns) & (table.thread == thread) & (table.sequence >= 0)
+        )
+        for number in table.sequence[running][::-1]:
+            # Of the operators of this number the last that began before, elsewhere: its backward began with it.
+            rows = np.flatnonzero((table.sequence == number) & (table.thread != thread) & (table.start_ns < time_ns))
+            if len(rows):
+                row = rows[np.argmax(table.start_ns[rows])]
+                return int(table.thread[row]), int(table.start_ns[row])
+        return None
 
     def longest_in(self, table: HostTable, thread: int, start_ns: int, end_ns: int) -> tuple[str, int] | None:
         """What lies most in a stretch of time and was not around all of it, and for how long."""
@@ -114,7 +129,11 @@ def _stall(scope: Scope, host: Host, gaps: Gaps, place: int) -> Stall:
         return Stall(kernel, cause, None, None, None, None)
     thread, launched = int(trace.calls.thread[call]), int(trace.calls.start_ns[call])
     operators = host.around(trace.operators, thread, launched)
-    frames = [name for name in host.around(trace.frames, thread, launched) if "(" in name]
+    frames = host.around(trace.frames, thread, launched)
+    if not frames and len(trace.frames) and (forward := host.forward_of(thread, launched)) is not None:
+        # Autograd's own thread runs no Python: the line is that of the forward pass.
+        frames = host.around(trace.frames, *forward)
+    frames = [name for name in frames if "(" in name]
     doing = None
     if cause == Cause.HOST_WAIT:
         begin = int(gaps.start_ns[place])

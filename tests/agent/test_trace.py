@@ -71,6 +71,43 @@ def test_the_longest_stall_names_kernel_operator_source_and_host(played: list[di
     assert 0.3 * HOST_SLOW.host_delay_us < stall["longest_us"] < HOST_SLOW.host_delay_us
 
 
+def test_a_stall_in_backward_names_the_line_of_forward(tmp_path: Path) -> None:
+    """Autograd's thread runs no Python: its operators lead by their number to the forward pass and its frame."""
+
+    def event(category: str, name: str, thread: int, start: float, took: float, **args: Any) -> dict[str, Any]:
+        return {
+            "ph": "X",
+            "cat": category,
+            "name": name,
+            "pid": 1,
+            "tid": thread,
+            "ts": start,
+            "dur": took,
+            "args": args,
+        }
+
+    number = {"Sequence number": 41}
+    events = [
+        event("python_function", "model.py(12): forward", 1, 0, 50),
+        event("python_function", "torch/nn/functional.py(9): linear", 1, 5, 40),
+        event("cpu_op", "aten::addmm", 1, 10, 20, **number),
+        event("cuda_runtime", "cudaLaunchKernel", 1, 12, 2, correlation=1),
+        event("kernel", "gemm", 7, 20, 10, stream=7, correlation=1),
+        event("python_function", "model.py(99): later", 1, 60, 900),
+        event("cpu_op", "autograd::engine::evaluate_function: AddmmBackward0", 2, 600, 90, **number),
+        event("cpu_op", "aten::mm", 2, 620, 40),
+        event("cuda_runtime", "cudaLaunchKernel", 2, 640, 2, correlation=2),
+        event("kernel", "gemm_backward", 7, 650, 10, stream=7, correlation=2),
+    ]
+    (rank,) = trace_document([write(tmp_path / "t.json", {"traceEvents": events})])["ranks"]
+    (stall,) = rank["stalls"]
+    assert (stall["kernel"], stall["operator"], stall["source"]) == (
+        "gemm_backward",
+        "aten::mm",
+        "model.py(12): forward",
+    )
+
+
 @pytest.mark.parametrize("form", [{}, {"indent": 2}, {"separators": (",", ":")}, {"separators": (" , ", " : ")}])
 @pytest.mark.parametrize("piece", [700, 5_000, 10**9])
 def test_every_layout_and_cut_reads_the_same(

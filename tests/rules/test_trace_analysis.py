@@ -10,7 +10,7 @@ import pytest
 
 from rankscope.rules.trace.analysis import Analysis, analyse
 from rankscope.rules.trace.bound import Bound, bound_of
-from rankscope.rules.trace.events import NONE, CallTable, DeviceTable, HostTable, Kind, Trace
+from rankscope.rules.trace.events import NONE, CallTable, DeviceTable, HostTable, Kind, OperatorTable, Trace
 from rankscope.rules.trace.intervals import Intervals
 from rankscope.rules.trace.names import Type, copy_sides, event_type, on_tensor_cores, short
 from rankscope.rules.trace.operators import operators
@@ -52,12 +52,13 @@ def made(
             message=none,
         ),
         calls=CallTable(calls, calls + US, fill, zero, zero - 1, column([index + 1 for index, _ in launched])),
-        operators=HostTable(
+        operators=OperatorTable(
             column([start * US for _, start, _ in steps]),
             column([end * US for _, _, end in steps]),
             column([names.index(f"ProfilerStep#{each}") for each, _, _ in steps]),
             np.zeros(len(steps), np.int64),
             np.full(len(steps), NONE, np.int64),
+            np.full(len(steps), NONE, np.int32),
         ),
         frames=HostTable(*(np.zeros(0, np.int64) for _ in range(5))),
     )
@@ -165,11 +166,12 @@ def test_own_time_leaves_out_what_lies_inside() -> None:
         return np.array(values, kind)
 
     names = ["outer", "middle", "inner", "crossing", "other thread", "ProfilerStep#3"]
-    table = HostTable(
+    table = OperatorTable(
         column(start),
         column(end),
         column(list(range(6)), np.int32),
         column(thread, np.int32),
+        column([NONE] * 6, np.int32),
         column([NONE] * 6, np.int32),
     )
     trace = replace(made([]), names=tuple(names), operators=table)
