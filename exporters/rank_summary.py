@@ -72,7 +72,8 @@ def table_rows(ranks: Sequence[RankSummary], limit: int) -> list[RankSummary]:
     """All ranks of a small job; of a large one those accused or stopped, then the first others as their peers."""
     if len(ranks) <= limit:
         return list(ranks)
-    kept = [rank for rank in ranks if rank.accused or rank.state][:limit]
+    # Thousands of ranks may say that a peer is gone: those that are accused come before them.
+    kept = sorted((rank for rank in ranks if rank.accused or rank.state), key=lambda rank: not rank.accused)[:limit]
     rest = [rank for rank in ranks if not rank.accused and not rank.state]
     return sorted([*kept, *rest[: limit - len(kept)]], key=lambda rank: rank.rank)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rankscope.exporters.goodput import duration
 from rankscope.exporters.html import html_page
+from rankscope.exporters.rank_summary import RankSummary, table_rows
 from rankscope.exporters.terminal import print_verdict
 from rankscope.exporters.verdict_json import verdict_document
 from rankscope.finding import AttemptSummary, Goodput, Verdict
@@ -100,3 +101,13 @@ def test_states_of_an_earlier_attempt() -> None:
         console = Console(file=io.StringIO(), width=200)
         print_verdict(verdict, replace(window, events=[event]), console)
         assert ("SIGKILL" in console.file.getvalue()) == shown  # type: ignore[attr-defined]
+
+
+def test_the_accused_is_shown_among_thousands() -> None:
+    """Where every rank of a large job has something to say, the accused one is in the table all the same."""
+    ranks = [
+        RankSummary(rank, "a", "-", 9, 8, 1.0, 1.0, 0.0, 0.0, on_device=False, accused=(), state="a peer is gone")
+        for rank in range(64)
+    ]
+    ranks[50] = replace(ranks[50], accused=("rank-exception",))
+    assert 50 in [rank.rank for rank in table_rows(ranks, 16)]
