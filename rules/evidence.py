@@ -16,6 +16,9 @@ from rankscope.rules.suspect import Suspect
 from rankscope.rules.table import Symptom
 from rankscope.rules.telemetry import Telemetry
 
+#: Peers that a GPU is compared with: more do not move a median.
+_PEERS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -107,8 +110,8 @@ class Case:
         )
 
     def peer_gpus(self) -> list[Gpu]:
-        """GPUs of the ranks not under suspicion."""
-        return [gpu for row in self.peers if (gpu := self.gpu(row)) is not None]
+        """GPUs of the ranks not under suspicion; of many, some, evenly spread."""
+        return [gpu for row in _speakers(tuple(self.peers), _PEERS) if (gpu := self.gpu(row)) is not None]
 
 
 Family = Callable[[Case], Observation]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,15 @@ from rankscope.identity import RankIdentity
 from rankscope.records import GroupKind
 from rankscope.window import Columns, RankWindow, Window
 
-FloatArray = NDArray[np.float64]
+FloatArray = NDArray[np.floating[Any]]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 #: Stretches of one host's CLOCK_MONOTONIC, in ns.
 Intervals = tuple[tuple[int, int], ...]
 
 NS_PER_MS = 1e6
+#: Fields of StepRecord that are moments, not durations.
+_MOMENTS = ("start_ns", "end_ns")
 #: Parts of a step that are the rank's own, by the fields that hold them. Waiting for peers is in none.
 DEVICE_PARTS: Mapping[str, str] = {
     "data_wait": "data_wait_ns",
@@ -94,7 +97,11 @@ def peers_median(values: FloatArray, roles: IntArray | None = None) -> FloatArra
 
 
 class Frame:
-    """The ranks of a window on one axis of steps. Times in ms; missing is NaN."""
+    """The ranks of a window on one axis of steps. Times in ms; missing is NaN.
+
+    Durations are kept as 32-bit numbers (a part in ten million), moments as 64-bit ones: a thousand ranks over an hour
+    are dozens of arrays of millions.
+    """
 
     def __init__(self, window: Window) -> None:
         self.window = window
@@ -121,34 +128,51 @@ class Frame:
         """A field of StepRecord, ranks by steps."""
         key = ("host", field)
         if key not in self._cache:
-            values = np.full(self.shape, np.nan)
-            for row, places in enumerate(self._places):
-                column = _column(self.of(row).steps, field)
-                if len(column):
-                    values[row, places] = column
-            self._cache[key] = values
+            columns = [_column(self.of(row).steps, field) for row in range(len(self.ranks))]
+            if any(len(column) for column in columns):
+                values = np.full(self.shape, np.nan, dtype=np.float64 if field in _MOMENTS else np.float32)
+                for row, column in enumerate(columns):
+                    if len(column):
+                        values[row, self._places[row]] = column
+                self._cache[key] = values
+            else:
+                self._cache[key] = np.broadcast_to(np.float32(np.nan), self.shape)
         return self._cache[key]
 
     def device(self, field: str) -> FloatArray:
         """A field of DeviceRecord, ranks by steps; steps that the host did not record are left out."""
         key = ("device", field)
         if key not in self._cache:
-            values = np.full(self.shape, np.nan)
-            for row in range(len(self.ranks)):
-                device = self.of(row).device
-                column = _column(device, field)
-                if len(column):
-                    numbers = _column(device, "step").astype(np.int64)
-                    places = np.minimum(np.searchsorted(self.steps, numbers), len(self.steps) - 1)
-                    known = self.steps[places] == numbers
-                    values[row, places[known]] = column[known]
-            self._cache[key] = values
+            self._cache[key] = self._device(field)
         return self._cache[key]
+
+    def _device(self, field: str) -> FloatArray:
+        """The same, made anew: for what is kept in another form."""
+        columns = [_column(self.of(row).device, field) for row in range(len(self.ranks))]
+        if not any(len(column) for column in columns):
+            return np.broadcast_to(np.float32(np.nan), self.shape)
+        values = np.full(self.shape, np.nan, dtype=np.float32)
+        for row, column in enumerate(columns):
+            if len(column):
+                places, known = self._device_places[row]
+                values[row, places] = column[known]
+        return values
+
+    @cached_property
+    def _device_places(self) -> list[tuple[IntArray, BoolArray]]:
+        """For each row where its device records lie on the axis of steps, and which of them do."""
+        found = []
+        for row in range(len(self.ranks)):
+            numbers = _column(self.of(row).device, "step").astype(np.int64)
+            places = np.minimum(np.searchsorted(self.steps, numbers), max(0, len(self.steps) - 1))
+            known = self.steps[places] == numbers if len(numbers) else np.zeros(0, dtype=bool)
+            found.append((places[known], known))
+        return found
 
     @cached_property
     def on_device(self) -> bool:
         """Whether the step is told on the device's clock; else the host's must do."""
-        seen = np.isfinite(self.device("backward_own_ns"))
+        seen = np.isfinite(self._device("backward_own_ns"))
         return bool(self.ranks) and bool((seen.mean(axis=1) >= _DEVICE_SHARE).all())
 
     @property
@@ -160,17 +184,17 @@ class Frame:
     def step_ms(self) -> FloatArray:
         """Length of each rank's step."""
         if self.on_device:
-            return self.device("step_ns") / NS_PER_MS
+            return self._device("step_ns") / NS_PER_MS
         return (self.host("end_ns") - self.host("start_ns")) / NS_PER_MS
 
     @cached_property
     def parts(self) -> dict[str, FloatArray]:
         """The rank's own time by phase."""
         if self.on_device:
-            parts = {name: self.device(field) / NS_PER_MS for name, field in DEVICE_PARTS.items()}
+            parts = {name: self._device(field) / NS_PER_MS for name, field in DEVICE_PARTS.items()}
             # What the device did meanwhile is part of "other" in its records; it is known, and no work of every step.
             for name in ("checkpoint", "evaluation"):
-                parts[name] = self.device(f"{name}_ns") / NS_PER_MS
+                parts[name] = self._device(f"{name}_ns") / NS_PER_MS
                 parts["other"] = np.maximum(0.0, parts["other"] - np.nan_to_num(parts[name]))
         else:
             parts = {name: self.host(field) / NS_PER_MS for name, field in HOST_PARTS.items()}
@@ -182,9 +206,14 @@ class Frame:
 
     def sum_of(self, names: tuple[str, ...]) -> FloatArray:
         """Some parts together; a part that is missing where others are known counts as none."""
-        stack = np.stack([self.parts[name] for name in names if name in self.parts])
-        total: FloatArray = np.nansum(stack, axis=0)
-        total[np.isnan(stack).all(axis=0)] = np.nan
+        total: FloatArray = np.zeros(self.shape, dtype=np.float32)
+        known = np.zeros(self.shape, dtype=bool)
+        for name in names:
+            if name in self.parts:
+                there = np.isfinite(self.parts[name])
+                np.add(total, self.parts[name], out=total, where=there)
+                known |= there
+        total[~known] = np.nan
         return total
 
     @cached_property
@@ -334,4 +363,4 @@ def _numbered(keys: list[str]) -> IntArray:
 
 def _column(columns: Columns, field: str) -> FloatArray:
     values = columns.columns.get(field)
-    return np.array(values, dtype=np.float64) if values is not None else np.zeros(0)
+    return np.frombuffer(values, dtype=values.typecode) if values is not None and len(values) else np.zeros(0)

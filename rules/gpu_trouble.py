@@ -40,15 +40,6 @@ _FIRMWARE = frozenset({61, 62, 109, 119, 120})
 Look = Callable[[Window, Telemetry, str, str], Observation]
 
 
-def events_of(window: Window, uuid: str) -> list[Event]:
-    """Events of a GPU that happened in the window. What a log held from before does not count."""
-    return [
-        event
-        for event in window.events
-        if event.device == uuid and event.time_ns >= window.begin_ns and not event.attributes.get("history")
-    ]
-
-
 def _numbered(events: Sequence[Event], numbers: frozenset[int]) -> list[Event]:
     return [event for event in events if event.kind == "xid" and event.attributes.get("number") in numbers]
 
@@ -79,7 +70,7 @@ def _last_pulse(telemetry: Telemetry, host: str, uuid: str) -> int | None:
 
 def off_bus(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
     """The GPU is lost: said by NVML, by the kernel with or without an Xid, or by its silence."""
-    events = events_of(window, uuid)
+    events = telemetry.events(uuid)
     lost = [event for event in events if event.kind in ("gpu-lost", "gpu-fallen-off")]
     told = [*lost, *_xids(events, "off-bus")]
     last = _last_pulse(telemetry, host, uuid)
@@ -99,7 +90,7 @@ def off_bus(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Obser
 
 def ecc(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
     """An uncorrectable memory error: the volatile counter moved, or an Xid says so. Lifetime counts are history."""
-    told = _numbered(events_of(window, uuid), _ECC)
+    told = _numbered(telemetry.events(uuid), _ECC)
     moved = telemetry.growth(host, UNCORRECTED, uuid, _whole(window))
     said = _said(told)
     if moved is not None and moved >= 0.5:
@@ -117,7 +108,7 @@ def ecc(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observati
 
 def remap_failed(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
     """A row could not be remapped in this window: the Xid, or the flag that was not there before."""
-    told = _numbered(events_of(window, uuid), frozenset({64}))
+    told = _numbered(telemetry.events(uuid), frozenset({64}))
     risen = _risen(telemetry, host, "gpu.row_remap_failure", uuid, window)
     if told:
         return Observation(1.0, _said(told), 64)
@@ -134,8 +125,7 @@ def _risen(telemetry: Telemetry, host: str, metric: str, uuid: str, window: Wind
 
 def firmware(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
     """A processor inside the GPU does not answer: its Xids, and calls of NVML that do not return."""
-    del telemetry
-    told = _numbered(events_of(window, uuid), _FIRMWARE)
+    told = _numbered(telemetry.events(uuid), _FIRMWARE)
     stalled = [
         event
         for event in window.events
@@ -149,7 +139,7 @@ def firmware(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Obse
 
 def corrected(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
     """Corrected memory errors at a rate, or the driver's own word on one."""
-    told = _numbered(events_of(window, uuid), frozenset({92}))
+    told = _numbered(telemetry.events(uuid), frozenset({92}))
     rate = telemetry.rate(host, "gpu.ecc_corrected_volatile", uuid, _whole(window))
     if told:
         return Observation(1.0, _said(told), 92)
@@ -168,8 +158,8 @@ def remap_pending(window: Window, telemetry: Telemetry, host: str, uuid: str) ->
 
 def _by_xid(family: str) -> Look:
     def look(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
-        del telemetry, host
-        events = events_of(window, uuid)
+        del window, host
+        events = telemetry.events(uuid)
         told = _numbered(events, _NAMED[family])
         if not told:
             return Observation(0.0, "no such Xid")

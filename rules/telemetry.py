@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rankscope.reading import Event
 from rankscope.rules.frame import FloatArray, IntArray, Intervals
 from rankscope.window import SeriesKey, Window
 
@@ -23,6 +24,7 @@ class Telemetry:
         self._window = window
         self._cache: dict[SeriesKey, tuple[IntArray, FloatArray]] = {}
         self._devices: dict[tuple[str, str], list[str]] = {}
+        self._events: dict[str, list[Event]] | None = None
 
     def _series(self, host: str, metric: str, device: str) -> tuple[IntArray, FloatArray] | None:
         key = SeriesKey(host, metric, device)
@@ -30,11 +32,21 @@ class Telemetry:
             series = self._window.series.get(key)
             if series is None or not len(series.times_ns):
                 return None
+            # Views, not copies: a thousand GPUs have tens of thousands of series.
             self._cache[key] = (
-                np.array(series.times_ns, dtype=np.int64),
-                np.array(series.values, dtype=np.float64),
+                np.frombuffer(series.times_ns, dtype=np.int64),
+                np.frombuffer(series.values, dtype=series.values.typecode),
             )
         return self._cache[key]
+
+    def events(self, device: str) -> list[Event]:
+        """Events of a device that happened in the window. What a log held from before does not count."""
+        if self._events is None:
+            self._events = {}
+            for event in self._window.events:
+                if event.time_ns >= self._window.begin_ns and not event.attributes.get("history"):
+                    self._events.setdefault(event.device, []).append(event)
+        return self._events.get(device, [])
 
     def devices(self, host: str, metric: str) -> tuple[str, ...]:
         """Devices of a host that a metric was read of."""
