@@ -82,8 +82,8 @@ def page(rows: Sequence[dict[str, float]]) -> str:
     """docs/verdict-growth.md."""
     return f"""# What a verdict takes
 
-Measured by `python benchmarks/verdict_growth.py --write`: generated jobs with one slow GPU among them, judged in a fresh
-process each. An hour is 3,600 steps of a second, with readings of every GPU once a second. Memory is that of the whole
+Measured by `python benchmarks/verdict_growth.py --write`: generated jobs with one slow GPU, judged in a fresh process
+each. An hour is 3,600 steps of a second, with readings of every GPU once a second. Memory is that of the whole
 process, the window in it. The goal: 1,024 ranks over an hour in 10 s and 1 GB on one core, and growth no faster than
 that of ranks times steps.
 
