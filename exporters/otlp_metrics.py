@@ -72,8 +72,11 @@ class ReadingsEncoder:
         self._attributes: dict[tuple[str, str], list[KeyValue]] = {}
 
     def encode(self, readings: Iterable[Reading]) -> Iterator[EncodedBatch]:
-        """Requests of at most MAX_POINTS points; readings of one series must come in order."""
-        remaining = iter(readings)
+        """Requests of at most MAX_POINTS points; readings of one series must come in order.
+
+        What is for the recording alone is left out.
+        """
+        remaining = (reading for reading in readings if not metric_named(reading.metric).recorded_only)
         while chunk := list(islice(remaining, MAX_POINTS)):
             yield self._encode_chunk(chunk)
 

@@ -15,6 +15,8 @@ class Metric:
     #: Name at the OTLP edge: OpenTelemetry semantic conventions where one exists.
     otel: str
     description: str
+    #: Kept in the recording alone: too many values for a central store.
+    recorded_only: bool = False
 
 
 def gauge(name: str, unit: str, otel: str, description: str) -> Metric:
@@ -25,3 +27,8 @@ def gauge(name: str, unit: str, otel: str, description: str) -> Metric:
 def counter(name: str, unit: str, otel: str, description: str) -> Metric:
     """A metric of which only differences mean something."""
     return Metric(name, unit, True, otel, description)
+
+
+def sampled(name: str, unit: str, otel: str, description: str) -> Metric:
+    """A gauge with several values a second, which the recording keeps and nothing exports."""
+    return Metric(name, unit, False, otel, description, recorded_only=True)

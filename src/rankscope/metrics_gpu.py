@@ -6,7 +6,7 @@ What tells of its health is in metrics_gpu_health, its NVLinks in metrics_nvlink
 
 from __future__ import annotations
 
-from rankscope.metric import counter, gauge
+from rankscope.metric import counter, gauge, sampled
 
 GPU_METRICS = (
     gauge(
@@ -187,21 +187,21 @@ GPU_METRICS = (
         "Memory temperature above which software slows the device down",
     ),
     # The driver's own buffers, read whole: every sample of about 139 ms, once.
-    gauge("gpu.power_sample_watts", "W", "rankscope.gpu.power.sample", "Board power, each sample of the driver"),
-    gauge(
+    sampled("gpu.power_sample_watts", "W", "rankscope.gpu.power.sample", "Board power, each sample of the driver"),
+    sampled(
         "gpu.utilization_sample_ratio",
         "1",
         "rankscope.gpu.utilization.sample",
         "Share of a sample's time in which a kernel ran, each sample of the driver",
     ),
-    gauge(
+    sampled(
         "gpu.memory_utilization_sample_ratio",
         "1",
         "rankscope.gpu.memory.activity.sample",
         "Share of a sample's time in which memory was read or written, each sample of the driver",
     ),
-    gauge("gpu.sm_clock_sample_mhz", "MHz", "rankscope.gpu.clock.sm.sample", "SM clock, each sample of the driver"),
-    gauge(
+    sampled("gpu.sm_clock_sample_mhz", "MHz", "rankscope.gpu.clock.sm.sample", "SM clock, each sample of the driver"),
+    sampled(
         "gpu.memory_clock_sample_mhz",
         "MHz",
         "rankscope.gpu.clock.memory.sample",

@@ -159,8 +159,17 @@ def test_devices_become_attributes(metric: str, device: str, attributes: dict[st
 
 def test_every_metric_of_the_table_can_be_encoded() -> None:
     """No name of the vocabulary is left without a family, and no two share a name at the edge."""
-    readings = [Reading(name, 1.0, 5, "rank:0" if name.startswith("process.") else "some") for name in METRICS]
-    assert len(_metrics(_encoder().readings(readings))) == len(METRICS)
+    sent = [metric.name for metric in METRICS.values() if not metric.recorded_only]
+    readings = [Reading(name, 1.0, 5, "rank:0" if name.startswith("process.") else "some") for name in sent]
+    assert len(_metrics(_encoder().readings(readings))) == len(sent)
+
+
+def test_what_is_for_the_recording_alone_is_not_sent() -> None:
+    """Samples of a tenth of a second stay on the host, and the rest of their batch goes out."""
+    readings = [Reading("gpu.power_sample_watts", 1.0, 5, "GPU-0"), Reading("gpu.power_watts", 2.0, 5, "GPU-0")]
+    (batch,) = _encoder().readings(readings)
+    assert batch.points == 1
+    assert list(_metrics([batch])) == ["hw.power"]
 
 
 def test_a_counter_that_falls_back_begins_anew() -> None:
@@ -336,6 +345,7 @@ def test_the_documented_names_are_the_ones_sent() -> None:
         f"| `{metric.name}` | `{metric.otel}` | `{metric.unit}` | {'sum' if metric.counter else 'gauge'} "
         f"| {metric.description} |"
         for metric in METRICS.values()
+        if not metric.recorded_only
     ]
     assert all(f"| `{name}` | rank" in document for name in HISTOGRAMS)
 
