@@ -88,7 +88,10 @@ class RootSettings(Struct, forbid_unknown_fields=True, frozen=True):
 
     proc: Annotated[Text, _say("Root of procfs.")] = "/proc"
     sys: Annotated[Text, _say("Root of sysfs.")] = "/sys"
-    kernel_log: Annotated[Text, _say("Kernel log: `/dev/kmsg`, or a plain file that is followed.")] = "/dev/kmsg"
+    kernel_log: Annotated[
+        Text,
+        _say("Kernel log: `/dev/kmsg` (or journald, where that may not be read), or a plain file that is followed."),
+    ] = "/dev/kmsg"
     nvml_library: Annotated[Text, _say("NVML library. Empty: the one the loader finds.")] = ""
 
 

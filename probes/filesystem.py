@@ -26,7 +26,7 @@ MAX_MOUNTS = 32
 #: A filesystem that has not answered for this long is stalled, ns.
 DEADLINE_NS = 3 * _NS
 #: How long a read waits for what is answered at once, s.
-_GRACE_S = 0.05
+GRACE_S = 0.05
 #: Mounts are looked for this often, ns.
 _LOOK_NS = 60 * _NS
 
@@ -77,11 +77,13 @@ class FilesystemProbe:
         statvfs: Callable[[str], os.statvfs_result] = os.statvfs,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         deadline_ns: int = DEADLINE_NS,
+        grace_s: float = GRACE_S,
     ) -> None:
         self._proc = proc
         self._statvfs = statvfs
         self._clock_ns = clock_ns
         self._deadline_ns = deadline_ns
+        self._grace_s = grace_s
         self._pids: tuple[int, ...] = ()
         self._mounts: dict[str, Mount] = {}
         #: Mount point -> path by which it is asked.
@@ -111,7 +113,7 @@ class FilesystemProbe:
         readings: list[Reading] = []
         events: list[Event] = []
         outcomes: list[tuple[str, Outcome, str]] = []
-        patience = time.monotonic() + _GRACE_S
+        patience = time.monotonic() + self._grace_s
         while set(self._waiting) - set(self._stalled):
             try:
                 answer = self._answers.get(timeout=max(0.0, patience - time.monotonic()))

@@ -75,7 +75,7 @@ def probes(root: Path) -> list[Probe]:
         if isinstance(probe, NvmlProbe):
             probe.close()
         elif isinstance(probe, FilesystemProbe):
-            found.append(FilesystemProbe(root / "proc", statvfs=_Answers(root), clock_ns=lambda: 0))
+            found.append(FilesystemProbe(root / "proc", statvfs=_Answers(root), clock_ns=lambda: 0, grace_s=30))
         elif isinstance(probe, NetworkProbe):
             found.append(NetworkProbe(root / "proc", root / "sys", counters_of=_Counters(root)))
         else:
