@@ -43,7 +43,7 @@ def sentence(kind: str, ranks: Sequence[int], waiting: frozenset[int], operation
     one = len(ranks) == 1
     who = ranks_text(ranks).capitalize()
     its, them = ("its", "it") if one else ("their", "them")
-    count = f"{len(others)} other rank{' waits' if len(others) == 1 else 's wait'} for {them}, directly or not"
+    count = f"{len(others)} other rank{' waits' if len(others) == 1 else 's wait'} for {them}"
     match kind:
         case "behind":
             said = f"did not see collectives end that {its} peers did: a device, or what watches it, is stuck"

@@ -256,14 +256,16 @@ def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[E
 def _behind(events: Sequence[Event], hung: list[Event]) -> tuple[Event, Observation]:
     """Who is not where the others wait, by its own status and, where ranks answered for them, by flight recorders."""
     root, strength, why = _standing_out(hung)
+    recorders = ""
     comparison = live_comparison(events)
     suspect = named(comparison)
     if comparison is not None and suspect is not None:
         of_rank = next((event for event in hung if event.rank == suspect.rank), None)
         if of_rank is not None and ("mismatch" in suspect.kinds or strength < 0.9 or of_rank is root):
             root, strength = of_rank, max(strength if of_rank is root else 0.0, 0.9)
-            why = f"{root.text}; flight recorders: {comparison.summary.rstrip('.')}"
-    return root, Observation(strength, why + _stack_of(events, root.rank), root.attributes.get("state"))
+            why, recorders = root.text, f"; flight recorders: {comparison.summary.rstrip('.')}"
+    what = why + _stack_of(events, root.rank) + recorders
+    return root, Observation(strength, what, root.attributes.get("state"))
 
 
 def _mismatched(events: Sequence[Event]) -> dict[str, Observation]:
