@@ -95,7 +95,7 @@ def table(windows: int) -> str:
         f"| step | cost of a window, median (quartiles) | null | trace | {SHARE:.1%} of the training after |",
         "|---|---|---|---|---|",
     ]
-    for layers in (8, 40, 160):
+    for layers in (8, 40, 120):
         step_ms, found, size = costs(profiler, layers, windows)
         _, null, _ = costs(Nothing(), layers, windows)
         low, middle, high = statistics.quantiles(found, n=4)
@@ -109,7 +109,7 @@ def table(windows: int) -> str:
 def main() -> None:
     """Measure, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--windows", type=int, default=20)
+    parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     text = table(arguments.windows)
