@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rankscope.rules.flight import Operation, RankFlight
+from rankscope.rules.flight import GroupKey, Operation, RankFlight
 from rankscope.rules.flight_order import Mismatch, mismatches, unequal_message
 from rankscope.rules.flight_wait import Flights, Root, Stuck, roots, upstream
 from rankscope.rules.flight_wording import group_text, operation_text, ranks_text, sentence
@@ -23,6 +23,7 @@ _MISMATCH = 8.0
 _BEHIND = 5.0
 _AWAITED = 3.0
 _CYCLE = 2.0
+_EARLIER = 1.2
 _TOGETHER = 1.0
 _STOPPED_FIRST = 0.5
 _ODD_ORDER = 0.5
@@ -42,7 +43,8 @@ class Suspect:
     rank: int
     score: float = 0.0
     reasons: list[str] = field(default_factory=list)
-    #: Kinds of its reasons: "mismatch", "behind", "awaited", "no-dump", "cycle", "together", "not-started".
+    #: Kinds of its reasons: "mismatch", "behind", "awaited", "no-dump", "cycle", "stopped-first", "together",
+    #: "not-started".
     kinds: list[str] = field(default_factory=list)
     #: Other ranks that wait for it, directly or not.
     waiting: frozenset[int] = frozenset()
@@ -93,6 +95,11 @@ def compare(dumps: Sequence[RankFlight], notes: Sequence[str] = ()) -> Compariso
     held_up = roots(stuck)
     for root in held_up:
         _judge_root(root, flights, few, share, add)
+    for rank, peer in _stopped_first(flights).items():
+        if rank not in suspects:
+            waiting = frozenset(upstream([rank], stuck))
+            reason = f"it waits as rank {peer} does, and its host enqueued less: it stopped by itself too"
+            add(rank, _EARLIER + share * len(waiting), "stopped-first", reason, waiting)
     for suspect in suspects.values():
         dump = flights.by_rank.get(suspect.rank)
         suspect.last = dump.operations[-1] if dump is not None and dump.operations else None
@@ -219,6 +226,36 @@ def _odd_ones(flights: Flights, ranks: Sequence[int]) -> dict[int, str]:
 def _kind_of_group(flights: Flights, operation: Operation) -> str:
     key = flights.key(operation.group)
     return f"{operation.name}/{flights.descriptions.get(key, '')}/{len(key.ranks)}/{operation.input_sizes}"
+
+
+def _stopped_first(flights: Flights) -> dict[int, int]:
+    """Ranks whose hosts stopped before those of peers that wait in the like operation, each with such a peer.
+
+    A host goes on until it has to wait for its device; peers with one program have to at the same place.
+    """
+    members: dict[GroupKey, list[tuple[int, int]]] = {}
+    for (key, rank), enqueued in flights.enqueued.items():
+        members.setdefault(key, []).append((enqueued, rank))
+    found: dict[int, int] = {}
+    for reached in members.values():
+        furthest, _ = max(reached)
+        short = [rank for enqueued, rank in reached if enqueued < furthest]
+        if not short or len(short) > len(reached) // 2:
+            continue
+        for rank in short:
+            front = flights.fronts.get(rank)
+            for enqueued, peer in reached:
+                other = flights.fronts.get(peer)
+                if enqueued == furthest and front is not None and other is not None and _like(flights, front, other):
+                    found.setdefault(rank, peer)
+    return found
+
+
+def _like(flights: Flights, one: Operation, other: Operation) -> bool:
+    """Whether two ranks stand at operations of one kind, in one group or in groups of one description."""
+    same = flights.key(one.group) == flights.key(other.group)
+    kin = group_text(flights, one) == group_text(flights, other)
+    return (same or kin) and one.name == other.name and one.input_sizes == other.input_sizes
 
 
 def _last_ns(suspect: Suspect) -> int:

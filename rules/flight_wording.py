@@ -58,6 +58,8 @@ def sentence(kind: str, ranks: Sequence[int], waiting: frozenset[int], operation
                 f"waits for peers that wait for {them}: it calls collectives of two groups in another order than they"
             )
             said = alone if one else "wait for each other: they call collectives of two groups in different order"
+        case "stopped-first":
+            said = f"stopped before {its} peers that wait for the same"
         case "not-started":
             said = f"did not start {operation} on {its} device{'' if one else 's'}, which {its} peers did"
         case _:

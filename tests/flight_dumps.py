@@ -34,6 +34,8 @@ class Fault:
     kind: str = ""
     ranks: tuple[int, ...] = ()
     at: int = 0
+    #: Hosts that stop besides, each at a place of its own.
+    hosts: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,6 +98,7 @@ def dumps(
         shuffled.shuffle(order)
         for rank in order:
             stopped = rank in fault.ranks and fault.kind in ("host", "gone") and host[rank] >= fault.at
+            stopped = stopped or host[rank] >= fault.hosts.get(rank, AHEAD + len(job.programs[rank]))
             seen = device[rank] if view[rank] is None else view[rank]
             assert seen is not None
             if not stopped and host[rank] < len(job.programs[rank]) and host[rank] - seen < AHEAD:

@@ -82,6 +82,16 @@ class TestSuspects:
         assert [suspect.rank for suspect in found.suspects] == [6]
         assert found.suspects[0].waiting == frozenset(range(16)) - {6}
 
+    @pytest.mark.parametrize("only_active", [False, True])
+    def test_second_host_that_stopped(self, only_active: bool) -> None:
+        """Two hosts stop, one a little later: it waits for the first as all do, and is told for what it lacks."""
+        for first, second in ((6, 9), (0, 15), (5, 4)):
+            fault = Fault("host", (first,), 16, {second: 19})
+            found = compared(dumps(parallel_job(4, 4), fault, only_active=only_active))
+            assert first_two(found) == {first, second}, found.summary
+            assert found.suspects[0].rank == first
+            assert len(found.suspects) == 2
+
     def test_stack_of_who_waits(self) -> None:
         """The operation that does not end comes with its stack, and the suspect with its own last one."""
         found = compared(dumps(parallel_job(4, 1), Fault("host", (2,), 9)))
