@@ -99,11 +99,7 @@ class KernelLogProbe:
             # A file that appears later holds only what came after the start.
             self._open(from_start=self._open_journal is None)
         if self._failure is not None:
-            outcome, reason = self._failure
-            if reason in self._said:
-                return ProbeResult()
-            self._said.add(reason)
-            return ProbeResult(outcomes=[("", outcome, reason)])
+            return ProbeResult(outcomes=self._trouble())
         folded = Folded()
         if self._journal is not None:
             at_end = self._read_journal(self._journal, folded, now_ns)
@@ -114,7 +110,14 @@ class KernelLogProbe:
         if at_end:
             self._end_reached_ns = now_ns
             self._in_history = False
-        return ProbeResult(events=folded.events)
+        return ProbeResult(events=folded.events, outcomes=self._trouble())
+
+    def _trouble(self) -> Sequence[tuple[str, Outcome, str]]:
+        """Why the log cannot be read, said once; nothing while it can."""
+        if self._failure is None or self._failure[1] in self._said:
+            return ()
+        self._said.add(self._failure[1])
+        return [("", *self._failure)]
 
     def close(self) -> None:
         """Close the log."""
@@ -143,7 +146,11 @@ class KernelLogProbe:
         return False
 
     def _read_file(self, folded: Folded, now_ns: int) -> bool:
-        data = os.read(self._descriptor, MAX_RECORDS * 256)
+        try:
+            data = os.read(self._descriptor, MAX_RECORDS * 256)
+        except OSError as error:
+            self._failure = (Outcome.FAILED, f"{self._path}: {error.strerror}")
+            return False
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
             self._take_line(folded, line, now_ns)

@@ -203,3 +203,13 @@ def test_this_machines_own_log_is_read() -> None:
     if not result.outcomes:
         assert probe._expected is not None, f"no record in the kernel log of {socket.gethostname()}"
     probe.close()
+
+
+def test_a_log_that_is_no_file_fails_in_one_line(tmp_path: Path) -> None:
+    """A directory in its place is one outcome that names it, once, and nothing raised."""
+    probe = KernelLogProbe(tmp_path)
+    said = [probe.read("events", now).outcomes for now in (1, 2, 3)]
+    ((_, outcome, reason),) = [line for outcomes in said for line in outcomes]
+    assert outcome is Outcome.FAILED
+    assert str(tmp_path) in reason
+    probe.close()
