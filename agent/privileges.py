@@ -13,7 +13,7 @@ from pathlib import Path
 from rankscope.agent.places import first_pid_namespace, parse_cgroup, sees_every_process
 
 #: Bits of capabilities that open a source (linux/capability.h).
-CAPABILITIES = {"DAC_READ_SEARCH": 2, "SYS_PTRACE": 19, "SYSLOG": 34}
+CAPABILITIES = {"DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "SYS_PTRACE": 19, "SYSLOG": 34}
 _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
@@ -72,11 +72,12 @@ GRANTS = (
     ),
     Grant(
         "other users' rings",
-        lambda facts: facts.root or "DAC_READ_SEARCH" in facts.capabilities,
+        # Root alone is not enough: a container drops what lets it read other users' files.
+        lambda facts: facts.root and bool(facts.capabilities & {"DAC_OVERRIDE", "DAC_READ_SEARCH"}),
         "ranks of every user: rings are readable by their owner only",
-        "runAsUser: 0",
+        "runAsUser: 0 and capability DAC_READ_SEARCH",
         "User=root",
-        "baseline",
+        "privileged",
     ),
     Grant(
         "looking into other users' processes (PTRACE_MODE_READ)",

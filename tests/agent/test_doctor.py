@@ -143,7 +143,8 @@ def test_the_table_is_for_people() -> None:
         (False, "", True, True, False, "node-unprivileged"),
         (True, "", True, True, False, "node"),
         (False, "SYSLOG", True, True, True, "node"),
-        (True, "SYSLOG SYS_PTRACE", True, True, True, "node-full"),
+        (True, "SYSLOG SYS_PTRACE", True, True, True, "node"),
+        (True, "SYSLOG SYS_PTRACE DAC_READ_SEARCH", True, True, True, "node-full"),
     ],
 )
 def test_the_profile_is_named(root: bool, capabilities: str, container: bool, host: bool, log: bool, name: str) -> None:
@@ -156,7 +157,7 @@ def test_the_profile_is_named(root: bool, capabilities: str, container: bool, ho
 
 
 def test_capabilities_are_read_from_the_status() -> None:
-    """Three bits of the effective set; nonsense has none."""
+    """Four bits of the effective set; nonsense has none."""
     assert parse_capabilities("CapEff:\t0000000400080004\n") == {"DAC_READ_SEARCH", "SYS_PTRACE", "SYSLOG"}
     assert parse_capabilities("CapEff:\t0000000000000000\n") == frozenset()
     assert parse_capabilities("CapEff: zz\nCapPrm:\tffffffffffffffff\n") == frozenset()

@@ -18,6 +18,7 @@ EXPORTING = ["otlp.endpoint=http://collector:4318", "otlp.headersSecret=otlp"]
 VALUES = {
     "default": [],
     "kernel log and export": ["kernelLog=true", *EXPORTING],
+    "other users": ["otherUsers=true"],
     "nvidia runtime": ["runtimeClassName=nvidia", "hostPID=false", "settings.hang.floor_seconds=12.5"],
 }
 
@@ -60,16 +61,20 @@ def test_manifests_are_kubernetes_own(tmp_path: Path, name: str) -> None:
 
 
 def test_least_privilege_unless_asked(tmp_path: Path) -> None:
-    """Nothing is privileged; root and CAP_SYSLOG come with the kernel log only."""
-    for values, root in ((VALUES["default"], False), (VALUES["kernel log and export"], True)):
-        pod = of_kind(manifests(tmp_path, values), "DaemonSet")["spec"]["template"]["spec"]
+    """Nothing is privileged; root and each capability come with what needs them only."""
+    for name, added in (
+        ("default", []),
+        ("kernel log and export", ["SYSLOG"]),
+        ("other users", ["DAC_READ_SEARCH", "SYS_PTRACE"]),
+    ):
+        pod = of_kind(manifests(tmp_path, VALUES[name]), "DaemonSet")["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         context = container["securityContext"]
         assert not context["allowPrivilegeEscalation"]
         assert context["readOnlyRootFilesystem"]
         assert context["capabilities"]["drop"] == ["ALL"]
-        assert (context["runAsUser"] == 0) == root
-        assert context["capabilities"].get("add", []) == (["SYSLOG"] if root else [])
+        assert (context["runAsUser"] == 0) == bool(added)
+        assert context["capabilities"].get("add", []) == added
         assert "ports" not in container
 
 
