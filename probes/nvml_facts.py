@@ -19,6 +19,7 @@ _LINKS = 18  # NVML_NVLINK_MAX_LINKS
 _NODE_SCOPE = 0  # NVML_AFFINITY_SCOPE_NODE
 #: Words of 64 bits: room for 1024 CPUs and as many nodes.
 _WORDS = 16
+_FIRMWARE_ROOM = 0x40  # NVML_GSP_FIRMWARE_VERSION_BUF_SIZE
 #: nvmlGpuTopologyLevel_t.
 _LEVELS = {0: "board", 10: "switch", 20: "switches", 30: "host-bridge", 40: "node", 50: "system"}
 #: nvmlIntNvLinkDeviceType_t.
@@ -32,7 +33,7 @@ def gpu_facts(library: Any, handle: Any) -> Facts:
     version = optional(call, pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     return {
         "vbios": optional(call, pynvml.nvmlDeviceGetVbiosVersion, handle),
-        "gsp_firmware": _text(optional(call, pynvml.nvmlDeviceGetGspFirmwareVersion, handle)),
+        "gsp_firmware": optional(_firmware, library, handle),
         "board_part_number": optional(call, pynvml.nvmlDeviceGetBoardPartNumber, handle),
         "compute_capability": None if version is None else f"{version[0]}.{version[1]}",
         "multiprocessors": optional(_attributes, library, handle, "multiprocessors"),
@@ -81,9 +82,11 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _text(found: bytes | str | None) -> str | None:
-    # nvidia-ml-py gives this one as bytes.
-    return found.decode(errors="replace") if isinstance(found, bytes) else found
+def _firmware(library: Any, handle: Any) -> str:
+    # Straight from the library: this one's arguments have changed within nvidia-ml-py.
+    version = ctypes.create_string_buffer(_FIRMWARE_ROOM)
+    raw(library, "nvmlDeviceGetGspFirmwareVersion", handle, version)
+    return version.value.decode(errors="replace")
 
 
 def _attributes(library: Any, handle: Any, name: str) -> int:

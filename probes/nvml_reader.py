@@ -55,23 +55,34 @@ class GpuReader:
         }
         self._parts = PartsReader(gpu, self._refusals)
         self._pcie = PcieJudge()
+        #: Groups that failed otherwise than by an answer of NVML.
+        self._broken: set[str] = set()
         self._unknown = unknown_metrics(driver)
 
     def read(self, group: str, now_ns: int, seen: Sequence[int] = (0,) * len(RINGS)) -> GpuSample:
-        """Read one group; never raises for what NVML answers. `seen` is for the sample buffers (RingReader)."""
+        """Read one group; never raises. `seen` is for the sample buffers (RingReader)."""
         sample = GpuSample()
+        if group in self._broken:
+            return sample
         try:
-            for call in CALLS.get(group, ()):
-                if not self._refusals.paused(call[0][0], now_ns):
-                    self._read_call(sample, call, now_ns)
-            for number in range(len(self._sources[group])):
-                self._read_batch(sample, group, number, now_ns)
-            if group in self._links:
-                self._links[group].read(sample, now_ns)
-            self._read_parts(sample, group, now_ns, seen)
+            self._read(sample, group, now_ns, seen)
         except NvmlFailure as failure:
             sample.down = failure.code
+        except Exception as error:
+            # A fault of ours or of the binding costs this group on this GPU, and not everything else.
+            self._broken.add(group)
+            sample.outcomes.append((group, Outcome.FAILED, f"cannot be read: {type(error).__name__}: {error}"))
         return sample
+
+    def _read(self, sample: GpuSample, group: str, now_ns: int, seen: Sequence[int]) -> None:
+        for call in CALLS.get(group, ()):
+            if not self._refusals.paused(call[0][0], now_ns):
+                self._read_call(sample, call, now_ns)
+        for number in range(len(self._sources[group])):
+            self._read_batch(sample, group, number, now_ns)
+        if group in self._links:
+            self._links[group].read(sample, now_ns)
+        self._read_parts(sample, group, now_ns, seen)
 
     def _read_parts(self, sample: GpuSample, group: str, now_ns: int, seen: Sequence[int]) -> None:
         if group == "samples":

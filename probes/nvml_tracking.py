@@ -127,6 +127,8 @@ def gpu_lost_event(device: str, text: str, source: str, pci: str | None, time_ns
 def xid_event(message: Message) -> Event:
     """An Xid that NVML reported."""
     attributes = {"number": message["number"], "message": None, "source": "nvml", "pci": message["pci"]}
+    # The MIG instance, where the driver names one.
+    attributes |= {name: value for name, value in message["attributes"].items() if value is not None}
     text = f"Xid {message['number']} reported by NVML"
     return Event("xid", message["time_ns"], text, Severity.WARNING, message["uuid"], attributes=attributes)
 

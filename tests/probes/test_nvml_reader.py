@@ -288,6 +288,18 @@ def test_nvlink_of_all_links_is_asked_for_apart(missing: tuple[int, ...]) -> Non
         assert len({scope == ALL_LINKS for _, scope in batch}) == 1
 
 
+def test_a_fault_of_ours_costs_its_group_and_no_other() -> None:
+    """What is no answer of NVML is said once with its kind, and the GPU is read on."""
+    gpu = full()
+    gpu.instances = [object()]  # type: ignore[list-item]
+    reader = GpuReader(gpu, DRIVER)
+    first = reader.read("health", 0)
+    assert [(name, outcome) for name, outcome, _ in first.outcomes] == [("health", Outcome.FAILED)]
+    assert first.outcomes[0][2].startswith("cannot be read: AttributeError: ")
+    assert reader.read("health", 1).outcomes == []
+    assert reader.read("fast", 2).values["gpu.power_watts"] == 2.0
+
+
 def test_an_old_driver_is_asked_for_the_old_thermal_counter() -> None:
     """Before R575 the thermal policy counter stands in, and the two others are not asked for."""
     gpu = full()
