@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankscope.rules.change import LEAST_STEPS, Shift, offset_of, shift_of
+from rankscope.rules.expected import at_equal_work, job_at_equal_work
 from rankscope.rules.frame import NS_PER_MS, BoolArray, FloatArray, Frame, mean, median, middle, peers_median
 
 #: Changes below this share of the step are not looked for.
@@ -48,7 +49,7 @@ def rank_shifts(frame: Frame, *, data: bool = True) -> list[RankShift]:
     if frame.shape[0] < 2:
         return _alone(frame)
     least = LEAST_FRACTION * frame.typical_ms
-    signals = [("work", frame.steady_ms, 1), ("copy", frame.parts["copy"], 1)]
+    signals = [("work", at_equal_work(frame, frame.steady_ms), 1), ("copy", frame.parts["copy"], 1)]
     if data:
         signals.append(("data_wait", frame.parts["data_wait"], DATA_SMOOTH))
     found = []
@@ -119,13 +120,13 @@ def _alone(frame: Frame) -> list[RankShift]:
 
 def own_shift(frame: Frame) -> Shift | None:
     """All ranks came to work longer: the median over ranks of what each did itself."""
-    steady = median(frame.steady_ms)
+    steady = job_at_equal_work(frame, median(frame.steady_ms))
     return shift_of(judged(frame, steady), LEAST_FRACTION * frame.typical_ms)
 
 
 def job_shift(frame: Frame) -> Shift | None:
     """The job's step became longer than it was."""
-    return shift_of(judged(frame, frame.job_ms), LEAST_FRACTION * frame.typical_ms)
+    return shift_of(judged(frame, job_at_equal_work(frame, frame.job_ms)), LEAST_FRACTION * frame.typical_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ def lengthen(job: Job, rows: IntArray, steps: BoolArray, length: np.ndarray, *, 
     where = np.ix_(rows, np.flatnonzero(steps))
     for name in ("forward", "backward"):
         job.touch(name)[where] *= cost.astype(np.float32)
-    job.touch("work")[where] = np.round(job.scenario.workload.batch * 64 * length) / 64
+    job.touch("work")[where] *= (np.round(64 * length) / 64).astype(np.float32)
 
 
 def lengths(job: Job, shape: tuple[int, ...], ratio: float) -> np.ndarray:
