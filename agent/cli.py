@@ -149,8 +149,14 @@ def _tell(result: RunResult, json_file: str, html: Path | None, perfetto: Path |
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     help='The incident as a page to hand over, "-" for standard output.',
 )
+@click.option("--classes", type=_FILE, help="A site's own priors, log-odds and texts (TOML; docs/classes.md).")
 def report(
-    recordings: Sequence[Path], as_json: bool, html: Path | None, perfetto: Path | None, markdown: Path | None
+    recordings: Sequence[Path],
+    as_json: bool,
+    html: Path | None,
+    perfetto: Path | None,
+    markdown: Path | None,
+    classes: Path | None,
 ) -> None:
     """The verdict over recordings of one run: one file a host, or a directory of them."""
     from rankscope.agent.hand_off import markdown_page
@@ -159,7 +165,7 @@ def report(
     on_standard_output = markdown is not None and str(markdown) == "-"
     if as_json and on_standard_output:
         raise click.UsageError("--json and --markdown - both want standard output")
-    verdict, window = conclude(recordings)
+    verdict, window = conclude(recordings, str(classes or ""))
     if not (as_json or on_standard_output):
         show(verdict, window, _console())
     if markdown is not None:

@@ -142,13 +142,16 @@ class WindowSettings(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class RuleSettings(Struct, forbid_unknown_fields=True, frozen=True):
-    """Rules while the job runs. The verdict at its end does not depend on them."""
+    """Rules while the job runs, and the table they and the verdict at its end go by."""
 
     live: Annotated[bool, _say("Whether rules run while the job does.")] = True
     period_seconds: Annotated[
         Positive, _say("Least time between two runs of the rules; longer where they cost much.")
     ] = 5.0
     window_seconds: Annotated[Positive, _say("Stretch of the recording that they look at.")] = 600.0
+    classes_file: Annotated[
+        str, _say("A site's own priors, log-odds and texts (TOML), in place of those in docs/classes.md; empty: none.")
+    ] = ""
 
 
 class Settings(Struct, forbid_unknown_fields=True, frozen=True):

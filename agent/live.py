@@ -97,7 +97,8 @@ class LiveRules:
 
     def _judge(self, since_ns: int) -> tuple[Finding, ...]:
         from rankscope.agent.load import load_window
+        from rankscope.agent.site_table import site_table
         from rankscope.rules import diagnose
 
         window = load_window([self._recording], since_ns=since_ns, max_steps=_MAX_STEPS)
-        return diagnose(window) if window.ranks else ()
+        return diagnose(window, site_table(self._settings.classes_file)) if window.ranks else ()

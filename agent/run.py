@@ -266,7 +266,7 @@ class _Run:
         try:
             keep_status(self._recording, status)
             keep_events(self._recording, [signal_event(each, self._agent_environ) for each in signals])
-            verdict, window = conclude([self._recording])
+            verdict, window = conclude([self._recording], self._settings.rules.classes_file)
             keep_verdict(self._recording, verdict, window)
         except Exception as error:
             # Whatever it is: the job's own status is what `run` ends with.

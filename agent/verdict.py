@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def conclude(paths: Sequence[Path]) -> tuple[Verdict, Window]:
-    """The verdict over recordings of one run, and the window that it rests on. Raises RecordingError."""
+def conclude(paths: Sequence[Path], classes_file: str = "") -> tuple[Verdict, Window]:
+    """The verdict over recordings of one run, and the window that it rests on.
+
+    `classes_file` is a site's own part of the evidence table. Raises RecordingError, ConfigurationError.
+    """
+    from rankscope.agent.site_table import site_table
     from rankscope.rules import judge
 
+    table = site_table(classes_file)
     window = load_window(paths)
-    return judge(window, overhead_of(paths, window)), window
+    return judge(window, overhead_of(paths, window), table), window
 
 
 def overhead_of(paths: Sequence[Path], window: Window) -> Overhead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from rankscope.finding import Side
 from rankscope.rules.faults import FAULTS
 
 TABLE = Path(__file__).with_name("classes.toml")
+#: What a site may not change of a class.
+_FIXED = ("side", "place", "sources")
 
 _Member = TypeVar("_Member", bound=StrEnum)
 
@@ -90,16 +93,51 @@ class Table:
     unknown: FaultClass
 
 
-def load(path: Path = TABLE) -> Table:
-    """Read and check the table; raises ConfigurationError that names the key."""
+def load(path: Path = TABLE, *, overrides: Path | None = None) -> Table:
+    """Read and check the table; raises ConfigurationError that names the key.
+
+    `overrides` is a site's own file of the same form, with only what differs: priors and log-odds one by one, texts,
+    the threshold. Sides and places are not a site's to change, nor are classes to add: their evidence is code.
+    """
+    document = _document(path, "reinstall")
+    if overrides is None:
+        return _Reader(path).table(document)
+    return _Reader(overrides).table(_overridden(document, _document(overrides, "name a readable file"), overrides))
+
+
+def _document(path: Path, todo: str) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            document = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
-        raise ConfigurationError(f"cannot read ({error.strerror})", where=str(path), todo="reinstall") from error
-    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"cannot read ({error.strerror})", where=str(path), todo=todo) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"not TOML: {error}", where=str(path)) from error
-    return _Reader(path).table(document)
+
+
+def _overridden(base: dict[str, Any], site: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The document with a site's values in place of its own; what is new or fixed is refused."""
+
+    def refuse(key: str, what: str, known: Mapping[str, Any]) -> ConfigurationError:
+        close = difflib.get_close_matches(key.rpartition(".")[2], list(known), n=1)
+        todo = f"did you mean {close[0]}?" if close else "leave it out"
+        return ConfigurationError(what, where=f"{path.name}: {key}", todo=todo)
+
+    def merge(mine: dict[str, Any], theirs: dict[str, Any], key: str) -> dict[str, Any]:
+        merged = dict(mine)
+        for name, value in theirs.items():
+            place = f"{key}.{name}" if key else name
+            # Priors and evidence may name a symptom or family that the class did not look at so far.
+            if name not in mine and not key.endswith((".priors", ".evidence")):
+                raise refuse(place, "unknown key", mine)
+            if name in _FIXED and key.startswith("class."):
+                raise refuse(place, f"a class's {name} is not a site's to change", {})
+            if isinstance(mine.get(name), dict) != isinstance(value, dict) and name in mine:
+                raise refuse(place, "has another form", {})
+            merged[name] = merge(mine[name], value, place) if isinstance(value, dict) else value
+        return merged
+
+    return merge(base, site, "")
 
 
 class _Reader:

@@ -135,3 +135,42 @@ def test_every_runbook_has_a_class() -> None:
 def test_table_is_valid_toml_on_its_own() -> None:
     """The table can be read by anything that reads TOML."""
     assert tomllib.loads(table.TABLE.read_text(encoding="utf-8"))["class"].keys() == CLASSES.keys()
+
+
+def test_a_site_puts_its_own_numbers_in_their_places(tmp_path: Path) -> None:
+    """What the file names changes, and nothing else does."""
+    site = tmp_path / "site.toml"
+    site.write_text(
+        "threshold = 0.9\n[class.noisy-neighbour]\naction = 'Call the desk.'\n[class.noisy-neighbour.priors]\n"
+        "one-rank-slow = 0.5\n[class.noisy-neighbour.evidence]\ngc = [-9.0, 0.0]\n",
+        encoding="utf-8",
+    )
+    ours, theirs = load(), load(overrides=site)
+    changed = theirs.classes["noisy-neighbour"]
+    assert (theirs.threshold, changed.action) == (0.9, "Call the desk.")
+    assert changed.priors[Symptom.ONE_RANK_SLOW] == 0.5
+    assert changed.evidence["gc"].present == -9
+    assert changed.evidence["foreign"] == ours.classes["noisy-neighbour"].evidence["foreign"]
+    assert theirs.classes["gpu-off-bus"] == ours.classes["gpu-off-bus"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[class.noisy-neighbor]\naction = 'x'", "did you mean noisy-neighbour"),
+        ("[class.gpu-off-bus]\nside = 'code'", "side is not a site's to change"),
+        ("[class.gpu-off-bus.evidence]\noff-bis = [1.0, 0.0]", "unknown family"),
+        ("[class.gpu-off-bus.priors]\ncrash = 'often'", "must be a number"),
+        ("[class.gpu-off-bus]\nevidence = 3", "another form"),
+        ("treshold = 0.9", "did you mean threshold"),
+        ("[", "not TOML"),
+    ],
+)
+def test_a_site_file_that_contradicts_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    """The line names the site's own file and the key."""
+    site = tmp_path / "site.toml"
+    site.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        load(overrides=site)
+    assert "site.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
