@@ -41,9 +41,10 @@ A rank writes its ring into memory that the agent has to reach. A pod's `/dev/sh
 
 {ways}
 
-The last asks nothing of the training pod. The agent looks every 10 s into the mount namespace of each process that it
-may look into, follows no link on the way, and checks every ring as if it were hostile. `docker run --ipc=host` and
-Slurm without containers share the host's `/dev/shm`: there is nothing to do.
+The last asks nothing of the training pod. The agent looks every 10 s (more rarely on hosts with thousands of
+processes) into the mount namespace of each process that it may look into, follows no link on the way, and checks every
+ring as if it were hostile. `docker run --ipc=host` and Slurm without containers share the host's `/dev/shm`: there is
+nothing to do.
 
 A rank announces the process id that it has in its own namespace. With the host's processes the agent finds it by that
 number and its start time (`NSpid` of `/proc/PID/status`); without them the rank counts as alive until it says goodbye
