@@ -34,7 +34,9 @@ class _Communication:
 
 
 class _Gather(_Communication):
-    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool) -> None:
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
+    ) -> None:
         # Every rank has the same parameters: its own shard stands for the others'.
         output_tensor.copy_(input_tensor.repeat(group.size()))
         self._launch()
@@ -47,7 +49,7 @@ class _Scatter(_Communication):
         self._joins = [False]
 
     def __call__(
-        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
     ) -> None:
         output_tensor.copy_(input_tensor[: output_tensor.numel()])
         self._launch()

@@ -200,6 +200,7 @@ class Scope:
         clock = StepClock(ring, device, world_size=identity.world_size, gc_watch=gc_watch, usage=usage, coarse=coarse)
         window = make_window(path, identity.rank, self._environ)
         control = ControlReader(path)
+        self._stop_watching.append(control.close)
         dumper = StackDumper(path.with_name(f"{path.name}.stacks"), self._environ)
         flight = FlightSocket(flight_path(path, identity.pid), self._environ)
         gc_watch.install()

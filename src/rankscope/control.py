@@ -52,6 +52,7 @@ class ControlReader:
             self._map = mmap.mmap(descriptor, _SIZE)
         finally:
             os.close(descriptor)
+        self._path = control_path(ring)
         self._seen = self._map[:_ORDER_BYTES]
 
     def poll(self) -> Command:
@@ -64,6 +65,10 @@ class ControlReader:
             return Command.NONE  # being written: whole at the next step
         self._seen = raw
         return Command(command) if sequence and command in Command._value2member_map_ else Command.NONE
+
+    def close(self) -> None:
+        """Take no more orders: the file goes, so that this process can attach again."""
+        self._path.unlink(missing_ok=True)
 
 
 def send(ring: Path, command: Command) -> None:

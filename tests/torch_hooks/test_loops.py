@@ -17,6 +17,7 @@ from tests.torch_hooks.loops import Delay, Delayed, Rows, checked_steps
 from torch.utils.data import DataLoader
 
 from rankscope.records import MarkKind, MarkRecord, RingRecord, StepFlag, StepRecord
+from rankscope.ring import RingReader
 from rankscope.torch_hooks import Scope
 
 Records = Callable[[], list[RingRecord]]
@@ -164,6 +165,7 @@ def test_a_new_dataset_each_epoch(scope: Scope, records: Records) -> None:
     assert counts(checked_steps(records())) == [1] * 12
 
 
+@pytest.mark.alone
 def test_checkpointed_activations(scope: Scope, records: Records) -> None:
     """What is computed again in backward is backward."""
     from torch.utils.checkpoint import checkpoint
@@ -198,6 +200,7 @@ def test_the_user_says_what_a_step_is(scope: Scope, records: Records) -> None:
     assert rules(records())[-1] == "as the training script says"
 
 
+@pytest.mark.alone
 def test_reading_and_collating_are_told_apart(scope: Scope, records: Records) -> None:
     """In a loader without workers the wait for data splits into reading samples and collating them."""
     model, optimizer = made()
@@ -214,11 +217,12 @@ def test_reading_and_collating_are_told_apart(scope: Scope, records: Records) ->
     steps = checked_steps(records())[1:]
     waits = [step for step in steps if step.fetch_ns is not None and step.collate_ns is not None]
     assert len(waits) == len(steps)
-    once = statistics.median(collating.taken_ns)
-    assert statistics.median(step.collate_ns or 0 for step in waits) == pytest.approx(once, rel=0.1)
-    for step in waits:
+    beyond = []
+    for step, taken in zip(waits, collating.taken_ns[1:], strict=False):
         assert (step.fetch_ns or 0) >= reading_s * 1e9
-        assert (step.fetch_ns or 0) + (step.collate_ns or 0) == pytest.approx(step.data_wait_ns, rel=0.1)
+        assert (step.collate_ns or 0) >= taken
+        beyond.append(step.data_wait_ns - taken - (step.fetch_ns or 0))
+    assert 0 <= statistics.median_low(beyond) < 0.1 * reading_s * 1e9
 
 
 def test_a_recompilation_says_which_guard_failed(scope: Scope, records: Records) -> None:
@@ -255,11 +259,12 @@ def test_distributed_checkpoint_is_a_checkpoint(scope: Scope, records: Records, 
     assert [step.step for step in checked_steps(records()) if step.checkpoint_ns > 0] == [5]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("where", ["dataset", "collate", "forward", "backward", "optimizer", "checkpoint"])
 def test_an_injected_delay_comes_back_in_its_phase(scope: Scope, records: Records, where: str) -> None:
     """A delay is found in its phase, within 10 % of what it really took; other phases have none of it."""
     model, optimizer = made()
-    delay = Delay()
+    delay = Delay(0.04)
 
     class Data(Rows):
         def __getitem__(self, index: int) -> torch.Tensor:
@@ -274,7 +279,7 @@ def test_an_injected_delay_comes_back_in_its_phase(scope: Scope, records: Record
 
     if where == "optimizer":
         optimizer.register_step_pre_hook(delay)
-    for batch in DataLoader(Data(8), batch_size=1, collate_fn=collate):
+    for batch in DataLoader(Data(7), batch_size=1, collate_fn=collate):
         if where == "forward":
             delay()
         output = model(batch)
@@ -284,9 +289,13 @@ def test_an_injected_delay_comes_back_in_its_phase(scope: Scope, records: Record
             torch.save({"w": 1}, _Slow(delay))
     steps = checked_steps(records())[1:]
     phase = {"dataset": "data_wait", "collate": "data_wait"}.get(where, where)
-    medians = {name: statistics.median(step.phases_ns()[name] for step in steps) for name in steps[0].phases_ns()}
-    assert medians.pop(phase) == pytest.approx(statistics.median(delay.taken_ns), rel=0.1)
-    assert max(medians.values()) < 0.1 * delay.seconds * 1e9
+    delays = delay.taken_ns[1 : len(steps) + 1]
+    assert all(step.phases_ns()[phase] >= taken for step, taken in zip(steps, delays, strict=True))
+    # What a busy machine adds is nobody's delay: half of the steps may have been disturbed.
+    beyond = [step.phases_ns()[phase] - taken for step, taken in zip(steps, delays, strict=True)]
+    others = [step.end_ns - step.start_ns - step.phases_ns()[phase] for step in steps]
+    assert statistics.median_low(beyond) < 0.1 * min(delays)
+    assert statistics.median_low(others) < 0.1 * min(delays)
 
 
 class _Slow:
@@ -378,6 +387,24 @@ def test_a_loader_pickles_with_the_hooks_on(scope: Scope) -> None:
         copied = pickle.loads(pickle.dumps(loader))
     assert len(list(copied)) == 4
     assert pickle.loads(pickle.dumps(torch.save)) is torch.save
+
+
+def test_attached_again(tmp_path: Path) -> None:
+    """A process that detached can attach again, into a ring anew."""
+    lines: list[str] = []
+    for _ in range(2):
+        model, optimizer = made()
+        again = Scope({"RANKSCOPE_DIR": str(tmp_path), "RANKSCOPE_STACK_SIGNAL": ""}, write_error=lines.append)
+        again.install()
+        try:
+            for batch in DataLoader(Rows(4), batch_size=1):
+                model(batch).sum().backward()
+                optimizer.step()
+        finally:
+            again.detach()
+        (ring,) = tmp_path.glob("*.ring")
+        assert len(checked_steps(RingReader(ring).read().records)) == 4
+    assert lines == []
 
 
 def test_patched_methods_of_c_classes_are_given_back(tmp_path: Path) -> None:

@@ -1,0 +1,148 @@
+"""Instructions that the hooks add to a step, counted by callgrind: the same on a busy machine as on a quiet one.
+
+    .venv/bin/python benchmarks/hook_instructions.py --write docs/hook-cost.md
+
+Needs valgrind and a C compiler. One process trains; callgrind counts only in between two marks. Each loop is counted
+plain, attached, and plain again (the null), after steps that warm the interpreter's caches up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BEGIN, END = "<!-- instructions: begin -->", "<!-- instructions: end -->"
+WARM_STEPS, STEPS = 40, 32
+MARKS = """
+#include <valgrind/callgrind.h>
+void begin(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
+void end(const char *name) { CALLGRIND_DUMP_STATS_AT(name); CALLGRIND_STOP_INSTRUMENTATION; }
+"""
+
+
+def loops() -> dict[str, Callable[[int], None]]:
+    """Loops to count in: by name, a function that trains so many steps."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(4 * 10_000, 32)), batch_size=4)
+
+    def trainer(model: torch.nn.Module, collectives: int = 0) -> Callable[[int], None]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+        scratch = torch.zeros(4)
+
+        def train(steps: int) -> None:
+            for (batch,), _ in zip(loader, range(steps), strict=False):
+                model(batch).square().mean().backward()
+                for _ in range(collectives):
+                    dist.all_reduce(scratch)
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return train
+
+    def layers(count: int) -> torch.nn.Module:
+        return torch.nn.Sequential(*(torch.nn.Linear(32, 32) for _ in range(count)))
+
+    return {
+        "one process, 2 modules": trainer(layers(2)),
+        "one process, 64 modules": trainer(layers(64)),
+        "DDP, 2 modules": trainer(DistributedDataParallel(layers(2))),
+        "DDP and 20 collectives": trainer(DistributedDataParallel(layers(2)), 20),
+    }
+
+
+@contextmanager
+def attached(directory: str) -> Iterator[None]:
+    """The hooks on. A step counts as one of a job of two ranks, so that all that a job needs is at work."""
+    from rankscope.torch_hooks import Scope
+
+    environ = {"RANKSCOPE_DIR": directory, "RANKSCOPE_STACK_SIGNAL": "", "RANK": "0", "WORLD_SIZE": "2"}
+    scope = Scope(environ, write_error=sys.exit)
+    scope.install()
+    try:
+        yield
+    finally:
+        scope.detach()
+
+
+def count_inside(library: str) -> None:
+    """Run under callgrind: every loop plain, attached and plain again."""
+    import torch.distributed as dist
+
+    marks = ctypes.CDLL(library)
+    with tempfile.TemporaryDirectory() as directory:
+        dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=0, world_size=1)
+        for number, train in enumerate(loops().values()):
+
+            def counted(name: str, train: Callable[[int], None] = train, number: int = number) -> None:
+                train(WARM_STEPS)
+                marks.begin()
+                train(STEPS)
+                marks.end(f"{number} {name}".encode())
+
+            counted("plain")
+            with attached(directory):
+                counted("attached")
+            counted("null")
+        dist.destroy_process_group()
+
+
+def count() -> dict[str, dict[str, float]]:
+    """Instructions a step by loop and condition."""
+    with tempfile.TemporaryDirectory() as directory:
+        source, library = Path(directory, "marks.c"), Path(directory, "marks.so")
+        source.write_text(MARKS)
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+        callgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=counts"]
+        command = [*callgrind, sys.executable, str(Path(__file__).resolve()), "--inside", str(library)]
+        environ = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "RANKSCOPE_ATTACH": ""}
+        subprocess.run(command, cwd=directory, check=True, env=environ, capture_output=True)
+        found: dict[str, dict[str, float]] = {}
+        for path in Path(directory).glob("counts.*"):
+            text = path.read_text(errors="replace")
+            trigger = next((line for line in text.splitlines() if line.startswith("desc: Trigger: ")), "")
+            totals = next((line for line in text.splitlines() if line.startswith(("summary:", "totals:"))), "")
+            words = trigger.removeprefix("desc: Trigger: Client Request: ").split()
+            if len(words) == 2 and words[0].isdigit():
+                found.setdefault(words[0], {})[words[1]] = int(totals.split()[1]) / STEPS
+    return found
+
+
+def main() -> None:
+    """Count and print, or write into the document."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--inside")
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        count_inside(arguments.inside)
+        return
+    lines = ["| loop | instructions a step, plain | hooks add | null | share |", "|---|---|---|---|---|"]
+    names = ("one process, 2 modules", "one process, 64 modules", "DDP, 2 modules", "DDP and 20 collectives")
+    for number, found in sorted(count().items()):
+        plain, hooks, null = (found[name] for name in ("plain", "attached", "null"))
+        lines.append(
+            f"| {names[int(number)]} | {plain:,.0f} | {hooks - plain:+,.0f} | {null - plain:+,.0f} "
+            f"| {100 * (hooks - plain) / plain:.2f} % |"
+        )
+    text = "\n".join(lines)
+    print(text)
+    if arguments.write is not None:
+        head, _, rest = arguments.write.read_text().partition(BEGIN)
+        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
