@@ -54,6 +54,8 @@ class LoaderWatch:
             self._cpu_ns, self._io_ns = worker_times(self._pids, self._proc)
         elif (fetcher := getattr(iterator, "_dataset_fetcher", None)) is not None:
             time_collating(fetcher, self._clock)
+        if self._pids:
+            self._clock.collate_ns = MISSING
 
     def _read_workers(self) -> None:
         now = time.monotonic_ns()
@@ -67,32 +69,24 @@ class LoaderWatch:
 
 
 def time_collating(fetcher: Any, clock: StepClock) -> None:
-    """Have a fetcher in the training process say how long it read samples and how long it collated them.
+    """Have a fetcher in the training process say how long it collated: the rest of the wait was reading samples.
 
     The collate function is wrapped on this one fetcher, which lives and dies with its iterator.
     """
-    fetch, collate = getattr(fetcher, "fetch", None), getattr(fetcher, "collate_fn", None)
-    if fetch is None or collate is None:
+    collate = getattr(fetcher, "collate_fn", None)
+    if collate is None:
         return
     now = time.monotonic_ns
+    clock.collate_ns = 0
 
     def timed_collate(samples: Any) -> Any:
         began = now()
         try:
             return collate(samples)
         finally:
-            clock.collate_ns = max(0, clock.collate_ns) + now() - began
+            clock.collate_ns += now() - began
 
-    def timed_fetch(indices: Any) -> Any:
-        began = now()
-        collated_before = max(0, clock.collate_ns)
-        try:
-            return fetch(indices)
-        finally:
-            collated = max(0, clock.collate_ns) - collated_before
-            clock.fetch_ns = max(0, clock.fetch_ns) + now() - began - collated
-
-    fetcher.collate_fn, fetcher.fetch = timed_collate, timed_fetch
+    fetcher.collate_fn = timed_collate
 
 
 def worker_times(pids: tuple[int, ...], proc: Path = Path("/proc")) -> tuple[int, int]:

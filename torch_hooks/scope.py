@@ -237,7 +237,7 @@ class Scope:
         self._stop_watching.append(self._signals.flush)
 
         def look() -> None:
-            """At most every 10 ms: orders of the agent, and parts of torch that were imported since."""
+            """Now and then: orders of the agent, and parts of torch that were imported since."""
             command = control.poll()
             if command is Command.DETACH:
                 self._leave(clock)

@@ -1,12 +1,13 @@
 """Where the training thread's time goes: the phases of a step, on the host's clock and the device's.
 
 `StepClock.switch` is the hot path: everything the hooks see becomes "from now on, this phase". A step is closed at its
-boundary, when its record goes into the ring. What costs a system call is read at most every `SLOW_PERIOD_NS`: steps in
+boundary, when its record goes into the ring. What costs a system call is read at most every `READ_PERIOD_NS`: steps in
 between carry the mean of the last reading.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,8 +29,10 @@ from rankscope.torch_hooks.device_timeline import DeviceTimeline
 from rankscope.torch_hooks.groups import Groups
 from rankscope.torch_hooks.usage import CompileWatch, GcWatch, ThreadUsage
 
-#: CPU time, run-queue wait, allocator and orders of the agent are looked at no oftener: 3 us a look.
-SLOW_PERIOD_NS = 10_000_000
+#: CPU time and run-queue wait are read no oftener: two system calls.
+READ_PERIOD_NS = 10_000_000
+#: Orders of the agent are looked for, and Dynamo's callbacks looked after, no oftener.
+LOOK_PERIOD_NS = 200_000_000
 #: Steps that are marked as warm-up: allocator, autotuning, lazily made process groups, rebuilt buckets.
 WARM_UP_STEPS = 3
 #: The hooks' own time is measured in one step of so many: two more clock readings a boundary.
@@ -64,8 +67,10 @@ class StepClock:
         "_gc",
         "_hook_ns",
         "_look_ns",
-        "_looked_step",
         "_memory",
+        "_modules",
+        "_read_ns",
+        "_read_step",
         "_runqueue_ns",
         "_set_status",
         "_since",
@@ -80,7 +85,6 @@ class StepClock:
         "backward_count",
         "collate_ns",
         "depth",
-        "fetch_ns",
         "groups",
         "last_data_wait_ns",
         "last_step_ns",
@@ -119,12 +123,12 @@ class StepClock:
         self.thread = threading.get_ident()
         #: Of the step under way; MISSING where not known.
         self.work = self.loader_ready = self.loader_workers = MISSING
-        self.fetch_ns = self.collate_ns = self.loader_cpu_ns = self.loader_io_ns = MISSING
+        self.collate_ns = self.loader_cpu_ns = self.loader_io_ns = MISSING
         self.backward_count = self.microbatches = 0
         self.last_step_ns = self.last_data_wait_ns = 0
         #: Called at the end of each step, where profiler windows may be wanted.
         self.on_step: Callable[[], None] | None = None
-        #: Called at the end of a step, at most every SLOW_PERIOD_NS.
+        #: Called at the end of a step, where modules were imported since, or LOOK_PERIOD_NS have passed.
         self.on_look: Callable[[], None] | None = None
         #: Process groups whose operations are seen; None where there are none.
         self.groups: Groups | None = None
@@ -147,7 +151,7 @@ class StepClock:
         #: Whether the step under way is one of those that are looked at more closely.
         self.sampled, self._timed_ns, self._hook_ns = True, 0, MISSING
         self._boundaries_ns = 0
-        self._look_ns, self._looked_step = 0, 0
+        self._read_ns = self._read_step = self._look_ns = self._modules = 0
         self._cpu_ns, self._runqueue_ns = MISSING, MISSING
         self._memory = _NO_MEMORY
         usage.read()
@@ -205,11 +209,11 @@ class StepClock:
         spent, start = self._spent, self._start
         if start == now:
             return
-        if now - self._look_ns > SLOW_PERIOD_NS:
-            self._look(now)
+        if now - self._read_ns > READ_PERIOD_NS:
+            self._read(now)
         own, wait = spent[_BACKWARD], spent[_COLLECTIVE_WAIT]
         in_backward = wait + self._wait_in_backward_ns
-        gc_watch, compiling, groups = self._gc, self._compile, self.groups
+        gc_watch, compiling, groups, collate_ns = self._gc, self._compile, self.groups, self.collate_ns
         if compiling.spent_ns > 0:
             compiling.explain()
         flags = self._flags
@@ -243,8 +247,8 @@ class StepClock:
             spent[_H2D] if self._copies_watched else MISSING,
             wait,
             spent[_BUBBLE],
-            self.fetch_ns,
-            self.collate_ns,
+            collate_ns if collate_ns < 0 else spent[_DATA_WAIT] - collate_ns,
+            collate_ns,
             self.loader_cpu_ns,
             self.loader_io_ns,
             compiling.recompiles,
@@ -264,7 +268,8 @@ class StepClock:
         self.last_data_wait_ns = spent[_DATA_WAIT]
         spent[:] = _NOTHING
         self._start = now
-        self.fetch_ns = self.collate_ns = MISSING
+        if self.collate_ns > 0:
+            self.collate_ns = 0
         self.backward_count = self.microbatches = self._sync_count = self._wait_in_backward_ns = self._flags = 0
         if gc_watch.count:
             gc_watch.spent_ns = gc_watch.count = 0
@@ -301,17 +306,20 @@ class StepClock:
         if threading.get_ident() == self.thread and self.phase == _H2D:
             self.switch(_FORWARD)
 
-    def _look(self, now: int) -> None:
+    def _read(self, now: int) -> None:
         """Read what costs a system call, or more."""
-        steps = self.step + 1 - self._looked_step
+        steps = self.step + 1 - self._read_step
         cpu_ns, runqueue_ns = self._usage.read()
         self._cpu_ns = cpu_ns // steps
         self._runqueue_ns = MISSING if runqueue_ns is None else runqueue_ns // steps
         self._memory = self._device.memory() or _NO_MEMORY
-        self._compile.look()
-        self._look_ns, self._looked_step = now, self.step + 1
-        if self.on_look is not None:
-            self.on_look()
+        self._read_ns, self._read_step = now, self.step + 1
+        modules = len(sys.modules)
+        if modules != self._modules or now - self._look_ns > LOOK_PERIOD_NS:
+            self._modules, self._look_ns = modules, now
+            self._compile.look()
+            if self.on_look is not None:
+                self.on_look()
 
     def mark(self, kind: MarkKind, text: str = "") -> None:
         """Write a moment of the rank's life."""

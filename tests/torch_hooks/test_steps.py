@@ -349,14 +349,14 @@ def test_the_agent_may_end_the_watching(scope: Scope, tmp_path: Any) -> None:
     """Soon after the order the hooks are gone, the ring says so, and training goes on."""
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for index, batch in enumerate(DataLoader(Rows(8, 0.011), batch_size=1)):
+    for index, batch in enumerate(DataLoader(Rows(30, 0.02), batch_size=1)):
         if index == 3:
             (ring,) = (tmp_path / "rings").glob("*.ring")
             send(ring, Command.DETACH)
         model(batch).sum().backward()
         optimizer.step()
     records = RingReader(ring).read().records
-    assert len(steps_of(records)) == 4
+    assert 4 <= len(steps_of(records)) < 20
     marks = [record.mark for record in records if isinstance(record, MarkRecord)]
     assert marks == [MarkKind.ATTACHED, MarkKind.STEP_RULE, MarkKind.DETACHED]
     assert not hasattr(torch.save, "_rankscope_original")
