@@ -180,10 +180,10 @@ def test_checkpointed_activations(scope: Scope, records: Records) -> None:
     for batch in DataLoader(Rows(5), batch_size=1):
         checkpoint(slow, batch.requires_grad_(), use_reentrant=False).sum().backward()
         optimizer.step()
-    steps = checked_steps(records())[1:]
-    once = statistics.median(delay.taken_ns)
-    assert once <= statistics.median(step.backward_ns for step in steps) < 1.5 * once
-    assert once <= statistics.median(step.forward_ns for step in steps) < 1.5 * once
+    for step in checked_steps(records())[1:]:
+        first, again = delay.taken_ns[2 * step.step : 2 * step.step + 2]
+        assert step.forward_ns >= first
+        assert step.backward_ns >= again
 
 
 def test_the_user_says_what_a_step_is(scope: Scope, records: Records) -> None:
