@@ -129,6 +129,9 @@ def test_the_command_lists_a_shared_node(
     rank = start_rank(steps=10, then="stuck")
     node.gpus[1].set_process(rank.pid, 3 << 30)
     node.gpus[1].set_process(os.getpid(), 1 << 30, 1)
+    small, large = node.gpus[0].split([(16, 10 << 30), (60, 40 << 30)])
+    node.gpus[0].set_process(os.getpid(), 2 << 30, mig=0)
+    node.gpus[0].set_process(rank.pid, 5 << 30, 1, mig=1)
     wait_until(lambda: any(rings.glob("*.ring")))
     (tmp_path / "agent.toml").write_text(f"[roots]\nnvml_library = '{build(tmp_path) / LIBRARY}'\n")
     environ = os.environ | {STATE_VARIABLE: str(node.path), "RANKSCOPE_DIR": str(rings), "COLUMNS": "200"}
@@ -137,13 +140,16 @@ def test_the_command_lists_a_shared_node(
     said = subprocess.run([*command, "--json"], env=environ, capture_output=True, text=True, timeout=60, check=True)
     document = json.loads(said.stdout)
     jsonschema.validate(document, SCHEMA)
-    found = {
-        (use["device"], use["pid"]): (use["job"], use["rank"], use["memory_used_bytes"]) for use in document["uses"]
-    }
+    told = document["uses"]
+    found = {(use["device"], use["pid"]): (use["job"], use["rank"], use["memory_used_bytes"]) for use in told}
     assert found == {
         (node.gpus[1].uuid, rank.pid): ("test", 0, 3 << 30),
         (node.gpus[1].uuid, os.getpid()): (None, None, 1 << 30),
+        (small.uuid, os.getpid()): (None, None, 2 << 30),
+        (large.uuid, rank.pid): ("test", 0, 5 << 30),
     }
+    assert {use["gpu_uuid"] for use in told} == {gpu.uuid for gpu in node.gpus}
+    assert {use["device"]: use["sharers"] for use in told} == {node.gpus[1].uuid: 2, small.uuid: 1, large.uuid: 1}
     table = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "test rank 0" in table
     assert "3072 MiB" in table
