@@ -37,7 +37,7 @@ class Watch:
         self.recording = Recording.open(path) if exists else Recording.create(path, job="test", host="here")
         clock = SystemClock()
         self.watcher = RankWatcher(rings, self.recording, clock=clock, owners=frozenset({os.getuid()}))
-        self.hang = HangWatch(hang or HangSettings(floor_seconds=0.3, start_seconds=0.3), clock)
+        self.hang = HangWatch(hang or HangSettings(pyspy=False, floor_seconds=0.3, start_seconds=3.0), clock)
         self.events: list[Event] = []
 
     def look(self) -> Watch:
@@ -307,7 +307,7 @@ def test_what_counts_as_a_hang(
     watcher.poll()
     for rank in watcher.ranks:
         rank.said_goodbye = rank.status is not None and rank.status.phase is Phase.ENDED
-    hang = HangWatch(HangSettings(floor_seconds=30, start_seconds=600), clock)
+    hang = HangWatch(HangSettings(pyspy=False, floor_seconds=30, start_seconds=600), clock)
     clock.now_ns += 5 * 10**9
     assert hang.check(watcher.ranks) == []
     clock.now_ns += 95 * 10**9
