@@ -14,7 +14,7 @@ import click
 
 from rankscope import __version__
 from rankscope.agent.config import load_settings
-from rankscope.errors import ExportError, RankscopeError
+from rankscope.errors import ExportError, RankscopeError, RecordingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,6 +149,7 @@ def _tell(result: RunResult, json_file: str, html: Path | None, perfetto: Path |
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     help='The incident as a page to hand over, "-" for standard output.',
 )
+@click.option("--history", type=_FILE, help="Database of past jobs, to tell what follows a GPU or a rank.")
 @click.option("--classes", type=_FILE, help="A site's own priors, log-odds and texts (TOML; docs/classes.md).")
 def report(
     recordings: Sequence[Path],
@@ -157,15 +158,20 @@ def report(
     perfetto: Path | None,
     markdown: Path | None,
     classes: Path | None,
+    history: Path | None,
 ) -> None:
     """The verdict over recordings of one run: one file a host, or a directory of them."""
     from rankscope.agent.hand_off import markdown_page
+    from rankscope.agent.history import judged_with
     from rankscope.agent.verdict import conclude, show, write_outputs, write_text
 
     on_standard_output = markdown is not None and str(markdown) == "-"
     if as_json and on_standard_output:
         raise click.UsageError("--json and --markdown - both want standard output")
     verdict, window = conclude(recordings, str(classes or ""))
+    if history is not None and not history.is_file():
+        raise RecordingError("no such history", where=str(history))
+    verdict = judged_with(str(history or ""), window, verdict, keep=False)
     if not (as_json or on_standard_output):
         show(verdict, window, _console())
     if markdown is not None:

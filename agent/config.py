@@ -149,6 +149,10 @@ class RuleSettings(Struct, forbid_unknown_fields=True, frozen=True):
         Positive, _say("Least time between two runs of the rules; longer where they cost much.")
     ] = 5.0
     window_seconds: Annotated[Positive, _say("Stretch of the recording that they look at.")] = 600.0
+    history_file: Annotated[
+        str,
+        _say("Database (SQLite) of how a site's GPUs fared in past jobs, to tell what follows a GPU or a rank."),
+    ] = ""
     classes_file: Annotated[
         str, _say("A site's own priors, log-odds and texts (TOML), in place of those in docs/classes.md; empty: none.")
     ] = ""

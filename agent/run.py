@@ -259,6 +259,7 @@ class _Run:
 
     def conclude(self, status: int, signals: Sequence[JobSignal]) -> RunResult:
         """The verdict over what was recorded."""
+        from rankscope.agent.history import judged_with
         from rankscope.agent.verdict import conclude, keep_events, keep_status, keep_verdict
 
         interrupted = bool(signals)
@@ -267,6 +268,10 @@ class _Run:
             keep_status(self._recording, status)
             keep_events(self._recording, [signal_event(each, self._agent_environ) for each in signals])
             verdict, window = conclude([self._recording], self._settings.rules.classes_file)
+            try:
+                verdict = judged_with(self._settings.rules.history_file, window, verdict, keep=True)
+            except RankscopeError as error:
+                self._say(f"rankscope: no history: {error}")
             keep_verdict(self._recording, verdict, window)
         except Exception as error:
             # Whatever it is: the job's own status is what `run` ends with.

@@ -121,7 +121,7 @@ def segments(values: FloatArray, least_shift: float, *, smooth: int = 1) -> list
     shaped = signal[: blocks * block].reshape(blocks, block)
     levels = shaped.mean(axis=1) if smooth > 1 else np.median(shaped, axis=1)
     least = max(3, -(-LEAST_STEPS // block))
-    cuts = sorted(_cuts(levels, 0, blocks, least, least_shift, _DEPTH))
+    cuts = _pruned(levels, sorted(set(_cuts(levels, 0, blocks, least, least_shift, _DEPTH))), least_shift)
     edges = [0, *(cut * block for cut in cuts), count]
     if block > 1 and smooth == 1:
         edges = [0, *(_refined(signal, edge, block) for edge in edges[1:-1]), count]
@@ -148,14 +148,36 @@ def _cuts(levels: FloatArray, low: int, high: int, least: int, least_shift: floa
     cut = int(np.argmax(score[least - 1 : size - least])) + least
     before, after = part[:cut], part[cut:]
     difference = float(np.median(after) - np.median(before))
-    if abs(difference) < least_shift or not _real(before, after):
-        return []
     middle = low + cut
+    if abs(difference) < least_shift or not _real(before, after):
+        # What rose may have fallen again further on, so that both sides' medians are alike: look into each.
+        inner = [
+            *_cuts(levels, low, middle, least, least_shift, depth - 1),
+            *_cuts(levels, middle, high, least, least_shift, depth - 1),
+        ]
+        return [*inner, middle] if inner else []
     return [
         *_cuts(levels, low, middle, least, least_shift, depth - 1),
         middle,
         *_cuts(levels, middle, high, least, least_shift, depth - 1),
     ]
+
+
+def _pruned(levels: FloatArray, cuts: list[int], least_shift: float) -> list[int]:
+    """The cuts whose neighbouring stretches really differ; the weakest goes first, and what it parted becomes one."""
+    kept = list(cuts)
+    while kept:
+        edges = [0, *kept, len(levels)]
+        gaps = []
+        for place in range(len(kept)):
+            before, after = (levels[edges[place + side] : edges[place + side + 1]] for side in (0, 1))
+            gap = abs(float(np.median(after) - np.median(before)))
+            gaps.append(gap if gap >= least_shift and _real(before, after) else gap - 1e12)
+        weakest = int(np.argmin(gaps))
+        if gaps[weakest] >= 0:
+            return kept
+        del kept[weakest]
+    return kept
 
 
 def _refined(signal: FloatArray, edge: int, block: int) -> int:
