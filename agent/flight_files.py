@@ -106,9 +106,10 @@ def read_dump(path: Path) -> RankFlight:
     rank = rank_of(path.name)
     if rank is None:
         rank = sole_rank(document)
+    dump = parse_dump(document, -1 if rank is None else rank, str(path))
     if rank is None:
         raise DumpError("neither its name nor its groups say which rank it is of", where=str(path))
-    return parse_dump(document, rank, str(path))
+    return dump
 
 
 def rank_of(name: str) -> int | None:

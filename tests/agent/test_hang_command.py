@@ -170,6 +170,15 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read_dumps([tmp_path / "empty"])
 
 
+def test_name_without_a_rank(tmp_path: Path, documents: dict[int, dict[str, Any]]) -> None:
+    """Another JSON file is called that, a dump of no known rank is asked for its rank."""
+    (tmp_path / "verdict.json").write_text('{"schema": "rankscope.verdict/1"}')
+    assert "not a flight-recorder dump" in hang(tmp_path / "verdict.json").output
+    del documents[0]["pg_config"]
+    (tmp_path / "dump").write_bytes(pickle.dumps(documents[0]))
+    assert "which rank it is of" in hang(tmp_path / "dump").output
+
+
 def test_two_sets_of_dumps(tmp_path: Path, documents: dict[int, dict[str, Any]]) -> None:
     """A directory with the dumps of two jobs in it is not one job: the person is asked which."""
     for name in ("first", "second"):
