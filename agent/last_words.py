@@ -112,7 +112,8 @@ def parse_error_file(data: bytes) -> str:
         message = message.get("message")
     if not isinstance(message, str):
         return ""
-    text = message.strip()
+    # Far more than is kept, so that what is cut here cannot halve a secret that is.
+    text = message.strip()[: 2 * _TEXT]
     if stack.strip():
         text += f"\n{stack.strip()[-_TEXT // 2 :]}"
     return _plain(text)[:_TEXT]
