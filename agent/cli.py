@@ -33,6 +33,7 @@ _RECORDINGS = click.argument(
 _COMMANDS: dict[str, str] = {
     "compare": "rankscope.agent.compare:compare",
     "gpus": "rankscope.agent.gpus:gpus",
+    "diagnose": "rankscope.agent.diagnose:diagnose",
     "experiment": "rankscope.agent.experiment:experiment",
     "hang": "rankscope.agent.hang_command:hang",
     "prioritise": "rankscope.agent.prioritise:prioritise",

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 MAX_POINTS = 5000
 
 #: Families of metrics whose device is a GPU or a part of one.
-_GPU_FAMILIES = frozenset({"gpu", "gpu_process", "nvlink"})
+GPU_FAMILIES = frozenset({"gpu", "gpu_process", "nvlink"})
 #: Gauges here that the semantic conventions define as up-down counters (sums over devices make sense).
 _UP_DOWN = frozenset({"hw.gpu.memory.usage", "hw.gpu.memory.limit"})
 
 #: Family of metrics -> what its devices are called, where it is not system.device.
-_DEVICE_NAMES = {
+DEVICE_NAMES = {
     "agent": "rankscope.probe",
     "cgroup": "rankscope.cgroup",
     "fs": "system.filesystem.mountpoint",
@@ -45,7 +45,7 @@ _DEVICE_NAMES = {
 def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
     """What tells the series of one metric apart, by the family of the metric."""
     family = metric.partition(".")[0]
-    if family in _GPU_FAMILIES:
+    if family in GPU_FAMILIES:
         part = part_of(device)
         of_part = {"rankscope.link": part.link, "process.pid": part.pid}
         return {"hw.id": part.uuid, "hw.type": "gpu"} | {k: v for k, v in of_part.items() if v is not None}
@@ -58,7 +58,7 @@ def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
     if family == "nfs":
         operation, _, mount = device.partition(" ")
         return {"rankscope.nfs.operation": operation, "system.filesystem.mountpoint": mount}
-    return {_DEVICE_NAMES.get(family, "system.device"): device}
+    return {DEVICE_NAMES.get(family, "system.device"): device}
 
 
 class ReadingsEncoder:

@@ -157,7 +157,8 @@ def _records(rank: RankWindow) -> Iterator[tuple[int, RankWindow, RingRecord]]:
 
 
 def _rows(columns: Columns, names: tuple[str, ...]) -> Iterator[dict[str, int | None]]:
-    """The rows as the records' fields: integers, None for what is missing."""
+    """The rows as the records' fields: integers, None for what is missing, a whole column included."""
+    absent = dict.fromkeys(name for name in names if name not in columns.columns)
     present = [(name, columns.columns[name]) for name in names if name in columns.columns]
     for index in range(len(columns)):
-        yield {name: None if math.isnan(column[index]) else int(column[index]) for name, column in present}
+        yield absent | {name: None if math.isnan(column[index]) else int(column[index]) for name, column in present}

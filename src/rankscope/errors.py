@@ -58,5 +58,9 @@ class ExportError(RankscopeError):
     """A batch could not be delivered."""
 
 
+class StoreError(RankscopeError):
+    """A metric store that cannot be reached, refuses, answers something else, or does not hold what was asked for."""
+
+
 class SimulatorError(RankscopeError):
     """The simulated node could not be built or driven (no compiler, no header, no state file)."""

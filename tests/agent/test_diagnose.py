@@ -1,0 +1,198 @@
+"""`rankscope diagnose`: the verdict from a metric store is the verdict from the recordings."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import components
+import jsonschema
+import pytest
+import stored_jobs
+from click.testing import CliRunner
+
+from rankscope.agent.cli import main
+from rankscope.agent.diagnose import judge_store, moment
+from rankscope.agent.store import Store
+from rankscope.errors import ConfigurationError, StoreError
+from rankscope.exporters.prometheus_names import spellings
+from rankscope.finding import Finding, Overhead, Verdict
+from rankscope.metrics import METRICS
+from rankscope.rules import judge
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A VictoriaMetrics for the tests of this file; each sends jobs of its own."""
+    with components.victoria_metrics(tmp_path_factory.mktemp("store")) as address:
+        yield address
+
+
+def _first(verdict: Verdict) -> tuple[str, int | None, str | None] | None:
+    def place(finding: Finding) -> tuple[str, int | None, str | None]:
+        return finding.class_slug, finding.where.rank, finding.where.host
+
+    return place(verdict.findings[0]) if verdict.findings else None
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "",
+        '[[fault]]\nclass = "gpu-thermal-slowdown"\ngpu = 5\nfrom_step = 300\n',
+        '[[fault]]\nclass = "gc-pause"\nrank = 5\nfrom_step = 300\n',
+    ],
+    ids=["healthy", "gpu-thermal-slowdown", "gc-pause"],
+)
+def test_the_store_gives_the_recordings_first_finding(
+    store: str, tmp_path: Path, fault: str, request: pytest.FixtureRequest
+) -> None:
+    """Class, rank and host of the first finding are the same over the store and over the recording."""
+    name = request.node.callspec.id
+    window = stored_jobs.generated(tmp_path, name, fault)
+    recorded = judge(window, Overhead())
+    end_s = stored_jobs.send(window, store)
+    told, fetched = judge_store(Store(store, {}), name, since_s=None, until_s=end_s, now_s=end_s)
+    assert recorded.verdict == told.verdict
+    assert _first(told) == _first(recorded)
+    assert len(fetched.ranks) == 8
+    if recorded.findings:
+        cost, expected = (each.findings[0].impact.ms_per_step for each in (told, recorded))
+        assert cost == pytest.approx(expected, rel=0.1)
+
+
+def test_the_command_tells_a_person_and_a_program(store: str, tmp_path: Path) -> None:
+    """As text, as a document of the schema, and as a page; a job that ended long ago is found by itself."""
+    window = stored_jobs.generated(
+        tmp_path, "told", '[[fault]]\nclass = "gpu-thermal-slowdown"\ngpu = 5\nfrom_step = 300\n'
+    )
+    end_s = stored_jobs.send(window, store)
+    page = tmp_path / "page.html"
+    asked = ["diagnose", "--prometheus", store, "--job", "told", "--until", f"{end_s:.0f}"]
+    shown = CliRunner().invoke(main, [*asked, "--html", str(page)])
+    assert shown.exit_code == 0, shown.output
+    assert "rank 5" in shown.output
+    assert "<html" in page.read_text()
+    document = json.loads(CliRunner().invoke(main, [*asked, "--json"]).stdout)
+    jsonschema.validate(document, json.loads((ROOT / "docs/schemas/verdict.schema.json").read_text()))
+    assert document["findings"][0]["where"]["rank"] == 5
+    later = judge_store(Store(store, {}), "told", since_s=None, until_s=None, now_s=end_s + 5 * 86400)[0]
+    assert _first(later) == ("gpu-thermal-slowdown", 5, "node000")
+
+
+def test_a_job_that_is_not_there_is_named_with_those_that_are(store: str, tmp_path: Path) -> None:
+    """The nearest names, and not a verdict on nothing."""
+    end_s = stored_jobs.send(stored_jobs.generated(tmp_path, "llama-70b"), store)
+    with pytest.raises(StoreError, match=r"no job lama-70b; there are \d+, such as llama-70b"):
+        judge_store(Store(store, {}), "lama-70b", since_s=None, until_s=end_s, now_s=end_s)
+    with pytest.raises(StoreError, match="nothing of job llama-70b in this window of 60 minutes"):
+        judge_store(Store(store, {}), "llama-70b", since_s=None, until_s=end_s - 86400, now_s=end_s)
+    quoting = 'a"b\\'
+    with pytest.raises(StoreError, match="no job a"):
+        judge_store(Store(store, {}), quoting, since_s=None, until_s=end_s, now_s=end_s)
+
+
+@contextmanager
+def _answering(status: int, body: bytes, headers: dict[str, str] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """A server that always says the same; gives its address and the Authorization headers it was sent."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.headers.get("Authorization", ""))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST  # noqa: N815 - the name that the base class calls
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "said"),
+    [
+        (401, b"", {}, r"does not let us in \(HTTP 401\); set RANKSCOPE_PROMETHEUS_TOKEN"),
+        (404, b"<html>", {}, r"answered with HTTP 404; give the address that stands before /api/v1"),
+        (200, b"<html>hello", {}, "answers, but not as a Prometheus API does"),
+        (200, b'{"status":"success","data":{"result":7}}', {}, "answers, but not as a Prometheus API does"),
+        (503, b"", {}, "answered with HTTP 503"),
+        (422, b'{"status":"error","error":"too many samples"}', {}, r"refused a query \(HTTP 422: too many samples\)"),
+        (302, b"", {"Location": "http://elsewhere.invalid/"}, r"points to http://elsewhere.invalid/ \(HTTP 302\)"),
+    ],
+)
+def test_every_failure_is_one_line(status: int, body: bytes, headers: dict[str, str], said: str) -> None:
+    """What the store answered and what to do, never a traceback; status 2."""
+    with _answering(status, body, headers) as (address, seen):
+        with pytest.raises(StoreError, match=said):
+            Store(address, {}).instant("up", 0)
+        done = CliRunner().invoke(main, ["diagnose", "--prometheus", address, "--job", "j"])
+    assert done.exit_code == 2
+    assert done.output.startswith(f"rankscope: {address}")
+    assert done.output.count("\n") == 1
+    assert len(seen) == 2
+
+
+def test_a_store_that_is_not_there_is_one_line() -> None:
+    """Nobody listens."""
+    with pytest.raises(StoreError, match="cannot be reached"):
+        Store(f"http://127.0.0.1:{components.free_port()}", {}).instant("up", 0)
+
+
+def test_credentials_come_from_the_environment_or_the_address() -> None:
+    """A token goes before a password; neither shows in an address that is told."""
+    environments = [
+        ({"RANKSCOPE_PROMETHEUS_TOKEN": "t"}, "Bearer t"),
+        ({"RANKSCOPE_PROMETHEUS_USER": "u", "RANKSCOPE_PROMETHEUS_PASSWORD": "p"}, "Basic dTpw"),
+        ({}, "Basic eDp5"),
+    ]
+    with _answering(401, b"") as (address, seen):
+        for environ, _ in environments:
+            with pytest.raises(StoreError) as refused:
+                Store(address.replace("//", "//x:y@"), environ).instant("up", 0)
+            assert "x:y" not in str(refused.value)
+    assert seen == [expected for _, expected in environments]
+
+
+@pytest.mark.parametrize("url", ["", "store:9090", "ftp://store", "http://", "http://store:port", "http://[::1"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    """Before anything is asked."""
+    with pytest.raises(ConfigurationError, match=r"^--prometheus"):
+        Store(url, {})
+
+
+def test_times_are_read_as_people_write_them() -> None:
+    """So long ago, seconds since the epoch, ISO 8601; anything else is refused."""
+    assert moment("90m", "--since", 10_000.0) == 4_600.0
+    assert moment("1790000000", "--since", 0.0) == 1_790_000_000.0
+    assert moment("2026-05-01T12:00:00Z", "--since", 0.0) == 1_777_636_800.0
+    for text in ("", "m", "yesterday", "-5", "nan", "1e99d", "inf"):
+        with pytest.raises(ConfigurationError, match="is no time"):
+            moment(text, "--since", 1e9)
+
+
+def test_no_two_metrics_share_a_spelling() -> None:
+    """Whatever a receiver appends, a name leads back to one metric."""
+    names = [name for metric in METRICS.values() for name in spellings(metric)]
+    assert len(names) == len(set(names))

@@ -1,0 +1,78 @@
+"""Jobs in a real metric store: generated scenarios, sent to it as their agents would have."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+import urllib.request
+from array import array
+from dataclasses import replace
+from pathlib import Path
+
+import components
+
+from rankscope.agent.standing import PERIOD_NS, Standing
+from rankscope.exporters.otlp_settings import otlp_targets
+from rankscope.exporters.replay import replay
+from rankscope.simulator.generate import generate
+from rankscope.simulator.scenario import load_scenario
+from rankscope.window import Series, SeriesKey, Window
+
+#: Ten minutes: 40 exports of 15 s.
+_JOB = """
+name = "{name}"
+seed = 1
+[workload]
+kind = "ddp"
+ranks = {ranks}
+steps = 1000
+step_ms = 600
+data_ms = 20
+host_ms = 60
+[node]
+gpu = "H100-SXM5-80GB"
+gpus = 8
+driver = "580.95.05"
+"""
+
+
+def generated(folder: Path, name: str, fault: str = "", ranks: int = 8) -> Window:
+    """The window of a job of ten minutes with a fault, its events counted as an agent counts them."""
+    path = folder / f"{name}.toml"
+    path.write_text(_JOB.format(name=name, ranks=ranks) + fault, encoding="utf-8")
+    return with_counted_events(generate(load_scenario(path)))
+
+
+def with_counted_events(window: Window) -> Window:
+    """The window with the series that each host's agent exports beside its readings."""
+    series = dict(window.series)
+    for host in window.anchors:
+        standing, found = Standing(), dict[tuple[str, str], Series]()
+        waiting = sorted((each for each in window.events if each.host == host), key=lambda each: each.time_ns)
+        for now_ns in range(window.begin_ns, window.end_ns + PERIOD_NS, PERIOD_NS):
+            happened = [each for each in waiting if each.time_ns <= now_ns]
+            waiting = waiting[len(happened) :]
+            standing.count(happened)
+            for reading in standing.readings(now_ns):
+                of = found.setdefault((reading.metric, reading.device), Series(array("q"), array("d")))
+                of.times_ns.append(reading.time_ns)
+                of.values.append(reading.value)
+        series |= {SeriesKey(host, *key): of for key, of in found.items()}
+    return replace(window, series=series)
+
+
+def send(window: Window, address: str) -> float:
+    """Replay it into a VictoriaMetrics; gives the job's end in seconds since the epoch."""
+    targets = otlp_targets({}, endpoint=f"{address}/opentelemetry")
+    balance = replay(window, {signal: target for signal, target in targets.items() if signal == "metrics"})
+    assert not balance.dropped.points, balance
+    end_s = next(iter(window.anchors.values())).to_wall_ns(window.end_ns) / 1e9
+    query = urllib.parse.urlencode({"query": f'rankscope_rank_info{{rankscope_job="{window.job}"}}', "time": end_s})
+
+    def shown() -> bool:
+        urllib.request.urlopen(f"{address}/internal/force_flush", timeout=30).read()
+        with urllib.request.urlopen(f"{address}/api/v1/query?{query}", timeout=30) as answer:
+            return len(json.load(answer)["data"]["result"]) >= len(window.ranks)
+
+    components.wait_for(shown, f"the store to show {window.job}")
+    return end_s
