@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rankscope.agent.live import LARGEST_SHARE, SMALLEST_SHARE
 from rankscope.agent.scheduler import GROUP_SHARE, LONGEST_PERIOD_NS, TURNS
 from rankscope.probes.registry import built_in
 from rankscope.reading import Group
@@ -34,7 +35,9 @@ costs. Over `budget.cpu_ratio` it stretches periods in the order of priority, th
 when there is room: each change is an event. No group takes more than {GROUP_SHARE:.0%} of the budget, and none is
 read less than every {LONGEST_PERIOD_NS // 10**9} s; vital groups keep their period whatever they cost. While a burst
 lasts `budget.burst_cpu_ratio` counts. `tests/agent/test_governor.py` runs a probe that grows from 1 to 100 ms a read:
-each minute stays within 10 % of the budget.
+each minute stays within 10 % of the budget. The live rules take what the budget leaves, {SMALLEST_SHARE:.1%} to
+{LARGEST_SHARE:.1%} of a core; what the agent takes beside its probes never costs them all of their rates. A read that
+was dear is made up for by a pause before the next, sooner than the governor acts.
 
 `agent.probe_ns`, `agent.probe_cpu_ratio` and `agent.probe_driver_ns` tell what each group takes, in every recording.
 """
