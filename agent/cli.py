@@ -35,6 +35,7 @@ _COMMANDS: dict[str, str] = {
     "gpus": "rankscope.agent.gpus:gpus",
     "diagnose": "rankscope.agent.diagnose:diagnose",
     "experiment": "rankscope.agent.experiment:experiment",
+    "generate": "rankscope.agent.generated:generate",
     "hang": "rankscope.agent.hang_command:hang",
     "prioritise": "rankscope.agent.prioritise:prioritise",
     "quantiles": "rankscope.agent.quantiles:quantiles",

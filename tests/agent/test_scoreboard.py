@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 from click.testing import CliRunner
 
@@ -15,6 +16,7 @@ from rankscope.agent.scoreboard_page import with_section
 from rankscope.simulator.generate import generate
 from rankscope.simulator.scenario import SCENARIOS, load_scenario
 
+ROOT = Path(__file__).parents[2]
 THERMAL = '[[fault]]\nclass = "gpu-thermal-slowdown"\ngpu = 2\nseverity = 1.25\nfrom_step = 60\n'
 
 
@@ -32,6 +34,7 @@ def test_score_as_json_and_as_a_page(directory: Path, tmp_path: Path):
     done = CliRunner().invoke(main, ["score", str(directory), "--json", "--markdown", str(page)])
     assert done.exit_code == 0, done.output
     figures = json.loads(done.stdout)
+    jsonschema.validate(figures, json.loads((ROOT / "docs/schemas/score.schema.json").read_text()))
     assert (figures["runs"], figures["right"], figures["mode"]) == (2, 2, "generated")
     assert figures["baselines"]["Xids alone"]["side_accuracy"] == 0
     assert "--mode generated --seeds 1" in page.read_text(encoding="utf-8")
