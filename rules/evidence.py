@@ -31,6 +31,8 @@ class Observation:
     #: Where it was seen, for what is looked for anywhere in the job.
     rank: int | None = None
     host: str | None = None
+    #: Port of the host, or link of the rank's GPU.
+    device: str | None = None
 
 
 def unseen(what: str) -> Observation:

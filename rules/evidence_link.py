@@ -87,7 +87,13 @@ def nvlink(case: Case) -> Observation:
                     f"link {part.link} of {gpu.uuid}: {rate:.1f} {metric.partition('.')[2].replace('_', ' ')} a second"
                 )
                 found = Observation(
-                    graded(rate, *limits), what, round(rate, 2), 0.0, rank=case.frame.ranks[row], host=gpu.host
+                    graded(rate, *limits),
+                    what,
+                    round(rate, 2),
+                    0.0,
+                    rank=case.frame.ranks[row],
+                    host=gpu.host,
+                    device=str(part.link),
                 )
                 best = _stronger(best, found)
     return best or unseen("no error counters of NVLinks")
@@ -131,7 +137,8 @@ def _ports(
                     continue
                 unit = "times" if growth else f"{metric.partition('.')[2].replace('_', ' ')} a second"
                 text = f"{what} {device} of {host}: {value:.1f} {unit}"
-                best = _stronger(best, Observation(graded(value, *limits), text, round(value, 2), host=host))
+                found = Observation(graded(value, *limits), text, round(value, 2), host=host, device=device)
+                best = _stronger(best, found)
     return best or unseen(f"no counters of network ports ({what})")
 
 

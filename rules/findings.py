@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -242,9 +243,9 @@ def _place(frame: Frame, suspect: Suspect, of: FaultClass, seen: Mapping[str, Ob
     hints = [seen[family] for family, odds in of.evidence.items() if odds.present >= _DECIDES and family in seen]
     hint = max(hints, key=lambda each: each.strength or 0.0, default=None)
     if hint is not None and hint.rank is not None and of.place is Place.GPU:
-        return _where(frame.window, hint.rank, of, phase)
+        return replace(_where(frame.window, hint.rank, of, phase), link=hint.device)
     if hint is not None and hint.host is not None:
-        return Where(host=hint.host, phase=phase)
+        return Where(host=hint.host, device=hint.device, phase=phase)
     where = Where(phase=phase)
     return _shared_host(frame, suspect, where) if of.place is Place.HOST else where
 
@@ -259,6 +260,8 @@ def _time(frame: Frame, row: int, place: int) -> int:
 
 def _who(where: Where) -> str:
     if where.rank is None:
+        if where.device and where.host:
+            return f"{where.device} of {where.host}"
         if where.device:
             return where.device.replace(":", " ")
         return f"host {where.host}" if where.host else "all ranks"
