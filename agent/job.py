@@ -30,6 +30,8 @@ _SECOND_NS = 1_000_000_000
 #: A step this many times the rank's usual (p99) asks the probes for more detail.
 _SLOW_STEP = 2
 _USUAL_EVERY_STEPS = 8
+#: The first steps of a job are slow by nature.
+_USUAL_FROM_STEPS = 32
 
 
 class WatchedJob:
@@ -122,7 +124,7 @@ class WatchedJob:
         at, usual = self._usual.get(identity.pid, (-_USUAL_EVERY_STEPS, None))
         if step - at >= _USUAL_EVERY_STEPS or step < at:
             rank = next(rank for rank in self.watcher.ranks if rank.identity is identity)
-            usual = rank.usual_step_ns()
+            usual = rank.usual_step_ns() if len(rank.steps_ns) >= _USUAL_FROM_STEPS else None
             self._usual[identity.pid] = step, usual
         return usual
 

@@ -159,7 +159,7 @@ class Agent:
         event = Event(
             "burst",
             now,
-            f"{named}: read at burst rates for {(end_ns - now) / 1e9:g} s ({trigger.reason})",
+            f"{named}: read at burst rates for {(end_ns - now) / 1e9:.0f} s ({trigger.reason})",
             device=fresh[0] if len(fresh) == 1 else "",
             attributes={"reason": trigger.reason, "begin_ns": begin_ns, "end_ns": end_ns, "devices": named},
         )
