@@ -37,6 +37,8 @@ class FaultScore:
     detect_seconds: float | None
     #: What the localisation rests on; "" where nothing was found.
     basis: str
+    #: Factor on computing, of faults that are one.
+    factor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,7 @@ def _fault(each: Expected, verdict: Verdict, first: Finding | None, measured: Me
         detect_steps=steps,
         detect_seconds=seconds,
         basis="" if held is None else str(held.basis),
+        factor=each.factor,
     )
 
 

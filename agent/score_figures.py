@@ -12,6 +12,8 @@ from rankscope.agent.score import FaultScore, Row
 from rankscope.finding import Side
 from rankscope.rules.faults import Seen
 
+#: Factors on computing are put together within these bounds.
+_FACTORS = (1.0, 1.08, 1.2, 1.5, 10.0)
 #: Confidences are compared with how often they were right within these bounds.
 _BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.01)
 
@@ -22,6 +24,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "by_seen": {str(seen): figures(_only(rows, seen)) for seen in (Seen.OBSERVABLE, Seen.PARSING)},
         "by_basis": _by_basis(rows),
         "by_class": _by_class(rows),
+        "by_factor": _by_factor(rows),
         "baselines": _baselines(rows),
         "rows": [row.document() for row in rows],
     }
@@ -103,6 +106,24 @@ def _by_class(rows: Sequence[Row]) -> dict[str, Any]:
             "localisation": share(fault.located for fault in held),
             "detect_steps_median": statistics.median(steps) if steps else None,
         }
+    return found
+
+
+def _by_factor(rows: Sequence[Row]) -> dict[str, Any]:
+    """Faults that make computing slower by a factor, by how much."""
+    faults = [fault for row in rows for fault in row.faults if fault.factor is not None]
+    found = {}
+    for low, high in itertools.pairwise(_FACTORS):
+        held = [fault for fault in faults if fault.factor is not None and low <= fault.factor < high]
+        steps = sorted(fault.detect_steps for fault in held if fault.detect_steps is not None)
+        if held:
+            found[f"{low:g} to {high:g}"] = {
+                "faults": len(held),
+                "top1": share(fault.matched_at == 1 for fault in held),
+                "localisation": share(fault.located for fault in held),
+                "detect_steps_median": statistics.median(steps) if steps else None,
+                "detect_steps_p95": _quantile(steps, 0.95),
+            }
     return found
 
 

@@ -43,6 +43,8 @@ class Expected:
     to_step: int
     #: How its class can be known.
     seen: Seen = Seen.OBSERVABLE
+    #: Factor on computing, of classes whose severity is one; else None.
+    factor: float | None = None
 
     @property
     def injected(self) -> str:
@@ -117,4 +119,6 @@ def _expected(scenario: Scenario, fault: Fault) -> Expected:
     elif seen is Seen.PARSING and not FAULT_CLASSES[fault.class_slug].fatal:
         # A counter alone, while nothing is slower for it: worth an eye, no verdict on the job.
         sides, classes = (HEALTHY, fault.side), (fault.class_slug,)
-    return Expected(sides, classes, rank, host, fault.stage, fault.from_step, fault.to_step, seen)
+    slows = "compute work" in FAULT_CLASSES[fault.class_slug].severity
+    factor = fault.severity if slows and fault.slowdown else None
+    return Expected(sides, classes, rank, host, fault.stage, fault.from_step, fault.to_step, seen, factor)

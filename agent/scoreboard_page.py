@@ -58,6 +58,8 @@ def markdown(figures: Mapping[str, Any], command: str) -> str:
     lines += _baselines(figures["baselines"], figures)
     if figures.get("views"):
         lines += _views(figures["views"])
+    columns = ("faults", "top1", "localisation", "detect_steps_median", "detect_steps_p95")
+    lines += _table("computing slower by a factor of", columns, figures["by_factor"])
     lines += _table("basis of the place", ("faults", "top1", "localisation"), figures["by_basis"])
     lines += _table(
         "class", ("seen", "faults", "f1", "top1", "localisation", "detect_steps_median"), figures["by_class"]
