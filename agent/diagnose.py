@@ -41,17 +41,23 @@ def moment(text: str, option: str, now_s: float) -> float:
 
 
 def judge_store(
-    store: Store, job: str, *, since_s: float | None, until_s: float | None, now_s: float
+    store: Store,
+    job: str,
+    *,
+    since_s: float | None,
+    until_s: float | None,
+    now_s: float,
+    most_ranks: int | None = None,
 ) -> tuple[Verdict, Window]:
     """The verdict on a job in a store, and the window that it rests on. Raises StoreError."""
     from rankscope.agent.store_job import find_job
-    from rankscope.agent.store_suspects import choose
+    from rankscope.agent.store_suspects import MOST_RANKS, choose
     from rankscope.agent.store_window import fetch_window
     from rankscope.finding import Overhead
     from rankscope.rules import judge
 
     found = find_job(store, job, since_s=since_s, until_s=until_s, now_s=now_s)
-    window = fetch_window(store, found, choose(store, found))
+    window = fetch_window(store, found, choose(store, found, most_ranks or MOST_RANKS))
 
     def most(metric: str) -> float | None:
         values = [series.values[-1] for key, series in window.series.items() if key.metric == metric and series.values]

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from itertools import pairwise
 
-from rankscope.agent.store import Sampled, Store
+from rankscope.agent.store import Store
 from rankscope.errors import StoreError
 
 #: How much of a job's life is judged unless told otherwise.
@@ -136,21 +136,13 @@ def _last_seen(store: Store, steps: str, now_s: float) -> float | None:
 
 def _spelling(store: Store, name: str, begin_s: float, end_s: float) -> tuple[bool, bool]:
     """Whether histograms are native, and whether there are device times."""
-    both = f'{{__name__=~"{STEPS}(_count)?", rankscope_job={quoted(name)}}}'
-    span = _span(begin_s, end_s)
-    found = store.instant(f"count by (__name__, rankscope_clock) (present_over_time({both}[{span}]))", end_s)
-    if not found:
-        # Some functions take the name away; then the names are asked for one by one.
-        found = [
-            Sampled(series.metric | {"__name__": each})
-            for each in (STEPS, f"{STEPS}_count")
-            for series in store.instant(
-                f"count by (rankscope_clock) (last_over_time({each}{{rankscope_job={quoted(name)}}}[{span}]))", end_s
-            )
-        ]
-    names = {series.metric.get("__name__", "") for series in found}
-    clocks = {series.metric.get("rankscope_clock", "") for series in found}
-    return f"{STEPS}_count" not in names and STEPS in names, "device" in clocks
+    clocks: dict[str, set[str]] = {}
+    for spelled in (STEPS, f"{STEPS}_count"):
+        steps = f"last_over_time({spelled}{{rankscope_job={quoted(name)}}}[{_span(begin_s, end_s)}])"
+        found = store.instant(f"count by (rankscope_clock) ({steps})", end_s)
+        clocks[spelled] = {series.metric.get("rankscope_clock", "") for series in found}
+    native = bool(clocks[STEPS]) and not clocks[f"{STEPS}_count"]
+    return native, "device" in set().union(*clocks.values())
 
 
 def _size(store: Store, name: str, begin_s: float, end_s: float) -> tuple[int, int]:

@@ -39,9 +39,9 @@ class Chosen:
     suspects: frozenset[int]
 
 
-def choose(store: Store, job: StoredJob) -> Chosen:
-    """All ranks of a small job; of a large one the suspects, all ranks of a suspect host, and peers evenly spread."""
-    if job.world_size <= MOST_RANKS:
+def choose(store: Store, job: StoredJob, most: int = MOST_RANKS) -> Chosen:
+    """All ranks of a small job; of one of more than `most` the suspects, a suspect host's, and peers evenly spread."""
+    if job.world_size <= most:
         return Chosen(tuple(range(job.world_size)), frozenset())
     named: dict[int, None] = {}
     for expression in _expressions(job):
@@ -54,9 +54,9 @@ def choose(store: Store, job: StoredJob) -> Chosen:
         for rank in _ranks(store.instant(info, job.end_s)):
             named.setdefault(rank)
     # Half of the places at least are peers, without which nothing is slow.
-    suspects = frozenset(list(named)[: MOST_RANKS // 2])
+    suspects = frozenset(list(named)[: most // 2])
     chosen = set(suspects)
-    spread = MOST_RANKS - len(chosen)
+    spread = most - len(chosen)
     chosen |= {place * job.world_size // spread for place in range(spread)}
     return Chosen(tuple(sorted(chosen)), suspects)
 
@@ -94,11 +94,14 @@ def _troubled_gpus(job: StoredJob) -> str:
     """Ranks whose GPU counted errors, or had an Xid, in the window."""
     names = "|".join(name for metric in _ERRORS for name in spellings(metric))
     matcher = f'__name__=~"{names}"'
-    counted = f"sum by (hw_id, rankscope_job) (increase({job.select(matcher)}[{job.width}]))"
+    # By differences of what is there: a rate takes the names away, and series of two counters would be one.
+    since = f"{max(1, round(job.end_s - job.begin_s - 2 * job.step_s))}s"
+    now = job.select(matcher)
+    counted = f"sum by (hw_id, rankscope_job) ({now}) - sum by (hw_id, rankscope_job) ({now} offset {since})"
     xids = 'rankscope_event_kind=~"xid|gpu-lost|gpu-fallen-off"'
     told = f"sum by (hw_id, rankscope_job) (last_over_time(rankscope_events_total{job.select(xids)}[{job.width}]))"
     info = f"max by (hw_id, rankscope_job, {_BY_RANK}) (last_over_time(rankscope_rank_info{job.select()}[{job.width}]))"
-    return f"{info} * on (hw_id, rankscope_job) group_left () topk(8, ({counted} > 0) or {told})"
+    return f"{info} * on (hw_id, rankscope_job) group_left () topk(8, (({counted}) > 0) or {told})"
 
 
 def _slow_hosts(store: Store, job: StoredJob) -> list[str]:

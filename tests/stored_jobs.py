@@ -6,6 +6,8 @@ import json
 import urllib.parse
 import urllib.request
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +27,14 @@ seed = 1
 [workload]
 kind = "ddp"
 ranks = {ranks}
-steps = 1000
-step_ms = 600
-data_ms = 20
-host_ms = 60
+steps = 250
+step_ms = 2400
+data_ms = 80
+host_ms = 240
 [node]
 gpu = "H100-SXM5-80GB"
 gpus = 8
+hosts = {hosts}
 driver = "580.95.05"
 """
 
@@ -39,7 +42,7 @@ driver = "580.95.05"
 def generated(folder: Path, name: str, fault: str = "", ranks: int = 8) -> Window:
     """The window of a job of ten minutes with a fault, its events counted as an agent counts them."""
     path = folder / f"{name}.toml"
-    path.write_text(_JOB.format(name=name, ranks=ranks) + fault, encoding="utf-8")
+    path.write_text(_JOB.format(name=name, ranks=ranks, hosts=-(-ranks // 8)) + fault, encoding="utf-8")
     return with_counted_events(generate(load_scenario(path)))
 
 
@@ -76,3 +79,50 @@ def send(window: Window, address: str) -> float:
 
     components.wait_for(shown, f"the store to show {window.job}")
     return end_s
+
+
+@contextmanager
+def prometheus_with(victoria_metrics: str, job: str, end_s: float, folder: Path) -> Iterator[str]:
+    """A Prometheus that holds the samples of a job from another store; its base address.
+
+    Copied and not sent: what Debian packages has no OTLP receiver. Histograms come as their sum and count.
+    """
+    asked = {"match[]": f'{{rankscope_job="{job}"}}', "start": end_s - 7200, "end": end_s + 60}
+    samples: dict[str, list[str]] = {}
+    with urllib.request.urlopen(
+        f"{victoria_metrics}/api/v1/export?{urllib.parse.urlencode(asked)}", timeout=60
+    ) as answer:
+        for line in answer:
+            series = json.loads(line)
+            name = series["metric"].pop("__name__")
+            if name.endswith("_bucket"):
+                continue
+            labels = ",".join(f"{key}={json.dumps(value)}" for key, value in series["metric"].items())
+            samples.setdefault(name, []).extend(
+                f"{name}{{{labels}}} {value} {time_ms / 1000}\n"
+                for value, time_ms in zip(series["values"], series["timestamps"], strict=True)
+            )
+    text = folder / "samples.txt"
+    with text.open("w") as sink:
+        for name, lines in sorted(samples.items()):
+            sink.write(f"# TYPE {name} unknown\n")
+            sink.writelines(lines)
+        sink.write("# EOF\n")
+    blocks = folder / "blocks"
+    made = components.run(
+        components.need("promtool"), "tsdb", "create-blocks-from", "openmetrics", str(text), str(blocks)
+    )
+    assert made.returncode == 0, made.stderr
+    configuration = folder / "prometheus.yml"
+    configuration.write_text("{}")
+    port = components.free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [
+        str(components.need("prometheus")),
+        f"--config.file={configuration}",
+        f"--storage.tsdb.path={blocks}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--storage.tsdb.retention.time=10y",
+    ]
+    with components.running(command, folder / "log", lambda: components.answers(f"{address}/-/ready")):
+        yield address

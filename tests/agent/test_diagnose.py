@@ -11,6 +11,7 @@ from pathlib import Path
 
 import components
 import jsonschema
+import numpy as np
 import pytest
 import stored_jobs
 from click.testing import CliRunner
@@ -23,6 +24,7 @@ from rankscope.exporters.prometheus_names import spellings
 from rankscope.finding import Finding, Overhead, Verdict
 from rankscope.metrics import METRICS
 from rankscope.rules import judge
+from rankscope.window import Window
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,58 +43,115 @@ def _first(verdict: Verdict) -> tuple[str, int | None, str | None] | None:
     return place(verdict.findings[0]) if verdict.findings else None
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        "",
-        '[[fault]]\nclass = "gpu-thermal-slowdown"\ngpu = 5\nfrom_step = 300\n',
-        '[[fault]]\nclass = "gc-pause"\nrank = 5\nfrom_step = 300\n',
-    ],
-    ids=["healthy", "gpu-thermal-slowdown", "gc-pause"],
-)
-def test_the_store_gives_the_recordings_first_finding(
-    store: str, tmp_path: Path, fault: str, request: pytest.FixtureRequest
-) -> None:
-    """Class, rank and host of the first finding are the same over the store and over the recording."""
-    name = request.node.callspec.id
-    window = stored_jobs.generated(tmp_path, name, fault)
+#: Scenario -> where its fault is.
+SCENARIOS = {
+    "healthy": None,
+    "gpu-thermal-slowdown": "gpu = 2",
+    "gpu-clocks-locked": "gpu = 2",
+    "nvlink-degraded": "gpu = 2",
+    "pcie-downgraded": "gpu = 2",
+    "cooling-plant": "host = 0",
+    "noisy-neighbour": "gpu = 2",
+    "cpu-contention": "rank = 2",
+    "host-sync": "rank = 2",
+    "gc-pause": "rank = 2\nseverity = 400",
+    "checkpoint-stall": "rank = 2\nseverity = 2000",
+    "gpu-board-error": "gpu = 2",
+}
+
+
+def _fault(name: str, place: str | None) -> str:
+    return "" if place is None else f'[[fault]]\nclass = "{name}"\n{place}\nfrom_step = 75\n'
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_store_gives_the_recordings_first_finding(store: str, tmp_path: Path, name: str) -> None:
+    """Class, rank and host of the first finding, and about its cost, are the same over the store and the recording."""
+    window = stored_jobs.generated(tmp_path, name, _fault(name, SCENARIOS[name]), ranks=4)
     recorded = judge(window, Overhead())
+    assert (_first(recorded) or ("healthy",))[0] == name
     end_s = stored_jobs.send(window, store)
     told, fetched = judge_store(Store(store, {}), name, since_s=None, until_s=end_s, now_s=end_s)
     assert recorded.verdict == told.verdict
     assert _first(told) == _first(recorded)
-    assert len(fetched.ranks) == 8
-    if recorded.findings:
-        cost, expected = (each.findings[0].impact.ms_per_step for each in (told, recorded))
-        assert cost == pytest.approx(expected, rel=0.1)
+    assert len(fetched.ranks) == 4
+    costs = [each.findings[0].impact.ms_per_step for each in (told, recorded) if each.findings]
+    if costs and costs[1] is not None:
+        assert costs[0] == pytest.approx(costs[1], rel=0.25)
 
 
-def test_the_command_tells_a_person_and_a_program(store: str, tmp_path: Path) -> None:
-    """As text, as a document of the schema, and as a page; a job that ended long ago is found by itself."""
+@pytest.fixture(scope="module")
+def hot(store: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, Window]:
+    """A job of 16 ranks on two hosts, rank 13 of which gets hot, in the store; its end."""
     window = stored_jobs.generated(
-        tmp_path, "told", '[[fault]]\nclass = "gpu-thermal-slowdown"\ngpu = 5\nfrom_step = 300\n'
+        tmp_path_factory.mktemp("hot"), "hot", _fault("gpu-thermal-slowdown", "gpu = 13"), ranks=16
     )
-    end_s = stored_jobs.send(window, store)
+    return stored_jobs.send(window, store), window
+
+
+def test_of_a_large_job_only_suspects_and_peers_are_fetched(store: str, hot: tuple[float, Window]) -> None:
+    """What the store sorts names the rank; the verdict says that not all were looked at."""
+    end_s, _ = hot
+    fetched = {}
+    for most in (16, 8):
+        asked = Store(store, {})
+        verdict, fetched[most] = judge_store(asked, "hot", since_s=None, until_s=end_s, now_s=end_s, most_ranks=most)
+        assert _first(verdict) == ("gpu-thermal-slowdown", 13, "node001")
+        assert verdict.job["world_size"] == 16
+    assert len(fetched[16].ranks) == 16
+    assert len(fetched[8].ranks) <= 8
+    assert any("of 16" in line for line in fetched[8].not_seen)
+
+
+def test_what_was_read_is_what_was_sent(store: str, hot: tuple[float, Window]) -> None:
+    """Readings keep their metric, host and device; ranks their GPU and process; a row is the mean of its steps."""
+    end_s, window = hot
+    fetched = judge_store(Store(store, {}), "hot", since_s=None, until_s=end_s, now_s=end_s)[1]
+    sent = {key for key in window.series if not key.metric.startswith("event.")}
+    assert set(fetched.series) == sent
+    for rank, of in fetched.ranks.items():
+        known = window.ranks[rank]
+        assert (of.identity.gpu_uuid, of.identity.pid) == (known.identity.gpu_uuid, known.identity.pid)
+        assert of.identity.host == known.identity.host
+        steps, means = (np.array(each.device.columns["step_ns"]) for each in (known, of))
+        assert means.mean() == pytest.approx(steps.mean(), rel=0.05)
+        assert len(means) < len(steps) / 4
+
+
+def test_prometheus_answers_as_well(store: str, hot: tuple[float, Window], tmp_path: Path) -> None:
+    """The same queries on the same samples in a Prometheus name the same rank, fetched whole or not."""
+    end_s, _ = hot
+    with stored_jobs.prometheus_with(store, "hot", end_s, tmp_path) as address:
+        for most in (16, 8):
+            verdict, _ = judge_store(
+                Store(address, {}), "hot", since_s=None, until_s=end_s, now_s=end_s, most_ranks=most
+            )
+            assert _first(verdict) == ("gpu-thermal-slowdown", 13, "node001")
+
+
+def test_the_command_tells_a_person_and_a_program(store: str, hot: tuple[float, Window], tmp_path: Path) -> None:
+    """As text, as a document of the schema, and as a page; a job that ended long ago is found by itself."""
+    end_s, _ = hot
     page = tmp_path / "page.html"
-    asked = ["diagnose", "--prometheus", store, "--job", "told", "--until", f"{end_s:.0f}"]
+    asked = ["diagnose", "--prometheus", store, "--job", "hot", "--until", f"{end_s:.0f}"]
     shown = CliRunner().invoke(main, [*asked, "--html", str(page)])
     assert shown.exit_code == 0, shown.output
-    assert "rank 5" in shown.output
+    assert "rank 13" in shown.output
     assert "<html" in page.read_text()
     document = json.loads(CliRunner().invoke(main, [*asked, "--json"]).stdout)
     jsonschema.validate(document, json.loads((ROOT / "docs/schemas/verdict.schema.json").read_text()))
-    assert document["findings"][0]["where"]["rank"] == 5
-    later = judge_store(Store(store, {}), "told", since_s=None, until_s=None, now_s=end_s + 5 * 86400)[0]
-    assert _first(later) == ("gpu-thermal-slowdown", 5, "node000")
+    assert document["findings"][0]["where"]["rank"] == 13
+    later = judge_store(Store(store, {}), "hot", since_s=None, until_s=None, now_s=end_s + 5 * 86400)[0]
+    assert _first(later) == ("gpu-thermal-slowdown", 13, "node001")
 
 
-def test_a_job_that_is_not_there_is_named_with_those_that_are(store: str, tmp_path: Path) -> None:
+def test_a_job_that_is_not_there_is_named_with_those_that_are(store: str, hot: tuple[float, Window]) -> None:
     """The nearest names, and not a verdict on nothing."""
-    end_s = stored_jobs.send(stored_jobs.generated(tmp_path, "llama-70b"), store)
-    with pytest.raises(StoreError, match=r"no job lama-70b; there are \d+, such as llama-70b"):
-        judge_store(Store(store, {}), "lama-70b", since_s=None, until_s=end_s, now_s=end_s)
-    with pytest.raises(StoreError, match="nothing of job llama-70b in this window of 60 minutes"):
-        judge_store(Store(store, {}), "llama-70b", since_s=None, until_s=end_s - 86400, now_s=end_s)
+    end_s, _ = hot
+    with pytest.raises(StoreError, match=r"no job hott; there are \d+, such as hot"):
+        judge_store(Store(store, {}), "hott", since_s=None, until_s=end_s, now_s=end_s)
+    with pytest.raises(StoreError, match="nothing of job hot in this window of 60 minutes"):
+        judge_store(Store(store, {}), "hot", since_s=None, until_s=end_s - 86400, now_s=end_s)
     quoting = 'a"b\\'
     with pytest.raises(StoreError, match="no job a"):
         judge_store(Store(store, {}), quoting, since_s=None, until_s=end_s, now_s=end_s)
