@@ -45,6 +45,8 @@ class Expected:
     seen: Seen = Seen.OBSERVABLE
     #: Factor on computing, of classes whose severity is one; else None.
     factor: float | None = None
+    #: Whether the job has one rank.
+    alone: bool = False
 
     @property
     def injected(self) -> str:
@@ -56,6 +58,9 @@ class Expected:
         where = finding.where
         if self.stage is not None:
             return where.device == f"stage:{self.stage}"
+        if self.alone:
+            # One rank, one GPU, one host: they are the same place.
+            return where.rank in (0, None)
         return where.rank == self.rank and (self.host is None or where.host == self.host)
 
     def matches(self, finding: Finding) -> bool:
@@ -119,6 +124,7 @@ def _expected(scenario: Scenario, fault: Fault) -> Expected:
     elif seen is Seen.PARSING and not FAULT_CLASSES[fault.class_slug].fatal:
         # A counter alone, while nothing is slower for it: worth an eye, no verdict on the job.
         sides, classes = (HEALTHY, fault.side), (fault.class_slug,)
+    alone = scenario.workload.ranks == 1
     slows = "compute work" in FAULT_CLASSES[fault.class_slug].severity
     factor = fault.severity if slows and fault.slowdown else None
-    return Expected(sides, classes, rank, host, fault.stage, fault.from_step, fault.to_step, seen, factor)
+    return Expected(sides, classes, rank, host, fault.stage, fault.from_step, fault.to_step, seen, factor, alone)

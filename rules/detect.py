@@ -153,11 +153,12 @@ def host_shifts(frame: Frame) -> list[HostShift]:
     for host in range(hosts):
         others = median(np.delete(signals, host, axis=0))
         distance = judged(frame, signals[host] - others)
-        shift = shift_of(distance, LEAST_FRACTION * frame.typical_ms)
-        if shift is None or not _moved_itself(median(frame.steady_ms[list(rows_of[host])]), shift, 1):
+        shift = _shift(distance, median(frame.steady_ms[list(rows_of[host])]), LEAST_FRACTION * frame.typical_ms, 1)
+        if shift is None:
             continue
         # Most of its ranks, not one or two of them.
-        if middle(lowest[host][shift.mask]) - middle(lowest[host][shift.baseline]) > 0.5 * LEAST_FRACTION:
+        usual_lowest = middle(lowest[host][shift.baseline]) if not shift.from_start else 1.0
+        if middle(lowest[host][shift.mask]) - usual_lowest > 0.5 * LEAST_FRACTION:
             found.append(HostShift(host, rows_of[host], shift))
     return found
 

@@ -114,6 +114,9 @@ def instance(case: Case) -> Observation:
     peers = middling(
         [case.telemetry.typical(peer.host, "gpu.mig_mode", peer.uuid, peer.over) for peer in case.peer_gpus()]
     )
+    before = case.telemetry.typical(gpu.host, "gpu.mig_mode", gpu.uuid, gpu.before)
     split = mode >= 0.5
-    strength = 0.0 if not split else 1.0 if peers is not None and peers < 0.5 else 0.3
+    # Against the peers, or against the own past: where all always were, it explains no difference.
+    differs = (peers is not None and peers < 0.5) or (before is not None and before < 0.5)
+    strength = 0.0 if not split else 1.0 if differs else 0.3
     return Observation(strength, f"the GPU is {'' if split else 'not '}split into instances", mode, peers)

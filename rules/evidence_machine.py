@@ -14,7 +14,7 @@ _WAITED, _SWAPPED, _FAULTS = (0.05, 0.2), (200.0, 2_000.0), (200.0, 1_500.0)
 #: Pages read again soon after they were evicted, a second.
 _REFAULTS = (1_000.0, 10_000.0)
 #: A server that takes this many times as long to answer, or (without a past) this many ms.
-_SLOWER, _ANSWER_MS = (2.0, 6.0), (20.0, 80.0)
+_SLOWER, _ANSWER_MS = (2.0, 6.0), (15.0, 50.0)
 
 
 def _other_hosts(case: Case) -> list[tuple[str, Intervals]]:

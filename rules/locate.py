@@ -90,8 +90,13 @@ def _hosts(frame: Frame) -> list[Suspect]:
         excess = {}
         for name, values in frame.parts.items():
             common = median(values[rows])
-            grown = middle(common[host.shift.mask]) - middle(common[host.shift.baseline])
-            excess[name] = float(np.nan_to_num(grown))
+            if host.shift.from_start:
+                # No past: against the other hosts.
+                others = [row for row in range(frame.shape[0]) if row not in host.rows]
+                before = middle(median(values[others])[host.shift.mask])
+            else:
+                before = middle(common[host.shift.baseline])
+            excess[name] = float(np.nan_to_num(middle(common[host.shift.mask]) - before))
         suspect = _make(
             frame, Symptom.ONE_HOST_SLOW, host.rows, host.shift, excess, price, located=False, host=host.host
         )

@@ -347,6 +347,8 @@ class _Reader:
             raise self._refuse("expert-imbalance without experts", f"{key}.class", "give workload.experts")
         if slug in _BETWEEN_HOSTS and len({_host(rank, node) for rank in range(workload.ranks)}) < 2:
             raise self._refuse(f"{slug} in a job on one host", f"{key}.class", "use two hosts at least")
+        if slug == "cooling-plant" and min(workload.ranks, node.gpus) < 2:
+            raise self._refuse("one hot GPU is no cooling plant", f"{key}.class", "use two GPUs a host at least")
         if slug == "nvlink-degraded" and workload.ranks < 2:
             raise self._refuse("nvlink-degraded in a job of one rank", f"{key}.class", "use two ranks at least")
         begin, end = self._span(table, key, workload)
