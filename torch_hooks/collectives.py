@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import Any
 
 from rankscope.records import MISSING, CollectiveRecord, GroupKind, Phase, RecordKind
-from rankscope.torch_hooks.groups import Groups, GroupState, state_of
+from rankscope.torch_hooks.groups import SHARDING, Groups, GroupState, state_of
 from rankscope.torch_hooks.patches import Undo
 from rankscope.torch_hooks.step_clock import StepClock
 
@@ -83,7 +83,7 @@ class CollectiveWatch(Undo):
 
     def _operation(self, name: str, original: Any) -> Any:
         thread, states, works, clock = self._clock.thread, self._states, self._works, self._clock
-        to_peer = name in _PEER_TO_PEER
+        to_peer, shards = name in _PEER_TO_PEER, name in SHARDING
 
         def operation(group: Any, *arguments: Any, **keywords: Any) -> Any:
             work = original(group, *arguments, **keywords)
@@ -91,6 +91,8 @@ class CollectiveWatch(Undo):
                 try:
                     state = states.get(id(group)) or self._meet(group, name)
                     state.count += 1
+                    if shards:
+                        state.kind = GroupKind.SHARD
                     groups = clock.groups
                     groups.count += 1
                     groups.latest = state
@@ -111,7 +113,8 @@ class CollectiveWatch(Undo):
         distributed = importlib.import_module("torch.distributed")
         # Kept alive by torch as long as it is used; where one is made anew at its address, the names agree anyway.
         state = state_of(group, distributed.get_process_group_ranks(group), default=False)
-        state.learn(operation)
+        if operation in _PEER_TO_PEER and state.kind is GroupKind.UNKNOWN:
+            state.kind = GroupKind.PIPELINE
         self._states[id(group)] = state
         if self._clock.groups is not None:
             self._clock.groups.add(state)

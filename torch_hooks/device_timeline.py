@@ -108,12 +108,16 @@ class DeviceTimeline:
             self._pending.append(_Step(step, self._open, () if groups is None else groups.used, self._drained))
             self._open = []
         self._drained = 0
-        while self._pending and self._clock.done(self._pending[0].marks[-1].event):
-            self._write(self._pending.popleft(), groups)
+        self.flush(groups)
         if len(self._pending) > MAX_PENDING_STEPS:
             self._pending.popleft()
             self.dropped_steps += 1
             self._last = None
+
+    def flush(self, groups: Groups | None) -> None:
+        """Write the steps that the device has come to the end of."""
+        while self._pending and self._clock.done(self._pending[0].marks[-1].event):
+            self._write(self._pending.popleft(), groups)
 
     def _write(self, step: _Step, groups: Groups | None) -> None:
         spent: dict[int, int] = {}

@@ -18,21 +18,18 @@ _WORDS = (
     (("data", "dp", "replicate", "ddp", "hsdp"), GroupKind.DATA),
 )
 #: Operations of sharded training; of nothing else in plain use.
-_SHARDING = frozenset(("_allgather_base", "all_gather_single", "_reduce_scatter_base", "reduce_scatter_single"))
-_PEER_TO_PEER = frozenset(("send", "recv", "recv_anysource"))
+SHARDING = frozenset(("_allgather_base", "all_gather_single", "_reduce_scatter_base", "reduce_scatter_single"))
 
 
 class GroupState:
     """One process group as this rank sees it."""
 
-    __slots__ = ("_sequence", "count", "kind", "members", "name", "said_kind", "sequence", "size", "wait_ns")
+    __slots__ = ("_sequence", "count", "kind", "members", "name", "sequence", "size", "wait_ns")
 
     def __init__(self, name: str, kind: GroupKind, ranks: Iterable[int], sequence: Callable[[], int] | None) -> None:
         members = sorted(ranks)
         self.name = text_bytes(name, 48)
         self.kind = kind
-        #: Whether the group's description says what it is for; else its operations do.
-        self.said_kind = kind is not GroupKind.UNKNOWN
         self.size = len(members)
         self.members = text_bytes(ranges(members), 80)
         self._sequence = sequence
@@ -47,13 +44,6 @@ class GroupState:
         except (RuntimeError, TypeError, ValueError):
             self._sequence = None
             return MISSING
-
-    def learn(self, operation: str) -> None:
-        """What an operation says of the group's purpose."""
-        if operation in _SHARDING:
-            self.kind = GroupKind.SHARD
-        elif operation in _PEER_TO_PEER and self.kind is GroupKind.UNKNOWN:
-            self.kind = GroupKind.PIPELINE
 
 
 class Groups:

@@ -143,6 +143,7 @@ class Scope:
         self._unhook()
 
     def _say_goodbye(self, clock: StepClock) -> None:
+        clock.flush()
         clock.mark(MarkKind.ENDED)
         clock.ring.set_status(time.monotonic_ns(), clock.step, Phase.ENDED)
 

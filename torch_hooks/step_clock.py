@@ -325,6 +325,11 @@ class StepClock:
         """Write a moment of the rank's life."""
         self.ring.append_record(MarkRecord(self.now(), self.step, kind, text))
 
+    def flush(self) -> None:
+        """Write what the device has come to by now."""
+        if self.timeline is not None:
+            self.timeline.flush(self.groups)
+
     def close(self) -> None:
         """Take back what this clock registered elsewhere."""
         self.unwatch_copies()
