@@ -67,9 +67,9 @@ class Store:
             raise ConfigurationError(
                 f"{parts.scheme or 'it'} is no address of a store", where="--prometheus", todo="give http://HOST:PORT"
             )
-        self._base = urllib.parse.urlunsplit(
-            (parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", "")
-        )
+        # Many copy the address with the API's path.
+        path = parts.path.rstrip("/").removesuffix("/api/v1")
+        self._base = urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
         self._headers = _credentials(parts, environ)
         self._timeout_seconds = timeout_seconds
         self._opener = urllib.request.build_opener(_NoRedirects)
@@ -154,7 +154,7 @@ class Store:
         try:
             told = msgspec.json.decode(error.read(65536), type=_Answer)
         except (msgspec.MsgspecError, OSError, http.client.HTTPException):
-            todo = "give the address that stands before /api/v1" if error.code in (404, 405) else ""
+            todo = "give the address that stands before /api/v1" if error.code in (400, 404, 405) else ""
             return StoreError(f"answered with HTTP {error.code}", where=self._base, todo=todo)
         return StoreError(f"refused a query (HTTP {error.code}: {_short(told.error)})", where=self._base)
 

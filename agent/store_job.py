@@ -165,9 +165,9 @@ def _no_such(store: Store, name: str, begin_s: float, end_s: float) -> StoreErro
         )
     if not known:
         return StoreError(
-            "holds no series with the label rankscope_job",
+            f"holds no series with the label rankscope_job within {round(_LIFE_SECONDS / 86400)} days",
             where=store.address,
-            todo="have an agent export to it (docs/otlp.md: the store must promote rankscope.job and host.name)",
+            todo="have agents export to it (docs/otlp.md: it must promote rankscope.job, host.name), or give --until",
         )
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:3]
     return StoreError(f"no job {name}", where=store.address, todo=f"there are {len(known)}, such as {', '.join(near)}")

@@ -112,7 +112,9 @@ def running(
 
 
 @contextmanager
-def victoria_metrics(folder: Path, port: int | None = None) -> Iterator[str]:
+def victoria_metrics(
+    folder: Path, port: int | None = None, *, memory: str = "-memory.allowedBytes=128MB"
+) -> Iterator[str]:
     """VictoriaMetrics on an empty or earlier store in the folder; gives its base address.
 
     OTLP goes to `/opentelemetry/v1/metrics`; GET `/internal/force_flush` before reading. Names follow
@@ -127,7 +129,7 @@ def victoria_metrics(folder: Path, port: int | None = None) -> Iterator[str]:
         f"-storageDataPath={folder / 'store'}",
         "-search.latencyOffset=0s",
         "-opentelemetry.usePrometheusNaming",
-        "-memory.allowedBytes=128MB",
+        memory,
         "-retentionPeriod=10y",
         # A batch sent twice is read once.
         "-dedup.minScrapeInterval=1ms",

@@ -213,6 +213,20 @@ def test_every_failure_is_one_line(status: int, body: bytes, headers: dict[str, 
     assert len(seen) == 2
 
 
+def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
+    """No job of ours within a month of the window."""
+    with _answering(200, b'{"status":"success","data":[]}') as (address, _), pytest.raises(StoreError, match="Prom"):
+        Store(address, {}).instant("up", 0)
+    with components.victoria_metrics(tmp_path) as address, pytest.raises(StoreError, match="no series with the label"):
+        judge_store(Store(address, {}), "j", since_s=None, until_s=None, now_s=1_790_000_000.0)
+
+
+def test_the_path_of_the_api_may_stand_in_the_address() -> None:
+    """As people copy it, with or without a slash at the end."""
+    for url in ("http://store:1/prometheus", "http://store:1/prometheus/", "http://store:1/prometheus/api/v1/"):
+        assert Store(url, {}).address == "http://store:1/prometheus"
+
+
 def test_a_store_that_is_not_there_is_one_line() -> None:
     """Nobody listens."""
     with pytest.raises(StoreError, match="cannot be reached"):
