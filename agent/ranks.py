@@ -237,6 +237,9 @@ class RankWatcher:
             return Event(kind, mark.time_ns, text, Severity.WARNING, rank=number, attributes={**attributes})
         elif mark.mark == MarkKind.WINDOW:
             return _window(number, mark)
+        elif mark.mark == MarkKind.STEP_RULE and not number:
+            # The ranks of a job have one loop: the first speaks for all.
+            return Event("step-rule", mark.time_ns, f"what is taken for a step: {mark.text}", rank=number)
         elif mark.mark == MarkKind.EXCEPTION:
             rank.failed = True
             # Hooks of another version may not have taken secrets out.
