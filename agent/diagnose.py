@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,16 @@ from typing import TYPE_CHECKING
 import click
 
 from rankscope.errors import ConfigurationError
+from rankscope.reading import Severity
 
 if TYPE_CHECKING:
     from rankscope.agent.store import Store
+    from rankscope.agent.store_job import StoredJob
     from rankscope.finding import Verdict
     from rankscope.window import Window
 
+#: Events after which a job makes no more steps.
+_ENDS = frozenset({"rank-exception", "rank-hung", "gpu-lost", "gpu-fallen-off"})
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -65,7 +70,22 @@ def judge_store(
 
     memory = most("agent.pss_bytes")
     overhead = Overhead(most("agent.cpu_ratio"), None if memory is None else int(memory), None)
-    return judge(window, overhead), window
+    return _unless_it_stopped(judge(window, overhead), window, found), window
+
+
+def _unless_it_stopped(verdict: Verdict, window: Window, job: StoredJob) -> Verdict:
+    """Steps that are all well are no health where ranks failed or hung after the last: the store does not say why."""
+    last_ns = round((job.end_s - job.begin_s - 2 * job.step_s) * 1e9)
+    ended = sorted({(each.kind, each.host) for each in window.events if each.kind in _ENDS and each.time_ns >= last_ns})
+    if not ended or any(finding.severity is not Severity.INFO for finding in verdict.findings):
+        return verdict
+    told = ", ".join(f"{kind} on {host}" for kind, host in ended[:4])
+    return replace(
+        verdict,
+        verdict="unknown",
+        summary=f"Nothing was wrong with the steps until the job stopped ({told}); the store does not hold why.",
+        would_settle=("the recordings of these hosts: `rankscope report`", *verdict.would_settle),
+    )
 
 
 @click.command()

@@ -14,6 +14,8 @@ from rankscope.errors import StoreError
 LOOK_BACK_SECONDS = 3600.0
 #: How far back an ended job is looked for.
 _LIFE_SECONDS = 30 * 86400.0
+#: What is told this long after a job's last step still belongs to it.
+AFTERMATH_SECONDS = 300.0
 #: Points of a range that every store gives: Prometheus refuses more than 11 000.
 MOST_POINTS = 2000
 STEPS = "rankscope_step_duration_seconds"
@@ -41,6 +43,8 @@ class StoredJob:
     begin_s: float
     end_s: float
     step_s: float
+    #: Until when events and readings still belong to it: what ended the last step is told after it.
+    until_s: float
 
     @property
     def back_s(self) -> float:
@@ -82,7 +86,7 @@ def find_job(store: Store, name: str, *, since_s: float | None, until_s: float |
     if witness is None and until_s is None:
         last_s = _last_seen(store, steps, now_s)
         if last_s is not None and since_s is None:
-            end_s, begin_s = last_s, last_s - LOOK_BACK_SECONDS
+            end_s, begin_s = last_s + AFTERMATH_SECONDS, last_s - LOOK_BACK_SECONDS
             witness = _witness(store, steps, begin_s, end_s)
     if witness is None:
         raise _no_such(store, name, begin_s, end_s)
@@ -109,6 +113,7 @@ def find_job(store: Store, name: str, *, since_s: float | None, until_s: float |
         ranks=ranks,
         begin_s=times[0],
         end_s=min(end_s, times[-1] + step_s),
+        until_s=min(end_s, times[-1] + max(AFTERMATH_SECONDS, 2 * step_s)),
         step_s=step_s,
     )
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from rankscope.agent.store import Sampled, Store
-from rankscope.agent.store_columns import FloatArray
 from rankscope.agent.store_job import StoredJob
 from rankscope.exporters.prometheus_names import device_of, metric_of
 from rankscope.reading import Event, Severity
@@ -18,6 +17,8 @@ from rankscope.window import Series, SeriesKey
 _SECOND_NS = 1_000_000_000
 #: Series of ours that are no readings; finding and event series are read on their own.
 _OTHERS = "rankscope_(step|phase|collective|rank|finding|events|agent_probe)_.*"
+#: So many of the agents' own findings are told.
+_MOST_FINDINGS = 5
 #: What these events would have said of themselves.
 _CRITICAL = frozenset({"gpu-lost", "gpu-fallen-off"})
 
@@ -27,7 +28,7 @@ def fetch_readings(store: Store, job: StoredJob, hosts: Sequence[str]) -> dict[S
     found: dict[SeriesKey, Series] = {}
     for host in hosts:
         matchers = f'host_name=~"{re.escape(host)}", __name__!~"{_OTHERS}"'.replace("\\", "\\\\")
-        for series in store.over(job.select(matchers), job.begin_s, job.end_s, job.step_s, job.back_s):
+        for series in store.over(job.select(matchers), job.begin_s, job.until_s, job.step_s, job.back_s):
             metric = metric_of(series.metric.get("__name__", ""))
             device = None if metric is None else device_of(metric, series.metric)
             if metric is None or device is None:
@@ -39,12 +40,25 @@ def fetch_readings(store: Store, job: StoredJob, hosts: Sequence[str]) -> dict[S
     return found
 
 
-def fetch_events(store: Store, job: StoredJob, grid: FloatArray) -> list[Event]:
+def fetch_events(store: Store, job: StoredJob) -> list[Event]:
     """Events as their counters grew; of one that counted before the window it is known only that it did."""
     name = '__name__=~"rankscope_events(_total)?"'
-    found = store.over(job.select(name), float(grid[0]), float(grid[-1]), job.step_s, job.back_s)
+    found = store.over(job.select(name), job.begin_s, job.until_s, job.step_s, job.back_s)
     events = [event for series in found for event in _events(job, series)]
     return sorted(events, key=lambda event: event.time_ns)
+
+
+def agents_findings(store: Store, job: StoredJob) -> list[str]:
+    """What the agents beside the job found, a line each: class, rank, host and how sure they were at most."""
+    held = f"max_over_time(rankscope_finding_confidence_ratio{job.select()}[{job.width}])"
+    by = "rankscope_class, rankscope_rank, host_name"
+    lines = []
+    for series in store.instant(f"topk({_MOST_FINDINGS}, max by ({by}) ({held}))", job.until_s):
+        labels = series.metric
+        rank = f" on rank {labels['rankscope_rank']}" if labels.get("rankscope_rank") else ""
+        sure = f" ({float(series.value[1]):.0%})" if series.value else ""
+        lines.append(f"{labels.get('rankscope_class', 'a finding')}{rank} of {labels.get('host_name', 'a host')}{sure}")
+    return lines
 
 
 def _events(job: StoredJob, series: Sampled) -> list[Event]:

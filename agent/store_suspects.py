@@ -47,7 +47,7 @@ def choose(store: Store, job: StoredJob, most: int = MOST_RANKS) -> Chosen:
     for expression in _expressions(job):
         for rank in _ranks(_pieces(store, job, expression)):
             named.setdefault(rank)
-    for rank in _ranks(store.instant(_troubled_gpus(job), job.end_s)):
+    for rank in _ranks([*store.instant(_erring_gpus(job), job.end_s), *store.instant(_told_gpus(job), job.until_s)]):
         named.setdefault(rank)
     for host in _slow_hosts(store, job):
         info = f"last_over_time(rankscope_rank_info{job.select(f'host_name={quoted(host)}')}[{job.width}])"
@@ -90,18 +90,26 @@ def _pieces(store: Store, job: StoredJob, expression: str) -> list[Sampled]:
     return store.over(expression, job.begin_s + width, job.end_s, width, max(job.back_s, width))
 
 
-def _troubled_gpus(job: StoredJob) -> str:
-    """Ranks whose GPU counted errors, or had an Xid, in the window."""
+def _erring_gpus(job: StoredJob) -> str:
+    """Ranks whose GPU counted errors in the window."""
     names = "|".join(name for metric in _ERRORS for name in spellings(metric))
-    matcher = f'__name__=~"{names}"'
     # By differences of what is there: a rate takes the names away, and series of two counters would be one.
     since = f"{max(1, round(job.end_s - job.begin_s - 2 * job.step_s))}s"
-    now = job.select(matcher)
+    now = job.select(f'__name__=~"{names}"')
     counted = f"sum by (hw_id, rankscope_job) ({now}) - sum by (hw_id, rankscope_job) ({now} offset {since})"
-    xids = 'rankscope_event_kind=~"xid|gpu-lost|gpu-fallen-off"'
-    told = f"sum by (hw_id, rankscope_job) (last_over_time(rankscope_events_total{job.select(xids)}[{job.width}]))"
+    return _of_ranks(job, f"({counted}) > 0")
+
+
+def _told_gpus(job: StoredJob) -> str:
+    """Ranks whose GPU had an Xid or was lost."""
+    kinds = job.select('rankscope_event_kind=~"xid|gpu-lost|gpu-fallen-off"')
+    return _of_ranks(job, f"sum by (hw_id, rankscope_job) (last_over_time(rankscope_events_total{kinds}[{job.width}]))")
+
+
+def _of_ranks(job: StoredJob, of_gpus: str) -> str:
+    """The ranks of the GPUs that an expression gives most for."""
     info = f"max by (hw_id, rankscope_job, {_BY_RANK}) (last_over_time(rankscope_rank_info{job.select()}[{job.width}]))"
-    return f"{info} * on (hw_id, rankscope_job) group_left () topk(8, (({counted}) > 0) or {told})"
+    return f"{info} * on (hw_id, rankscope_job) group_left () topk(8, {of_gpus})"
 
 
 def _slow_hosts(store: Store, job: StoredJob) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from rankscope.agent.store import Sampled, Store
 from rankscope.agent.store_columns import FloatArray, Means, device_columns, group_columns, step_columns
 from rankscope.agent.store_job import STEPS, StoredJob
-from rankscope.agent.store_readings import fetch_events, fetch_readings
+from rankscope.agent.store_readings import agents_findings, fetch_events, fetch_readings
 from rankscope.agent.store_suspects import Chosen
 from rankscope.clock import ClockAnchor
 from rankscope.identity import RankIdentity
@@ -60,7 +60,7 @@ def fetch_window(store: Store, job: StoredJob, chosen: Chosen) -> Window:
         )
     looked_at = _hosts_to_read(identities, chosen)
     series = fetch_readings(store, job, looked_at)
-    events = fetch_events(store, job, grid)
+    events = fetch_events(store, job)
     ends = [int(each.steps.columns["end_ns"][-1]) for each in ranks.values() if len(each.steps)]
     ends += [int(each.times_ns[-1]) for each in series.values() if len(each.times_ns)]
     return Window(
@@ -72,7 +72,7 @@ def fetch_window(store: Store, job: StoredJob, chosen: Chosen) -> Window:
         begin_ns=0,
         end_ns=max(ends, default=0),
         world_size=job.world_size,
-        not_seen=_not_seen(job, chosen, identities),
+        not_seen=_not_seen(job, chosen, identities, agents_findings(store, job)),
         gpus={
             host: [each.gpu_uuid for each in identities.values() if each.host == host and each.gpu_uuid]
             for host in anchors
@@ -80,11 +80,15 @@ def fetch_window(store: Store, job: StoredJob, chosen: Chosen) -> Window:
     )
 
 
-def _not_seen(job: StoredJob, chosen: Chosen, identities: Mapping[int, RankIdentity]) -> Sequence[str]:
+def _not_seen(
+    job: StoredJob, chosen: Chosen, identities: Mapping[int, RankIdentity], told: Sequence[str]
+) -> Sequence[str]:
     lines = [
         f"single steps: the store has means over {job.step_s:g} s, in which a stall of one step does not stand out",
         "how the job ended, batch sizes and single collectives: they are in the recordings only",
     ]
+    if told:
+        lines.append(f"what agents rest their own findings on: {'; '.join(told)}: see their recordings")
     if len(identities) < job.world_size and len(chosen.ranks) >= job.world_size:
         lines.append(f"{job.world_size - len(identities)} of {job.world_size} ranks: the store has nothing of them")
     elif len(identities) < job.world_size:

@@ -118,6 +118,21 @@ def test_what_was_read_is_what_was_sent(store: str, hot: tuple[float, Window]) -
         assert len(means) < len(steps) / 4
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "said"), [("rank-hang", "rank = 2", "rank-hung"), ("gpu-off-bus", "gpu = 2", "gpu-lost")]
+)
+def test_a_job_that_stopped_is_not_called_healthy(store: str, tmp_path: Path, name: str, place: str, said: str) -> None:
+    """How it ended is not in the store; that it did is, and what to read instead."""
+    end_s = stored_jobs.send(stored_jobs.generated(tmp_path, name, _fault(name, place), ranks=4), store)
+    verdict, window = judge_store(Store(store, {}), name, since_s=None, until_s=end_s + 60, now_s=end_s + 60)
+    assert verdict.verdict == "unknown"
+    assert f"{said} on node000" in verdict.summary
+    assert "rankscope report" in verdict.would_settle[0]
+    if name == "gpu-off-bus":
+        (xid,) = [event for event in window.events if event.attributes.get("number") == 79]
+        assert xid.device == window.ranks[2].identity.gpu_uuid
+
+
 def test_prometheus_answers_as_well(store: str, hot: tuple[float, Window], tmp_path: Path) -> None:
     """The same queries on the same samples in a Prometheus name the same rank, fetched whole or not."""
     end_s, _ = hot
