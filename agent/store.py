@@ -20,6 +20,8 @@ MOST_BYTES = 256 * 1024 * 1024
 _TOKEN = "RANKSCOPE_PROMETHEUS_TOKEN"
 _USER = "RANKSCOPE_PROMETHEUS_USER"
 _PASSWORD = "RANKSCOPE_PROMETHEUS_PASSWORD"
+#: Of a store that many share (Mimir, Cortex).
+_TENANT = "RANKSCOPE_PROMETHEUS_TENANT"
 _LOGIN = f"set {_TOKEN}, or {_USER} and {_PASSWORD}"
 
 
@@ -164,14 +166,16 @@ def _short(text: str) -> str:
 
 
 def _credentials(parts: urllib.parse.SplitResult, environ: Mapping[str, str]) -> dict[str, str]:
-    token = environ.get(_TOKEN, "")
+    token, tenant = environ.get(_TOKEN, ""), environ.get(_TENANT, "")
     user, password = environ.get(_USER, ""), environ.get(_PASSWORD, "")
+    for name, value in ((_TOKEN, token), (_TENANT, tenant)):
+        if value and not (value.isascii() and value.isprintable()):
+            raise ConfigurationError("holds what no header can", where=name)
     if not user and parts.username:
         user, password = urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or "")
+    headers = {"X-Scope-OrgID": tenant} if tenant else {}
     if token:
-        if not token.isascii() or not token.isprintable():
-            raise ConfigurationError("holds what no header can", where=_TOKEN)
-        return {"Authorization": f"Bearer {token}"}
-    if user:
-        return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
-    return {}
+        headers["Authorization"] = f"Bearer {token}"
+    elif user:
+        headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    return headers

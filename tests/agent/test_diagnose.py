@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -19,12 +21,14 @@ from click.testing import CliRunner
 from rankscope.agent.cli import main
 from rankscope.agent.diagnose import judge_store, moment
 from rankscope.agent.store import Store
+from rankscope.agent.store_job import StoredJob
 from rankscope.errors import ConfigurationError, StoreError
 from rankscope.exporters.prometheus_names import spellings
 from rankscope.finding import Finding, Overhead, Verdict
 from rankscope.metrics import METRICS
+from rankscope.metrics_rules import pack
 from rankscope.rules import judge
-from rankscope.window import Window
+from rankscope.window import Series, SeriesKey, Window
 
 ROOT = Path(__file__).parents[2]
 
@@ -261,6 +265,8 @@ def test_credentials_come_from_the_environment_or_the_address() -> None:
                 Store(address.replace("//", "//x:y@"), environ).instant("up", 0)
             assert "x:y" not in str(refused.value)
     assert seen == [expected for _, expected in environments]
+    with pytest.raises(ConfigurationError, match="RANKSCOPE_PROMETHEUS_TOKEN: holds what no header can"):
+        Store("http://store:9090", {"RANKSCOPE_PROMETHEUS_TOKEN": "a\nb"})
 
 
 @pytest.mark.parametrize("url", ["", "store:9090", "ftp://store", "http://", "http://store:port", "http://[::1"])
@@ -284,3 +290,41 @@ def test_no_two_metrics_share_a_spelling() -> None:
     """Whatever a receiver appends, a name leads back to one metric."""
     names = [name for metric in METRICS.values() for name in spellings(metric)]
     assert len(names) == len(set(names))
+
+
+def test_native_histograms_are_asked_for_in_their_own_words(tmp_path: Path) -> None:
+    """Prometheus' own engine gives sums, counts and growth of native histograms by the expressions used for them."""
+    job = StoredJob("j", True, True, 4, 4, 0.0, 3600.0, 60.0, 3600.0)
+    phases = "rankscope_step_phase_duration_seconds"
+    late = 'rankscope_rank="3"'
+    series = []
+    for rank in range(4):
+        for phase, seconds in (("forward", 1), ("backward_own", 3 if rank == 3 else 2)):
+            labels = f'rankscope_job="j", rankscope_rank="{rank}", rankscope_phase="{phase}"'
+            point = f"{{{{schema:0 sum:{seconds} count:10 buckets:[10]}}}}"
+            series.append({"series": f"{phases}{{{labels}}}", "values": f"{point}+{point}x60"})
+    expected = [
+        (f"sum({job.sum_of(phases, late)})", "{}", 61 * 4),
+        (f"sum({job.count_of(phases, late)})", "{}", 61 * 20),
+        (f"topk(1, sum by (rankscope_rank) ({job.grown(phases, '', 1200)}))", f"{{{late}}}", 20 * 4),
+    ]
+    asked = [
+        {"expr": expression, "eval_time": "60m", "exp_samples": [{"labels": labels, "value": value}]}
+        for expression, labels, value in expected
+    ]
+    path = tmp_path / "cases.json"
+    cases = {"interval": "1m", "input_series": series, "promql_expr_test": asked}
+    path.write_text(json.dumps({"rule_files": [], "evaluation_interval": "1m", "tests": [cases]}))
+    done = components.run(components.need("promtool"), "test", "rules", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_agents_found_is_listed(store: str, tmp_path: Path) -> None:
+    """A finding that agents hold beside the job is told, with its place, though the store holds no evidence for it."""
+    window = stored_jobs.generated(tmp_path, "held", ranks=4)
+    times = array("q", range(window.begin_ns, window.end_ns, 15_000_000_000))
+    key = SeriesKey("node000", "finding.confidence", pack(("work-imbalance", "code", "act", 1, None)))
+    held = replace(window, series={**window.series, key: Series(times, array("d", [0.97]) * len(times))})
+    end_s = stored_jobs.send(held, store)
+    verdict, _ = judge_store(Store(store, {}), "held", since_s=None, until_s=end_s, now_s=end_s)
+    assert any("work-imbalance on rank 1 of node000 (97%)" in line for line in verdict.not_seen)
