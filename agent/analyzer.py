@@ -1,7 +1,7 @@
 """`rankscope analyzer`: judges every job of a metric store again and again, and sends the findings back by OTLP.
 
-It keeps nothing: which jobs run, and which findings were told already, it reads from the store. So it may be restarted
-at any time, and several share the jobs by the hash of their names.
+It keeps nothing that matters: which jobs run, and which findings were told already, it reads from the store. So it may
+be restarted at any time, and several share the jobs by the hash of their names.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 HOST = "rankscope-analyzer"
 #: A job of which nothing came for this long is over.
 _LIVE_SECONDS = 120
+#: A finding that was told within this time, or three looks, is not new.
+_LEAST_MEMORY_SECONDS = 180.0
 #: What waits for a receiver that is away; the store is asked again anyway.
 _OUTBOX_BYTES = 16_000_000
 _SHARD = re.compile(r"(\d{1,4})/(\d{1,4})")
@@ -140,19 +142,24 @@ def analyze_once(
     period_s: float,
     tell: Callable[[str, Verdict, Sequence[Finding]], None],
     refuse: Callable[[str], None],
+    last: dict[str, set[tuple[str, str, str]]] | None = None,
 ) -> int:
     """Judge every live job of the shard; returns how many were judged. `tell` hears of each with what is new.
 
-    A job that cannot be judged is one line to `refuse`, and the others are. Raises StoreError where no job can be had.
+    A job that cannot be judged is one line to `refuse`, and the others are. `last` holds what the look before told,
+    which a store may take some seconds to show. Raises StoreError where no job can be had.
     """
     judged = 0
     for job in live_jobs(store, shard, now_s):
         try:
             verdict, _ = judge_store(store, job, since_s=now_s - window_s, until_s=now_s, now_s=now_s)
-            before = told_already(store, job, now_s, 3 * period_s)
+            before = told_already(store, job, now_s, max(3 * period_s, _LEAST_MEMORY_SECONDS))
         except StoreError as error:
             refuse(f"{job}: not judged: {error}")
             continue
+        if last is not None:
+            before |= last.get(job, set())
+            last[job] = {_key(finding) for finding in verdict.findings}
         new = [finding for finding in verdict.findings if _key(finding) not in before]
         if delivery is not None and verdict.findings:
             delivery.send(job, verdict.findings, new)
@@ -195,6 +202,7 @@ def analyzer(
                 click.echo(f"{job}: {finding.summary}")
 
     stop = threading.Event()
+    last: dict[str, set[tuple[str, str, str]]] = {}
     handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     delivery = Delivery(targets, clock, os.environ, refuse) if targets else None
     try:
@@ -210,6 +218,7 @@ def analyzer(
                     period_s=period,
                     tell=tell,
                     refuse=refuse,
+                    last=last,
                 )
             except RankscopeError as error:
                 if once:

@@ -105,6 +105,26 @@ def test_a_restarted_analyzer_tells_nothing_twice(store: str) -> None:
     assert series["metric"]["rankscope_rank"] == "2"
 
 
+def test_a_slow_store_is_not_told_twice(store: str) -> None:
+    """What the look before told is not new, though the store does not show it yet."""
+    told: list[str] = []
+    last: dict[str, set[tuple[str, str, str]]] = {}
+    for _ in range(2):
+        analyze_once(
+            Store(store, {}),
+            Shard(),
+            None,
+            # Before anything was sent back.
+            now_s=time.time() - 30,
+            window_s=1800,
+            period_s=5,
+            tell=lambda job, verdict, new: told.extend(each.class_slug for each in new),
+            refuse=pytest.fail,
+            last=last,
+        )
+    assert len(told) == len(set(told))
+
+
 def test_the_command_looks_once(store: str) -> None:
     """A JSON line a job; a store that is not there is one line and status 2."""
     done = CliRunner().invoke(main, ["analyzer", "--prometheus", store, "--once", "--json"], env={})
