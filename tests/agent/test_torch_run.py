@@ -28,6 +28,7 @@ for inputs, targets in torch.utils.data.DataLoader(data, batch_size=8):
     optimizer.zero_grad()
     torch.nn.functional.mse_loss(model(inputs), targets).backward()
     optimizer.step()
+dist.barrier()
 dist.destroy_process_group()
 """
 
