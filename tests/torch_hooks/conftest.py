@@ -9,7 +9,7 @@ import pytest
 
 from rankscope.records import RingRecord
 from rankscope.ring import RingReader
-from rankscope.torch_hooks import Scope
+from rankscope.torch_hooks import Scope, attachment
 
 
 @pytest.fixture
@@ -21,6 +21,14 @@ def scope(tmp_path: Path) -> Iterator[Scope]:
     attached.install()
     yield attached
     attached.detach()
+
+
+@pytest.fixture
+def attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scope]:
+    """The process's own scope, as `attach()` gives it to an adapter, with rings in a place of the test's own."""
+    monkeypatch.setattr(attachment, "_attached", None)
+    yield attachment.attach({"RANKSCOPE_DIR": str(tmp_path / "rings"), "RANKSCOPE_STACK_SIGNAL": ""})
+    attachment.detach()
 
 
 def _fail_on_error(line: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,11 @@ import pytest
 
 from rankscope.records import RingRecord, StepRecord
 from rankscope.ring import RingReader
-from rankscope.torch_hooks import attachment
 from rankscope.torch_hooks.deepspeed import watch_engine
 from rankscope.torch_hooks.megatron import watch_timers
 from rankscope.torch_hooks.scope import Scope
 
 PART_S = 0.004
-
-
-@pytest.fixture
-def attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scope]:
-    """The process's own scope, with rings in a place of the test's own."""
-    environ = {"RANKSCOPE_DIR": str(tmp_path / "rings"), "RANKSCOPE_STACK_SIGNAL": ""}
-    monkeypatch.setattr(attachment, "_attached", None)
-    yield attachment.attach(environ)
-    attachment.detach()
 
 
 @pytest.fixture

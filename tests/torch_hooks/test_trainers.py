@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,11 @@ import pytest
 import torch
 
 from rankscope.records import RingRecord, SignalRecord, StepRecord
-from rankscope.ring import RingReader
-from rankscope.torch_hooks import attachment
 from rankscope.torch_hooks.scope import Scope
 
 pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore")]
 
 SLOW_S = 0.02
-
-
-@pytest.fixture
-def attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scope]:
-    """The process's own scope, as `attach()` gives it to a callback, with rings in a place of the test's own."""
-    environ = {"RANKSCOPE_DIR": str(tmp_path / "rings"), "RANKSCOPE_STACK_SIGNAL": ""}
-    monkeypatch.setattr(attachment, "_attached", None)
-    yield attachment.attach(environ)
-    attachment.detach()
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Callable[[], list[RingRecord]]:
-    """Reads everything written so far."""
-
-    def read() -> list[RingRecord]:
-        (ring,) = (tmp_path / "rings").glob("*.ring")
-        return RingReader(ring).read().records
-
-    return read
 
 
 def steps_of(found: list[RingRecord]) -> list[StepRecord]:
