@@ -235,7 +235,7 @@ class Scope:
             kept = partial(clock.mark, MarkKind.SNAPSHOT)
             allocator = make_watch(torch, path, self._environ, report=ring.append_record, kept=kept)
             self._stop_watching.append(allocator.close)
-        self._stop_watching.append(self._signals.flush)
+        self._stop_watching.append(partial(self._signals.close, partial(clock.mark, MarkKind.DEGRADED)))
 
         def look() -> None:
             """Now and then: orders of the agent, and parts of torch that were imported since."""

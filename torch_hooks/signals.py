@@ -32,13 +32,17 @@ class Signals:
         self._device = device
         self._monotonic_ns = monotonic_ns
         self._pending: deque[tuple[int, int, Any, Any, dict[str, int | None]]] = deque()
-        #: Signals that were given up: the device was too far behind, or its stream was under capture.
+        #: Signals given up: the device was too far behind, its stream under capture, or a count lay on it.
         self.dropped = 0
 
-    def note(self, step: int, loss: Any, gradient_norm: Any, counts: dict[str, int | None]) -> None:
-        """What `step` came to. `loss` and `gradient_norm` are numbers, tensors of one element, or None."""
+    def note(self, step: int, loss: Any, gradient_norm: Any, given: dict[str, Any]) -> None:
+        """What `step` came to. `loss` and `gradient_norm` are numbers, tensors of one element, or None.
+
+        Counts are whole numbers of the host; one that lies on the device is given up, since reading it would wait.
+        """
         now = self._monotonic_ns()
         self.flush()
+        counts = {name: self._count(value) for name, value in given.items()}
         if on_device(loss) or on_device(gradient_norm):
             if not self._device.ready() or len(self._pending) >= MAX_PENDING:
                 self.dropped += 1
@@ -47,6 +51,21 @@ class Signals:
             self._pending.append((step, now, buffer, self._device.record(), counts))
         else:
             self._write(step, now, _number(loss), _number(gradient_norm), counts)
+
+    def close(self, say: Callable[[str], None]) -> None:
+        """Write what is there, and say what was given up."""
+        self.flush()
+        self.dropped += len(self._pending)
+        if self.dropped:
+            say(f"{self.dropped} training signals were given up: the device was behind, or a count lay on it")
+
+    def _count(self, value: Any) -> int | None:
+        if value is None:
+            return None
+        if on_device(value):
+            self.dropped += 1
+            return None
+        return int(value)
 
     def flush(self) -> None:
         """Write what the device has come to by now."""

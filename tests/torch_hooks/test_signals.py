@@ -102,6 +102,17 @@ def test_a_loss_on_the_device_is_never_waited_for(ring: RingWriter) -> None:
     assert cuda.events_made <= MAX_PENDING
 
 
+def test_counts_are_taken_from_the_host_only(ring: RingWriter) -> None:
+    """A tensor or a float of the host is a count; one on the device is never read, and that is counted and said."""
+    signals, said = Signals(ring, HostClock(), monotonic_ns=lambda: 7), []
+    signals.note(0, None, None, NOTHING | {"tokens": torch.tensor(64), "samples": 4.0})
+    signals.note(1, None, None, NOTHING | {"tokens": OnDevice(64.0), "samples": 4})
+    assert written(ring) == [SignalRecord(0, 7, samples=4, tokens=64), SignalRecord(1, 7, samples=4)]
+    signals.close(said.append)
+    assert len(said) == 1
+    assert said[0].startswith("1 training signals were given up")
+
+
 def test_no_tensor_is_kept(ring: RingWriter) -> None:
     """The loss and the graph behind it are free to go when the call returns."""
     signals = Signals(ring, HostClock())
