@@ -117,7 +117,7 @@ ALERTS = (
         "critical",
         "hardware",
         f"Xid {{{{ $labels.rankscope_xid }}}}: {_GPU}",
-        "gpu-off-bus",
+        "",
         "gpu",
     ),
     Alert(
@@ -207,6 +207,14 @@ ALERTS = (
 )
 
 
+def _page(alert: Alert) -> str:
+    """What to read: a class's runbook, the runbook of the class that a finding names, or the page of all Xids."""
+    if alert.runbook:
+        return f"{_RUNBOOKS}/{alert.runbook}.md"
+    by_incident = {"finding": f"{_RUNBOOKS}/{{{{ $labels.rankscope_class }}}}.md", "gpu": "docs/xids.md"}
+    return by_incident.get(alert.incident, "docs/dashboards.md")
+
+
 def rules_json() -> str:
     """The text of rules/rankscope.rules.json."""
     rules = [
@@ -222,9 +230,7 @@ def rules_json() -> str:
             },
             "annotations": {
                 "summary": alert.summary,
-                "runbook": f"{_RUNBOOKS}/{alert.runbook or '{{ $labels.rankscope_class }}'}.md"
-                if alert.runbook or alert.incident == "finding"
-                else "docs/dashboards.md",
+                "runbook": _page(alert),
             },
         }
         for alert in ALERTS
