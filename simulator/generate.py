@@ -285,11 +285,11 @@ class _Columns:
         """Fields of GroupRecord by group, on the device's clock."""
         job, steps = self._job, slice(0, self._steps)
         found = {}
-        for group, waited, moved in (
-            (job.groups.data, self._waits.backward, self._waits.transfer),
-            (job.groups.tensor, self._waits.inner, None),
-            (job.groups.expert, self._waits.inner, None),
-            (job.groups.pipeline, self._waits.bubble, None),
+        for group, waited in (
+            (job.groups.data, self._waits.backward),
+            (job.groups.tensor, self._waits.inner),
+            (job.groups.expert, self._waits.inner),
+            (job.groups.pipeline, self._waits.bubble),
         ):
             if group is None:
                 continue
@@ -301,8 +301,6 @@ class _Columns:
                 "on_device": self._one(1.0),
                 "group_kind": self._one(float(group.kind)),
             }
-            if moved is not None:
-                columns["comm_ns"] = _packed(moved[rank, steps] * np.float32(MS))
             found[f"{group.kind.name.lower()}:{group.of[rank]}"] = Columns(columns)
         return found
 
