@@ -36,8 +36,6 @@ class Waits:
     bubble: FloatArray
     backward: FloatArray
     length: FloatArray
-    #: Transfer inside `backward` (the rest is waiting), and of the inner groups.
-    transfer: FloatArray
 
 
 @dataclass
@@ -196,7 +194,6 @@ class Job:
             bubble=bubble,
             backward=np.maximum(backward, 0),
             length=np.broadcast_to(length, self.shape),
-            transfer=transfer,
         )
 
 
