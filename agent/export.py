@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rankscope.agent.config import ExportSettings
+from rankscope.agent.counted import META_KEY, Counted, uncounted
 from rankscope.agent.recording import Recording
 from rankscope.clock import Clock, ClockAnchor
 from rankscope.finding import Finding
@@ -71,6 +72,7 @@ class Export:
         self._events: list[Event] = []
         self._findings: list[Finding] = []
         self._batches: list[EncodedBatch] = []
+        self._counted = Counted()
         self._catch_up()
         self._exporter.start()
 
@@ -93,6 +95,8 @@ class Export:
         ):
             details = json.loads(attributes)
             self._events.append(Event(kind, time_ns, text, Severity(severity), device, rank, attributes=details))
+        for identity, records in uncounted(self._recording.connection):
+            self.add_records(identity, records)
 
     def add(
         self, readings: Iterable[Reading] = (), events: Iterable[Event] = (), findings: Iterable[Finding] = ()
@@ -108,6 +112,7 @@ class Export:
     def add_records(self, identity: RankIdentity, records: list[RingRecord]) -> None:
         """Count a rank's steps."""
         self._encoder.add_records(identity, records)
+        self._counted.note(identity, records)
 
     def prepare(self, *, final: bool = False) -> None:
         """Encode what is there, where it is time to."""
@@ -121,6 +126,7 @@ class Export:
         self._batches += self._encoder.findings(self._findings, now)
         self._readings, self._events, self._findings = [], [], []
         self._recording.set_meta("exported_ns", now - _OVERLAP_NS)
+        self._recording.set_meta(META_KEY, self._counted.document())
 
     def write(self) -> list[Event]:
         """Put the batches into the outbox, inside the recording's transaction; returns what it had to drop."""
