@@ -32,6 +32,7 @@ _RECORDINGS = click.argument(
 #: Commands that stand in modules of their own, as `module:function`; imported when they are called or listed.
 _COMMANDS: dict[str, str] = {
     "analyzer": "rankscope.agent.analyzer:analyzer",
+    "collectives": "rankscope.agent.collectives:collectives",
     "compare": "rankscope.agent.compare:compare",
     "gpus": "rankscope.agent.gpus:gpus",
     "diagnose": "rankscope.agent.diagnose:diagnose",

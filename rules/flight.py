@@ -70,6 +70,8 @@ class Operation:
     created_ns: int | None
     #: Innermost call first.
     frames: tuple[Frame, ...]
+    #: When its end was noticed: up to a watchdog's round, 0.1 s, after it came. Not on backends without states.
+    ended_ns: int | None = None
 
     @property
     def completed(self) -> bool:
@@ -214,6 +216,7 @@ def _operation(
         output_dtypes=_one(_texts(entry.get("output_dtypes")), known),
         created_ns=_integer(entry.get("time_created_ns")),
         frames=_one(_frames(entry.get("frames"), known), known),
+        ended_ns=_integer(entry.get("time_discovered_completed_ns")),
     )
     return operation, number
 
