@@ -6,6 +6,7 @@ error why it could not go on.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from rankscope.agent.config import Settings
 from rankscope.agent.containers import ContainerDirectories
+from rankscope.agent.cost import OwnCost
 from rankscope.agent.job import WatchedJob
 from rankscope.agent.loop import Agent, waker
 from rankscope.agent.plan import read_plan
@@ -24,6 +26,25 @@ from rankscope.identity import host_name
 
 #: What the agent says when the job may begin.
 READY = b"watching\n"
+#: prctl's PR_SET_PDEATHSIG (linux/prctl.h): a signal for when the parent dies, however it dies.
+_SET_PARENT_DEATH_SIGNAL = 1
+
+
+def go_on_when_parent_dies() -> None:
+    """An experiment stops the agent (SIGSTOP) for its off windows: killed in one, it would leave it stopped for ever.
+
+    So the kernel wakes the agent when its parent dies, and whoever wakes the agent wakes its helpers.
+    """
+
+    def wake_helpers(_number: int, _frame: object) -> None:
+        for pid in OwnCost().children():
+            try:
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                continue
+
+    signal.signal(signal.SIGCONT, wake_helpers)
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGCONT))
 
 
 def build_agent(jobs: list[WatchedJob], settings: Settings, clock: Clock) -> Agent:
@@ -58,6 +79,8 @@ def _drain(descriptor: int) -> None:
 def watch_plan(path: Path) -> None:
     """Watch the job of a plan until it is over. Raises RankscopeError."""
     plan = read_plan(path)
+    if plan.follow_parent:
+        go_on_when_parent_dies()
     clock = SystemClock()
     job = WatchedJob(
         job=plan.job,

@@ -70,7 +70,7 @@ class CommandKnob:
 
 @dataclass(frozen=True, slots=True)
 class AgentKnob:
-    """The agent beside the job: stopped (SIGSTOP, with its children) where off."""
+    """The agent beside the job: stopped (SIGSTOP, with its children) where off. It wakes when we die (daemon)."""
 
     name: str = "agent"
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ import jsonschema
 import numpy as np
 import pytest
 
+from rankscope.agent.processes import descendants, process_stat
 from rankscope.rules.feedback import schedule
+from rankscope.simulator.build import LIBRARY, build
+from rankscope.simulator.state import NodeState
 
 COMMAND = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "experiment"]
 SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
@@ -135,3 +140,48 @@ def test_a_knob_that_cannot_be_turned_leaves_the_job_alone(places: dict[str, str
     assert status == 7
     assert "the command ended with 9: no such knob" in err
     assert "Traceback" not in err
+
+
+def commands(pids: list[int]) -> dict[int, str]:
+    """Processes that still run, and what each was started as."""
+    found = {}
+    for pid in pids:
+        stat = process_stat(pid)
+        if stat is not None and stat.state != "Z":
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return found
+
+
+@pytest.mark.alone
+def test_an_experiment_killed_while_the_agent_is_off_leaves_nothing_stopped(
+    tmp_path: Path, places: dict[str, str], wait_until: Callable[..., None]
+) -> None:
+    """SIGKILL to `experiment run --agent` in an off window: agent and helper go on and end, the job is untouched."""
+    node = NodeState.create(tmp_path / "node", profile="H100-SXM5-80GB", gpus=1)
+    library = build(tmp_path)
+    Path(places["RANKSCOPE_CONFIG"]).write_text(
+        f'[rules]\nlive = false\n[roots]\nnvml_library = "{library / LIBRARY}"\n'
+    )
+    words = ["run", "--agent", "--window-steps", "200", "--", sys.executable, FAKE_RANK, "steps=12", "then=spin"]
+    experiment = subprocess.Popen([*COMMAND, *words], env={**os.environ, **places, **node.environment(library)})
+
+    def ours(name: str) -> int | None:
+        return next((pid for pid, told in commands(descendants(experiment.pid)).items() if name in told), None)
+
+    def stopped() -> bool:
+        states = [process_stat(pid) for pid in (ours("agent.daemon"), ours("nvml_child")) if pid is not None]
+        return [state.state for state in states if state is not None] == ["T", "T"]
+
+    wait_until(stopped, what="the off window")
+    agent, helper, rank = (ours(name) for name in ("agent.daemon", "nvml_child", "fake_rank"))
+    assert agent is not None
+    assert helper is not None
+    assert rank is not None
+    try:
+        experiment.kill()
+        experiment.wait()
+        wait_until(lambda: not commands([agent, helper]), what="the end of agent and helper")
+        assert commands([rank])
+    finally:
+        for pid in commands([agent, helper, rank]):
+            os.kill(pid, signal.SIGKILL)
