@@ -46,6 +46,7 @@ class InspectorReader:
         self.counts = Counts()
         self.versions: set[str] = set()
         self._rest = b""
+        self._in_line = False
         self._context: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
 
     def feed(self, data: bytes) -> Iterator[TimedOperation]:
@@ -53,16 +54,23 @@ class InspectorReader:
         *lines, rest = (self._rest + data).split(b"\n")
         # A line without an end is no line of this format.
         self._rest = rest if len(rest) <= MAX_LINE_BYTES else b""
+        if self._in_line and lines:
+            del lines[0]
+            self._in_line = False
         for line in lines:
             if line.strip():
                 self.counts.lines += 1
                 if (operation := self._line(line)) is not None:
                     yield operation
 
-    def skipped(self) -> None:
-        """Some of the file was left out: the line at hand and the batch under way are void."""
+    def skipped(self, *, in_line: bool = False) -> None:
+        """Some of the file was left out: the line at hand and the batch under way are void.
+
+        With `in_line` what comes next begins in the middle of a line, which is void too.
+        """
         self._rest = b""
         self._context = None
+        self._in_line = in_line
 
     def _line(self, line: bytes) -> TimedOperation | None:
         try:

@@ -13,6 +13,7 @@ from rankscope.agent.export import Export, export_targets
 from rankscope.agent.fingerprint import HOST_KEY
 from rankscope.agent.hang import HangWatch
 from rankscope.agent.hook_budget import HookBudget
+from rankscope.agent.inspector_watch import InspectorWatch
 from rankscope.agent.live import LARGEST_SHARE, SMALLEST_SHARE, LiveRules
 from rankscope.agent.ranks import Rank, RankWatcher
 from rankscope.agent.recording import Recording, is_begun
@@ -93,6 +94,7 @@ class WatchedJob:
         self._hang = HangWatch(settings.hang, clock)
         self._hooks = HookBudget(settings.budget.hook_ratio, clock)
         self._windows = WindowWatch(settings.windows, clock)
+        self._inspector = InspectorWatch(clock)
         self._live = LiveRules(recording, settings.rules, clock)
         self._standing = Standing()
         self._rules_trouble = ""
@@ -112,8 +114,12 @@ class WatchedJob:
     def _heard(self, identity: RankIdentity, records: list[RingRecord]) -> None:
         if self._export is not None:
             self._export.add_records(identity, records)
+        following = self._inspector.following
+        row = next(rank.row for rank in self.watcher.ranks if rank.identity is identity) if following else 0
         for record in records:
             if isinstance(record, StepRecord):
+                if following:
+                    self._inspector.heard(row, record)
                 usual = self._usual_step_ns(identity, record.step)
                 if usual and record.end_ns - record.start_ns > _SLOW_STEP * usual:
                     self._slow[identity.rank] = identity
@@ -185,10 +191,18 @@ class WatchedJob:
             self._add_events(self._hang.check(self.watcher.ranks))
             self._add_events(self._hooks.check(self.watcher.ranks))
             self._add_events(self._windows.check(self.watcher.ranks))
+            self._take_timed()
         self._take_findings(now)
         if now >= self._commit_due_ns:
             self._commit_due_ns = now + int(self._settings.recording.commit_seconds * _SECOND_NS)
             self.commit()
+
+    def _take_timed(self, *, final: bool = False) -> None:
+        """Record what the communication library timed."""
+        timed, events = self._inspector.check(self.watcher.ranks, final=final)
+        for rank, records in timed:
+            self.recording.add_records(rank.row, records, rank.reader.position)
+        self._add_events(events)
 
     @property
     def hurrying(self) -> bool:
@@ -272,6 +286,8 @@ class WatchedJob:
         self._windows.close()
         self._add_events(self.watcher.scan())
         self._add_events(self.watcher.poll(look=True))
+        self._take_timed(final=True)
+        self._add_events(self._inspector.close())
         now = self._clock.monotonic_ns()
         self._add_events([Event("agent-stopped", now, f"agent {os.getpid()}: {reason}", attributes={"reason": reason})])
         self.commit(final=True)

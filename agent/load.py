@@ -14,7 +14,14 @@ from urllib.parse import quote
 
 from rankscope.agent.brevity import brief
 from rankscope.agent.recording import check_format
-from rankscope.agent.schema import COLLECTIVE_FIELDS, DEVICE_FIELDS, GROUP_FIELDS, PHASE_FIELDS, STEP_FIELDS
+from rankscope.agent.schema import (
+    COLLECTIVE_FIELDS,
+    DEVICE_FIELDS,
+    GROUP_FIELDS,
+    PHASE_FIELDS,
+    STEP_FIELDS,
+    TIMED_FIELDS,
+)
 from rankscope.clock import ClockAnchor
 from rankscope.errors import RecordingError
 from rankscope.identity import RankIdentity
@@ -31,6 +38,8 @@ _NAN = float("nan")
 _LAST_WORDS = frozenset({"rank-exited", "rank-exception", "rank-hung"})
 #: Operations of one rank that a window takes in: the latest steps' worth, some 40 MB at 64 ranks.
 MAX_COLLECTIVES = 4_000
+#: Collectives of one rank timed by its communication library that a window takes in: the latest, 40 bytes each.
+MAX_TIMED = 200_000
 
 
 @dataclass(slots=True)
@@ -216,6 +225,7 @@ class _Reader:
             {name: _columns(PHASE_FIELDS, rows, self._shift) for name, rows in _by_first(phases).items()},
             dict(self._rows("SELECT name, max(members) FROM groups WHERE rank_id = ? GROUP BY name", (number,))),
             self._collectives(number, begin),
+            self._timed(number, begin),
             [
                 replace(record, time_ns=record.time_ns + self._shift)
                 for record in starmap(
@@ -237,7 +247,7 @@ class _Reader:
     def _collectives(self, number: int, begin: int) -> list[CollectiveRecord]:
         query = (
             f"SELECT {', '.join(COLLECTIVE_FIELDS)}, operation, name FROM collectives "
-            "WHERE rank_id = ? AND step >= ? ORDER BY enqueued_ns LIMIT ?"
+            "WHERE rank_id = ? AND step >= ? AND on_device < 2 ORDER BY enqueued_ns LIMIT ?"
         )
         found = []
         for row in self._rows(query, (number, begin, MAX_COLLECTIVES)):
@@ -249,6 +259,20 @@ class _Reader:
                 )
             )
         return found
+
+    def _timed(self, number: int, begin: int) -> dict[tuple[str, str], Columns]:
+        """What the communication library timed, less what goes between two ranks only."""
+        query = (
+            "SELECT c.name, c.operation, c.step, c.sequence, c.size_bytes, g.size, c.ended_ns - c.started_ns "
+            "FROM (SELECT * FROM collectives WHERE rank_id = ?1 AND step >= ?2 AND on_device = 2 "
+            "AND sequence IS NOT NULL ORDER BY enqueued_ns DESC LIMIT ?3) c "
+            "JOIN (SELECT name, max(size) AS size FROM groups WHERE rank_id = ?1 AND on_device = 2 GROUP BY name) g "
+            "ON g.name = c.name ORDER BY c.name, c.operation, c.sequence"
+        )
+        found: dict[tuple[str, str], list[Any]] = {}
+        for name, operation, *values in self._rows(query, (number, begin, MAX_TIMED)):
+            found.setdefault((name, operation), []).append(values)
+        return {key: _columns(TIMED_FIELDS, rows) for key, rows in found.items()}
 
     def _latest_steps(self, number: int) -> list[Any]:
         """At most one more than the window holds, in order."""

@@ -17,6 +17,8 @@ DEVICE_FIELDS = field_names(DeviceRecord)
 GROUP_FIELDS = tuple(name for name in field_names(GroupRecord) if name not in ("group", "members"))
 COLLECTIVE_FIELDS = tuple(name for name in field_names(CollectiveRecord) if name not in ("operation", "group"))
 PHASE_FIELDS = ("step", "start_ns", "end_ns")
+#: What a window holds of collectives that the communication library timed.
+TIMED_FIELDS = ("step", "sequence", "size_bytes", "ranks", "duration_ns")
 
 
 def _columns(names: tuple[str, ...]) -> str:

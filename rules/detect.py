@@ -28,6 +28,8 @@ _STRETCHES = 24
 DATA_SMOOTH = 6
 #: Links that flap hold up single steps: means over this many show the level.
 TRANSFER_SMOOTH = 12
+#: Timed collectives must cover this share of the steps before a change over time is looked for in them.
+TIMED_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,9 @@ def transfer_shift(frame: Frame) -> Shift | None:
         # The slowest group: the others then wait for it elsewhere.
         groups = [_least(inner[frame.inner == group]) for group in range(int(frame.inner.max()) + 1)]
         signals.append(np.max(np.nan_to_num(np.stack(groups)), axis=0))
+    if frame.timed is not None and frame.timed_share >= TIMED_SHARE:
+        # Of all groups the one that came to take longest.
+        signals.append(np.max(np.nan_to_num(frame.timed.transfer_ms), axis=0))
     found = []
     for signal in signals:
         values = judged(frame, signal)

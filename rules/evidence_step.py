@@ -32,15 +32,20 @@ def data_wait(case: Case) -> Observation:
 
 def arrival(case: Case) -> Observation:
     """Nobody leaves a collective before the last one arrives: the late rank is the one that waits least."""
-    waits = case.frame.wait_ms
     if not case.suspect.located or not case.peers:
         return unseen("no peers to compare the wait with")
+    timed = case.frame.timed
+    by_library = timed is not None and timed.last(case.row, case.mask) is not None
+    waits = timed.wait_ms if timed is not None and by_library else case.frame.wait_ms
+    if case.suspect.contaminated:
+        return unseen("waits for other ranks lie inside own times, where nothing tells them")
     own = middle(waits[case.row][case.mask])
     others = middle(median(waits[case.peers][:, case.mask]))
     if not (np.isfinite(own) and np.isfinite(others)):
         return unseen("no waits in collectives")
     gap = (others - own) / max(case.suspect.ms_per_step, 1e-9)
-    what = f"it waits {own:.1f} ms a step for the others, they {others:.1f} ms"
+    source = " (each collective timed on the device)" if by_library else ""
+    what = f"it waits {own:.1f} ms a step for the others, they {others:.1f} ms{source}"
     return Observation(graded(gap, 0.2, 0.6), what, round(own, 2), round(others, 2))
 
 

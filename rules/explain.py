@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rankscope.finding import Evidence
+from rankscope.finding import Evidence, Side
 from rankscope.rules.evidence import Observation
 from rankscope.rules.table import Alternative, FaultClass, LogOdds, Symptom, Table
 
 #: Evidence that moves a class by less is not worth showing.
 _SHOWN = 0.05
+#: What remains of a confidence where own times may hold waits for other ranks.
+CONTAMINATED = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,19 @@ def explain(table: Table, symptom: Symptom, seen: Mapping[str, Observation]) -> 
         normal=best == table.normal.slug,
         leading=None if leading is None else table.classes[leading],
     )
+
+
+def weakened(table: Table, explanation: Explanation) -> Explanation:
+    """What is left where the slowness may be a wait for somebody else: never a fault of hardware, and less sure."""
+    told = explanation.told
+    if told is None:
+        return explanation
+    posterior = {
+        slug: value * (CONTAMINATED if slug == told.slug else 1) for slug, value in explanation.posterior.items()
+    }
+    if told.side is Side.HARDWARE or posterior[told.slug] < table.threshold:
+        told = None
+    return replace(explanation, posterior=posterior, told=told)
 
 
 def evidence_for(of: FaultClass, seen: Mapping[str, Observation]) -> tuple[Evidence, ...]:

@@ -34,6 +34,10 @@ _DECIDES = 5.0
 _ACT_STEPS = 30
 #: Above this share of the step a slowness is critical.
 _CRITICAL_FRACTION = 0.2
+_HIDDEN = (
+    "waits for other ranks inside own times (sharded or tensor-parallel layers, compiled graphs): collectives timed on "
+    "the device would tell them"
+)
 #: The slowness is over where this many steps came after it.
 _OVER_STEPS = 8
 
@@ -59,7 +63,9 @@ def worth_telling(table: Table, frame: Frame, suspect: Suspect, explanation: Exp
     if suspect.host is not None and of is None:
         return lasted and not suspect.from_start
     if not suspect.located:
-        return large and not suspect.from_start
+        # Where waits lie inside own times, a rank that became slow is hidden in all of them: no drift of machines.
+        least = LARGE_TRANSFER_FRACTION if suspect.contaminated else LARGE_FRACTION
+        return (large or suspect.fraction >= least) and not suspect.from_start
     if not suspect.from_start:
         return lasted
     # Slow from the first step and nothing says why: silicon alone differs by as much.
@@ -105,7 +111,7 @@ def slowness(
         detected_step=int(frame.steps[min(begin + suspect.needed, last)]),
         impact=impact,
         evidence=evidence,
-        unseen=not_seen(explanation.leading or of, seen),
+        unseen=(_HIDDEN,) * suspect.contaminated + not_seen(explanation.leading or of, seen),
         summary=summary,
     )
 
@@ -140,10 +146,16 @@ def broken(table: Table, window: Window, found: Incident, explanation: Explanati
     )
 
 
-def watched(table: Table, of: FaultClass, window: Window, rank: int, evidence: Evidence, since_ns: int) -> Finding:
-    """Counters that speak without any slowness or death: worth an eye, never a verdict."""
+def watched(
+    table: Table, of: FaultClass, window: Window, rank: int, evidence: Evidence, since_ns: int, *, slower: bool
+) -> Finding:
+    """Counters that speak without any slowness or death: worth an eye, never a verdict.
+
+    `slower` says that the job is slow for a cause and at a place that could not be told: then it may be this one.
+    """
     where = _where(window, rank, of, None)
-    summary = f"{_who(where)}: {evidence.what}; the job is not slower for it."
+    effect = "whether the job is slower for it cannot be told" if slower else "the job is not slower for it"
+    summary = f"{_who(where)}: {evidence.what}; {effect}."
     return Finding(
         class_slug=of.slug,
         side=of.side,

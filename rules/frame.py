@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rankscope.finding import Basis
 from rankscope.identity import RankIdentity
 from rankscope.records import GroupKind
+from rankscope.rules.timed_steps import TimedSteps, timed_steps
 from rankscope.window import Columns, RankWindow, Window
 
 FloatArray = NDArray[np.floating[Any]]
@@ -55,6 +56,7 @@ _WARM_UP_SHARE = 0.1
 _COMPILE_SHARE = 0.05
 #: Share of the steps that must have device times before the device's clock is the basis.
 _DEVICE_SHARE = 0.6
+_MOSTLY = 0.5
 
 
 def median(values: FloatArray, axis: int = 0) -> FloatArray:
@@ -178,6 +180,8 @@ class Frame:
     @property
     def basis(self) -> Basis:
         """What a comparison of own times rests on here."""
+        if self.cleaned:
+            return Basis.DEVICE_COLLECTIVE
         return Basis.DEVICE_COMPUTE if self.on_device else Basis.HOST
 
     @cached_property
@@ -188,8 +192,54 @@ class Frame:
         return (self.host("end_ns") - self.host("start_ns")) / NS_PER_MS
 
     @cached_property
+    def timed(self) -> TimedSteps | None:
+        """Collectives that the communication library timed, joined over ranks; None where none was."""
+        return timed_steps([self.of(row) for row in range(len(self.ranks))], self.steps)
+
+    @cached_property
+    def contaminated(self) -> BoolArray:
+        """For each row whether ranks may have waited for each other inside its "own" times, unseen, in most steps."""
+        if self.on_device:
+            told = self._device("contaminated")
+        else:
+            told = np.full(self.shape, np.nan, dtype=np.float32)
+            for row in range(len(self.ranks)):
+                for columns in self.of(row).groups.values():
+                    flags = _column(columns, "contaminated")
+                    if np.nanmax(np.nan_to_num(flags), initial=0.0) > 0:
+                        told[row] = np.fmax(told[row], middle(flags))
+        most: BoolArray = np.nan_to_num(median(told, axis=1)) > _MOSTLY if self.ranks else np.zeros(0, dtype=bool)
+        return most
+
+    @cached_property
+    def cleaned(self) -> bool:
+        """Whether waits inside own times were taken out again, by collectives that the library timed."""
+        return bool(self.contaminated.any()) and self.timed is not None and self.timed_share >= _DEVICE_SHARE
+
+    @cached_property
+    def timed_share(self) -> float:
+        """Share of the usable steps that timed collectives cover."""
+        return (
+            0.0 if self.timed is None else float(self.timed.covered[self.usable].mean()) if self.usable.any() else 0.0
+        )
+
+    @cached_property
     def parts(self) -> dict[str, FloatArray]:
-        """The rank's own time by phase."""
+        """The rank's own time by phase, less waits that lie in forward and backward where those are known."""
+        parts = self._told_parts()
+        if not self.cleaned or self.timed is None:
+            return parts
+        both = np.nan_to_num(parts["forward"]) + np.nan_to_num(parts["backward"])
+        # Waits that the hooks saw are in neither part; the rest of what the library timed may lie in both.
+        hidden = np.maximum(0.0, np.nan_to_num(self.timed.wait_ms) - np.nan_to_num(self.wait_ms))
+        waited = hidden * self.contaminated[:, np.newaxis]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            kept = np.where(both > 0, np.clip(1 - waited / both, 0.0, 1.0), 1.0).astype(np.float32)
+        for name in ("forward", "backward"):
+            parts[name] = parts[name] * kept
+        return parts
+
+    def _told_parts(self) -> dict[str, FloatArray]:
         if self.on_device:
             parts = {name: self._device(field) / NS_PER_MS for name, field in DEVICE_PARTS.items()}
             # What the device did meanwhile is part of "other" in its records; it is known, and no work of every step.

@@ -26,7 +26,7 @@ from rankscope.rules.detect import (
     rank_shifts,
     transfer_shift,
 )
-from rankscope.rules.frame import BoolArray, FloatArray, Frame, mean, median, middle, peers_median
+from rankscope.rules.frame import COMPUTE, BoolArray, FloatArray, Frame, mean, median, middle, peers_median
 from rankscope.rules.stalls import carriers, recurring, stalls
 from rankscope.rules.suspect import Suspect
 from rankscope.rules.table import Symptom
@@ -167,6 +167,7 @@ def _make(
     fraction = price / length if length > 0 else 0.0
     if fraction < (LEAST_PRICE if located and not shift.from_start else LEAST_FRACTION):
         return None
+    confirmed = located and frame.timed is not None and bool(frame.timed.last(rows[0], shift.mask))
     return Suspect(
         symptom=symptom,
         rows=rows,
@@ -179,10 +180,19 @@ def _make(
         begin=shift.begin,
         needed=shift.needed,
         from_start=shift.from_start,
-        basis=frame.basis,
+        basis=Basis.DEVICE_COLLECTIVE if confirmed else frame.basis,
         host=None if host is None else frame.identity(rows[0]).host,
         stage=stage,
+        contaminated=not confirmed and _contaminated(frame, rows, excess),
     )
+
+
+def _contaminated(frame: Frame, rows: tuple[int, ...], excess: Mapping[str, float]) -> bool:
+    """Whether most of an excess is "own" computing that may hold waits for other ranks."""
+    if frame.cleaned or not frame.contaminated[list(rows)].any():
+        return False
+    total = sum(value for value in excess.values() if value > 0)
+    return sum(max(0.0, excess.get(name, 0.0)) for name in COMPUTE) > 0.5 * total
 
 
 def _ranks(frame: Frame, *, data: bool) -> list[Suspect]:

@@ -33,6 +33,8 @@ class Suspect:
     #: Host that all of `rows` are on, and none of the others; stage that they are.
     host: str | None = None
     stage: int | None = None
+    #: Its excess lies in times inside which ranks may have waited for each other, and nothing tells those waits.
+    contaminated: bool = False
 
     @property
     def excess_ms(self) -> float:

@@ -13,7 +13,7 @@ from rankscope.rules import gpu_trouble
 from rankscope.rules.attempts import by_attempt
 from rankscope.rules.evidence import Observation, observe
 from rankscope.rules.evidence_gpu import held_by_heat
-from rankscope.rules.explain import explain
+from rankscope.rules.explain import explain, weakened
 from rankscope.rules.families import ANYWHERE, SLOWNESS
 from rankscope.rules.findings import broken, slowness, watched, worth_telling
 from rankscope.rules.frame import Frame
@@ -57,6 +57,8 @@ def diagnose(window: Window, table: Table = TABLE) -> tuple[Finding, ...]:
     for suspect in suspects(frame):
         seen = observe(SLOWNESS, frame, telemetry, suspect, ANYWHERE)
         explanation = explain(table, suspect.symptom, seen)
+        if suspect.contaminated:
+            explanation = weakened(table, explanation)
         if worth_telling(table, frame, suspect, explanation):
             found.append(slowness(table, frame, suspect, explanation, seen))
     found = _once(found)
@@ -132,6 +134,7 @@ def _watches(
 ) -> list[Finding]:
     """GPUs whose counters speak though nothing is slower: for an eye, below any threshold."""
     told = {finding.where.rank for finding in found if finding.class_slug.startswith("gpu-")}
+    slower = any(finding.side is Side.UNKNOWN and finding.where.rank is None for finding in found)
     watches = []
     for rank, of in sorted(window.ranks.items()):
         host, uuid = of.identity.host, of.identity.gpu_uuid
@@ -140,7 +143,8 @@ def _watches(
         for slug, seen in _counters(window, frame, telemetry, rank, host, uuid):
             if (seen.strength or 0.0) >= 0.5:
                 piece = Evidence(slug.removeprefix("gpu-"), seen.what, seen.value, seen.peers, 0.0)
-                watches.append(watched(table, table.classes[slug], window, rank, piece, window.begin_ns))
+                watch = watched(table, table.classes[slug], window, rank, piece, window.begin_ns, slower=slower)
+                watches.append(watch)
     return watches
 
 

@@ -251,7 +251,8 @@ class GroupRecord:
     # From version 2 on.
     #: One of GroupKind.
     group_kind: int | None = None
-    #: All communication of the group in this step, and the part of it that computing hid.
+    #: All communication of the group in this step (timed by the communication library), and the part of it that
+    #: computing hid.
     comm_ns: int | None = None
     overlap_ns: int | None = None
     #: 1 where waits for this or another group may lie inside own_ns, unseen.

@@ -56,6 +56,9 @@ class RankWindow:
     members: dict[str, str] = field(default_factory=dict)
     #: Operations that a source told one by one, by time.
     collectives: Sequence[CollectiveRecord] = ()
+    #: Collectives that the communication library timed on the device, by (process group, operation), in order:
+    #: step, sequence, size_bytes, ranks (of the group) and duration_ns.
+    timed: Mapping[tuple[str, str], Columns] = field(default_factory=dict)
     #: What the training loop said of its progress, by step.
     signals: Sequence[SignalRecord] = ()
     #: Looks into the allocator, by time.
