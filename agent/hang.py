@@ -52,9 +52,7 @@ class HangWatch:
         events = self._collect()
         now = self._clock.monotonic_ns()
         live = [rank for rank in ranks if not (rank.gone or rank.said_goodbye or rank.failed)]
-        for rank in live:
-            if self._told.get(rank.row, -1) != _updates(rank):
-                self._told.pop(rank.row, None)
+        self._told = {rank.row: _updates(rank) for rank in live if self._told.get(rank.row) == _updates(rank)}
         waited = {rank.row: now - _since(rank, now) for rank in live}
         limits = {rank.row: self._limit_ns(rank, live) for rank in live}
         # Peers of a rank that may take its time (first checkpoint, evaluation) wait for it in good order.

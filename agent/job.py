@@ -127,11 +127,11 @@ class WatchedJob:
 
     def _usual_step_ns(self, identity: RankIdentity, step: int) -> int | None:
         """What is usual for a rank, looked at anew every few steps."""
-        at, usual = self._usual.get(identity.pid, (-_USUAL_EVERY_STEPS, None))
+        at, usual = self._usual.get(identity.rank, (-_USUAL_EVERY_STEPS, None))
         if step - at >= _USUAL_EVERY_STEPS or step < at:
             rank = next(rank for rank in self.watcher.ranks if rank.identity is identity)
             usual = rank.usual_step_ns() if len(rank.steps_ns) >= _USUAL_FROM_STEPS else None
-            self._usual[identity.pid] = step, usual
+            self._usual[identity.rank] = step, usual
         return usual
 
     def slow_ranks(self) -> list[RankIdentity]:

@@ -25,6 +25,9 @@ from rankscope.ring import SUFFIX, RankStatus, RingReader
 _USUAL_STEPS = 256
 #: A rank whose process is not seen, and that did not say goodbye, counts as gone after so long without a word.
 _HIDDEN_SILENCE_NS = 3600 * 10**9
+#: Ranks that ended and are kept in mind, their rings with them: more than a host's worth, so that of a restart both
+#: lives are there to be compared. A job that restarts for days must fill neither the agent nor the host's memory.
+MAX_GONE = 32
 
 
 @dataclass(slots=True)
@@ -62,6 +65,14 @@ class Rank:
         """Where it writes its stacks."""
         return self.reader.path.with_name(f"{self.reader.path.name}.stacks")
 
+    def leave(self) -> None:
+        """It has ended: give back what only a living rank needs."""
+        self.gone = True
+        self.handle.close()
+        self.reader.close()
+        self.steps_ns.clear()
+        self.hook_shares.clear()
+
     def usual_step_ns(self) -> int | None:
         """99th percentile of its steps so far; the first, which starts loaders and compiles, only while it is alone."""
         if not self.steps_ns:
@@ -96,11 +107,13 @@ class RankWatcher:
         self._job = job
         self._heard = heard
         self._also = also
-        #: Ring files known, good or refused, by path: inode, so that a file that was replaced is looked at again.
-        self._known: dict[str, int] = {}
+        #: Ring files known in each directory, good or refused, by name: inode, so that a file that was replaced is
+        #: looked at again.
+        self._known: dict[Path, dict[str, int]] = {}
 
     def scan(self) -> list[Event]:
         """Look for rings that are new."""
+        self._forget()
         events: list[Event] = []
         for directory in (self._directory, *self._also()):
             try:
@@ -108,16 +121,37 @@ class RankWatcher:
             except OSError:
                 # The directory comes with the first ring.
                 continue
+            known = self._known.setdefault(directory, {})
             for entry in sorted(entries, key=lambda entry: entry.name):
-                events += self._look(entry)
+                events += self._look(entry, known)
+            if len(known) > len(entries):
+                self._known[directory] = {entry.name: known[entry.name] for entry in entries if entry.name in known}
         return events
 
-    def _look(self, entry: os.DirEntry[str]) -> list[Event]:
+    def _forget(self) -> None:
+        """Let go of the ranks that ended longest ago, and of their files once all they held is recorded."""
+        gone = [rank for rank in self.ranks if rank.gone]
+        forgotten = [rank for rank in gone[: max(0, len(gone) - MAX_GONE)] if self._recording.holds(rank.row)]
+        if not forgotten:
+            return
+        self.ranks = [rank for rank in self.ranks if rank not in forgotten]
+        # What lies in a container goes with it; and its paths are not ours to be sure of.
+        own = [rank for rank in forgotten if rank.reader.path.parent == self._directory]
+        names = tuple(name for rank in own for name in (rank.reader.path.name, f"{rank.identity.pid}.flight"))
+        for path in list(self._directory.iterdir()) if names else ():
+            if path.name.startswith(names):
+                try:
+                    path.unlink()
+                except OSError:
+                    # Another user's: it stays.
+                    continue
+
+    def _look(self, entry: os.DirEntry[str], known: dict[str, int]) -> list[Event]:
         try:
             inode = entry.inode()
-            if self._known.get(entry.path) == inode or entry.name.startswith("."):
+            if known.get(entry.name) == inode or entry.name.startswith("."):
                 return []
-            self._known[entry.path] = inode
+            known[entry.name] = inode
             return self._open(Path(entry.path))
         except RingError as error:
             text = f"a ring was refused: {error}"
@@ -166,8 +200,7 @@ class RankWatcher:
             (rank.identity.rank, rank.identity.pid),
         ).fetchone()
         if told:
-            rank.gone = True
-            rank.handle.close()
+            rank.leave()
 
     def poll(self, *, look: bool = False) -> list[Event]:
         """Read every ring, and look after ranks whose end no pidfd will tell (with `look`: after all)."""
@@ -267,8 +300,7 @@ class RankWatcher:
             # One nanosecond apart: the order in which they died outlives a sort by time.
             events.append(_exited(rank, stat, now + place))
             events += left_behind(rank.traces, events[-1], [other.traces for other in self.ranks])
-            rank.gone = True
-            rank.handle.close()
+            rank.leave()
         return events
 
     def close(self) -> None:

@@ -199,6 +199,10 @@ class Recording:
                 self._add("marks", (rank_id, record.time_ns, record.step, record.mark, record.text))
         self._positions[rank_id] = position
 
+    def holds(self, rank_id: int) -> bool:
+        """Whether all that was added of a rank is in the file."""
+        return rank_id not in self._positions
+
     def add_readings(self, readings: Iterable[Reading]) -> None:
         """Add values of series."""
         for reading in readings:
