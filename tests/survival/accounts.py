@@ -52,20 +52,33 @@ class RingAccount:
 def ring_account(recording: Path, rings: Path) -> RingAccount:
     """Compare the rings that lie there, read by a reader of its own, with what was recorded of them."""
     connection = sqlite3.connect(recording)
-    written = 0
+    written = recorded = 0
     found = sorted(rings.glob("*.ring"))
     for path in found:
         reader = RingReader(path)
         reader.read()
         written += reader.position
         reader.close()
-    recorded = sum(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in RECORD_TABLES)
+        for table in RECORD_TABLES:
+            query = f"SELECT count(*) FROM {table} JOIN ranks ON ranks.id = rank_id WHERE ring = ?"
+            recorded += connection.execute(query, (path.name,)).fetchone()[0]
     lost = connection.execute(
         "SELECT coalesce(sum(json_extract(attributes, '$.count')), 0) FROM events"
         " WHERE kind IN ('ring-overwritten', 'ring-damaged', 'recording-lost')"
     ).fetchone()[0]
     connection.close()
     return RingAccount(len(found), written, recorded, lost)
+
+
+def count(recording: Path, query: str) -> int:
+    """One number from a recording; 0 before its tables are there."""
+    connection = sqlite3.connect(recording, timeout=30)
+    try:
+        return int(connection.execute(query).fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+    finally:
+        connection.close()
 
 
 def opens(recording: Path) -> str:
