@@ -18,11 +18,13 @@ from rankscope.agent.live import LARGEST_SHARE, SMALLEST_SHARE, LiveRules
 from rankscope.agent.ranks import Rank, RankWatcher
 from rankscope.agent.recording import Recording, is_begun
 from rankscope.agent.scheduler import Tick
+from rankscope.agent.schema import CLOCK_ERROR_KEY
 from rankscope.agent.standing import Standing
 from rankscope.agent.triggers import HARDWARE_EVENTS
 from rankscope.agent.windows import WindowWatch
 from rankscope.clock import Clock, boot_id
 from rankscope.identity import RankIdentity
+from rankscope.probes.clock_state import clock_state
 from rankscope.probes.host_facts import host_facts
 from rankscope.reading import Event, Reading, Severity
 from rankscope.records import RingRecord, StepRecord
@@ -71,6 +73,7 @@ class WatchedJob:
                 clock=clock,
             )
         self.recording.set_meta("boot_id", boot_id())
+        self._set_clock()
         self.recording.set_meta(
             HOST_KEY, json.dumps(host_facts(proc=Path(settings.roots.proc), sys=Path(settings.roots.sys)))
         )
@@ -272,6 +275,12 @@ class WatchedJob:
         if pss_bytes is not None:
             self.recording.set_meta("agent_pss_bytes", pss_bytes)
 
+    def _set_clock(self) -> None:
+        """Say how well this host's wall clock is disciplined."""
+        state = clock_state()
+        error_ns = state.max_error_ns if state is not None and state.synchronised else None
+        self.recording.set_meta(CLOCK_ERROR_KEY, error_ns)
+
     def thin(self) -> None:
         """Hold the recording's size."""
         self.recording.thin(self._settings.recording.max_bytes)
@@ -287,6 +296,7 @@ class WatchedJob:
         self._add_events(self.watcher.scan())
         self._add_events(self.watcher.poll(look=True))
         self._take_timed(final=True)
+        self._set_clock()
         self._add_events(self._inspector.close())
         now = self._clock.monotonic_ns()
         self._add_events([Event("agent-stopped", now, f"agent {os.getpid()}: {reason}", attributes={"reason": reason})])

@@ -13,8 +13,10 @@ from typing import Any
 from urllib.parse import quote
 
 from rankscope.agent.brevity import brief
+from rankscope.agent.host_clocks import Told, clock_lines, host_clock
 from rankscope.agent.recording import check_format
 from rankscope.agent.schema import (
+    CLOCK_ERROR_KEY,
     COLLECTIVE_FIELDS,
     DEVICE_FIELDS,
     GROUP_FIELDS,
@@ -27,7 +29,7 @@ from rankscope.errors import RecordingError
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event, Outcome, Severity
 from rankscope.records import CollectiveRecord, MemoryRecord, SignalRecord, field_names
-from rankscope.window import Attempt, Columns, RankWindow, Series, SeriesKey, Window
+from rankscope.window import Attempt, Columns, HostClock, RankWindow, Series, SeriesKey, Window
 
 #: Latest steps of each rank that a window holds unless told otherwise (some 10 MB a rank).
 DEFAULT_MAX_STEPS = 50_000
@@ -58,6 +60,13 @@ class _Part:
     not_seen: list[str] = field(default_factory=list)
     gpus: list[str] = field(default_factory=list)
     job_status: int | None = None
+    #: What the kernel says its wall clock may be off by.
+    wall_error_ns: int | None = None
+
+    @property
+    def told(self) -> Told:
+        """What is known of its clock."""
+        return Told(self.host, self.boot_id, self.wall_error_ns)
 
 
 def load_window(paths: Sequence[Path], *, since_ns: int | None = None, max_steps: int = DEFAULT_MAX_STEPS) -> Window:
@@ -65,17 +74,38 @@ def load_window(paths: Sequence[Path], *, since_ns: int | None = None, max_steps
 
     Of a job that was restarted the window holds the last attempt in which a rank finished a step. `since_ns` leaves
     out what ended before (CLOCK_MONOTONIC of the first host). Times of further hosts are moved onto the first host's
-    clock by their wall clocks, as good as those agree. A file that was cut short gives what can be read, and the
-    window's `not_seen` says so; RecordingError where nothing can.
+    clock: by their wall clocks, and by the steps in which ranks met where those disagree (`clocks` says how well). A
+    file that was cut short gives what can be read, and the window's `not_seen` says so; RecordingError where nothing
+    can.
     """
     files = recordings(paths)
     if not files:
         raise RecordingError("no recording named", todo="name a .db file that `rankscope run` wrote")
     parts: list[_Part] = []
+    clocks: dict[str, HostClock] = {}
     for file in files:
         first = parts[0] if parts else None
-        parts.append(_read(file, since_ns, max_steps, first))
-    return _join(parts)
+        part = _read(file, since_ns, max_steps, first)
+        if first is not None and part.host != first.host:
+            clock = clocks.get(part.host)
+            if clock is None:
+                clock = host_clock(first.told, part.told, _latest(first), _latest(part))
+                clocks[part.host] = clock
+            if clock.correction_ns:
+                part = _read(file, since_ns, max_steps, first, ahead_ns=clock.correction_ns)
+        parts.append(part)
+    return _join(parts, tuple(clocks.values()))
+
+
+def _latest(part: _Part) -> dict[int, RankWindow]:
+    """Ranks of the last launch in which any finished a step."""
+    stepped = [key for key, rank in part.ranks.items() if len(rank.steps)]
+    turn = max((key[:2] for key in stepped), key=lambda turn: _begin(part, turn), default=None)
+    return {key[2]: part.ranks[key] for key in stepped if key[:2] == turn}
+
+
+def _begin(part: _Part, turn: tuple[int, int]) -> int:
+    return min(time_ns for key, time_ns in part.attached_ns.items() if key[:2] == turn)
 
 
 def recordings(paths: Sequence[Path]) -> list[Path]:
@@ -128,7 +158,7 @@ def _fold_in(path: Path) -> None:
         connection.close()
 
 
-def _read(path: Path, since_ns: int | None, max_steps: int, first: _Part | None) -> _Part:
+def _read(path: Path, since_ns: int | None, max_steps: int, first: _Part | None, *, ahead_ns: int = 0) -> _Part:
     connection = open_reader(path)
     try:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
@@ -136,7 +166,8 @@ def _read(path: Path, since_ns: int | None, max_steps: int, first: _Part | None)
         part = _Part(str(meta["job"]), str(meta["host"]), str(meta.get("boot_id", "")), anchor)
         part.job_status = meta.get("job_status")
         part.gpus = json.loads(meta.get("gpus", "[]"))
-        shift = _shift(part, first)
+        part.wall_error_ns = meta.get(CLOCK_ERROR_KEY)
+        shift = _shift(part, first) - ahead_ns
         since = None if since_ns is None else since_ns - shift
         reader = _Reader(connection, part, since, max_steps, shift, path)
         reader.ranks()
@@ -353,7 +384,7 @@ def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]], shift: int = 0
     return Columns(columns)
 
 
-def _join(parts: Sequence[_Part]) -> Window:
+def _join(parts: Sequence[_Part], clocks: Sequence[HostClock]) -> Window:
     _number_launches(parts)
     first = parts[0]
     several = len({part.host for part in parts}) > 1
@@ -386,10 +417,14 @@ def _join(parts: Sequence[_Part]) -> Window:
         begin_ns=min(times, default=first.anchor.monotonic_ns),
         end_ns=max(times, default=first.anchor.monotonic_ns),
         world_size=max((rank.identity.world_size for rank in ordered.values()), default=0),
-        not_seen=[f"{part.host}: {line}" if several else line for part in parts for line in part.not_seen],
+        not_seen=[
+            *(f"{part.host}: {line}" if several else line for part in parts for line in part.not_seen),
+            *clock_lines(clocks),
+        ],
         job_status=max(statuses, key=abs, default=None),
         gpus={part.host: part.gpus for part in parts},
         attempts=[_attempt(turn, parts, events) for turn in rounds],
+        clocks=clocks,
     )
 
 

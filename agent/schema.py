@@ -76,6 +76,9 @@ THINNED = (
     ("steps", "rank_id", "step"),
 )
 
+#: Key of the meta table: largest error of the host's wall clock as the kernel says it, ns.
+CLOCK_ERROR_KEY = "wall_clock_error_ns"
+
 #: Statement of each kind of row, by table.
 INSERTS = {
     "ranks": f"INSERT INTO ranks VALUES ({', '.join('?' * 15)}, 0)",

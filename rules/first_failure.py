@@ -41,7 +41,9 @@ class FirstFailure:
     also: tuple[int, ...]
 
 
-def first_failure(failures: Iterable[Failure], world_size: int = 0) -> FirstFailure | None:
+def first_failure(
+    failures: Iterable[Failure], world_size: int = 0, *, clock_error_ns: int = CLOCK_ERROR_NS
+) -> FirstFailure | None:
     """The root of failures given in any order, one or more a rank; None where there are none.
 
     A cause of its own goes before any echo, however late its record came. Between several the earliest counts, within
@@ -56,7 +58,7 @@ def first_failure(failures: Iterable[Failure], world_size: int = 0) -> FirstFail
         return None
     own = sorted((rank for rank in kinds if kinds[rank] in OWN), key=lambda rank: (_time(by_rank[rank]), rank))
     if own:
-        return _own(own, kinds, by_rank)
+        return _own(own, kinds, by_rank, clock_error_ns)
     weak = [rank for rank in kinds if kinds[rank] in WEAK]
     echo = [rank for rank in kinds if kinds[rank] in ECHO]
     if weak:
@@ -84,10 +86,12 @@ def _result(
     )
 
 
-def _own(own: Sequence[int], kinds: dict[int, FailureKind], by_rank: dict[int, list[Failure]]) -> FirstFailure:
+def _own(
+    own: Sequence[int], kinds: dict[int, FailureKind], by_rank: dict[int, list[Failure]], clock_error_ns: int
+) -> FirstFailure:
     begin = _time(by_rank[own[0]])
     hosts = {each.host for rank in own for each in by_rank[rank]}
-    slack = CLOCK_ERROR_NS if len(hosts) > 1 else 0
+    slack = clock_error_ns if len(hosts) > 1 else 0
     together = [rank for rank in own if _time(by_rank[rank]) <= begin + slack]
     # SIGKILL is also how launchers end survivors: another cause at the same time is the better one.
     root = min(

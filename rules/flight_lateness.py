@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rankscope.offset import offset_between
+from rankscope.offset import Stay, offset_between
 from rankscope.rules.flight import GroupKey, Operation, RankFlight
 from rankscope.rules.lateness import Meeting
 
@@ -72,9 +72,9 @@ def arrivals(dumps: Sequence[RankFlight], clocks: Clocks) -> list[Meeting[int]]:
     ]
 
 
-def _times(dump: RankFlight) -> dict[tuple[str, int], tuple[int, int]]:
+def _times(dump: RankFlight) -> dict[tuple[str, int], Stay]:
     return {
-        (f"{each.group.name} {each.name}", each.sequence): (each.created_ns, each.ended_ns)
+        (f"{each.group.name} {each.name}", each.sequence): Stay(each.created_ns, each.ended_ns)
         for each in dump.operations
         if each.created_ns is not None and each.ended_ns is not None and _synchronising(each)
     }

@@ -15,7 +15,7 @@ from rankscope.records import Phase
 from rankscope.rules import gpu_trouble
 from rankscope.rules.evidence import Observation, unseen
 from rankscope.rules.failure import ECHO, OWN, Failure, kind_of_text
-from rankscope.rules.first_failure import first_failure
+from rankscope.rules.first_failure import CLOCK_ERROR_NS, first_failure
 from rankscope.rules.flight_live import live_comparison, named
 from rankscope.rules.flight_wording import ranks_text
 from rankscope.rules.frame import Frame
@@ -95,7 +95,11 @@ def _crash(window: Window, telemetry: Telemetry, events: Sequence[Event], deaths
     own = [event for event in deaths if event.kind == "rank-exception" and kind_of_text(event.text) not in ECHO]
     failed = {event.rank for event in deaths if event.kind == "rank-exception"}
     silent = [event for event in deaths if event.kind == "rank-exited" and event.rank not in failed]
-    first = first_failure(_failures(deaths, events), window.world_size)
+    errors = [clock.error_ns for clock in window.clocks]
+    known = bool(errors) and None not in errors
+    # Of two hosts that were both joined to the first, each may be off.
+    apart_ns = 2 * max(error for error in errors if error is not None) if known else CLOCK_ERROR_NS
+    first = first_failure(_failures(deaths, events), window.world_size, clock_error_ns=apart_ns)
     if broken is not None:
         root = next(event for event in deaths if event.rank == broken)
     elif first is not None and first.kind in OWN and first.rank is not None:

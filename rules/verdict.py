@@ -16,7 +16,7 @@ from rankscope.rules.evidence_gpu import held_by_heat
 from rankscope.rules.explain import explain, weakened
 from rankscope.rules.families import ANYWHERE, SLOWNESS
 from rankscope.rules.findings import broken, slowness, watched, worth_telling
-from rankscope.rules.frame import Frame
+from rankscope.rules.frame import NS_PER_MS, Frame
 from rankscope.rules.goodput import goodput
 from rankscope.rules.incident import incident
 from rankscope.rules.locate import LEAST_JUDGED, suspects
@@ -181,11 +181,31 @@ def _without_finding(window: Window, found: Sequence[Finding]) -> tuple[str, str
 
 def _job(window: Window) -> dict[str, object]:
     identities = [of.identity for of in window.ranks.values()]
-    return {
-        "name": window.job,
-        "attempt": max((identity.attempt for identity in identities), default=0),
-        "world_size": window.world_size,
-        "ranks_seen": len(identities),
-        "hosts": sorted({identity.host for identity in identities}),
-        "status": window.job_status,
-    } | ({} if (found := progress(window)) is None else {"progress": found.document()})
+    return (
+        {
+            "name": window.job,
+            "attempt": max((identity.attempt for identity in identities), default=0),
+            "world_size": window.world_size,
+            "ranks_seen": len(identities),
+            "hosts": sorted({identity.host for identity in identities}),
+            "status": window.job_status,
+        }
+        | _clocks(window)
+        | ({} if (found := progress(window)) is None else {"progress": found.document()})
+    )
+
+
+def _clocks(window: Window) -> dict[str, object]:
+    """How the hosts' clocks were joined; nothing for one host."""
+    clocks = [
+        {
+            "host": clock.host,
+            "ahead_ms": clock.correction_ns / NS_PER_MS,
+            "error_ms": None if clock.error_ns is None else clock.error_ns / NS_PER_MS,
+            "bound_ms": None if clock.bound_ns is None else clock.bound_ns / NS_PER_MS,
+            "source": clock.source,
+            "operations": clock.operations,
+        }
+        for clock in window.clocks
+    ]
+    return {"clocks": clocks} if clocks else {}

@@ -10,9 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
-#: (start ns, end ns) of one operation on a rank's own clock, by (group, sequence number).
-Operations = Mapping[tuple[str, int], tuple[int, int]]
+
+class Stay(NamedTuple):
+    """One rank in one operation, ns of its own clock: both moments are known to within `slack_ns`."""
+
+    entered_ns: int
+    left_ns: int
+    slack_ns: int = 0
+
+
+#: By (group, sequence number).
+Operations = Mapping[tuple[str, int], Stay]
 #: Operations from which an estimate is made: fewer say more about the scheduler than about the clocks.
 LEAST_OPERATIONS = 8
 
@@ -54,11 +64,11 @@ def offset_between(this: Operations, other: Operations) -> ClockOffset | None:
     if len(common) < LEAST_OPERATIONS:
         return None
     pairs = [(this[key], other[key]) for key in common]
-    low = max(start_j - end_i for (_, end_i), (start_j, _) in pairs)
-    high = min(end_j - start_i for (start_i, _), (_, end_j) in pairs)
+    low = max(j.entered_ns - j.slack_ns - i.left_ns - i.slack_ns for i, j in pairs)
+    high = min(j.left_ns + j.slack_ns - i.entered_ns + i.slack_ns for i, j in pairs)
     if low > high:
         return None
-    ends = [end_j - end_i for (_, end_i), (_, end_j) in pairs]
+    ends = [j.left_ns - i.left_ns for i, j in pairs]
     estimate = min(max(round(median(ends)), low), high)
     away = sorted(abs(end - estimate) for end in ends)
     return ClockOffset(estimate, low, high, len(common), away[len(away) * 9 // 10])

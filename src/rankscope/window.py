@@ -84,6 +84,23 @@ class Attempt:
     steps: Columns
 
 
+@dataclass(frozen=True, slots=True)
+class HostClock:
+    """How a host's clock was joined to the first host's."""
+
+    host: str
+    #: How far it was ahead, besides what the wall clocks' own reading says; taken off its times.
+    correction_ns: int
+    #: Its times may be off by this still; None where nothing tells.
+    error_ns: int | None
+    #: They are surely off by no more than this; None where ranks did not meet, or not often enough.
+    bound_ns: int | None
+    #: "one kernel", "wall clocks" (as the kernel says they are disciplined) or "collectives".
+    source: str
+    #: Operations in which ranks of both hosts met, that were looked at.
+    operations: int
+
+
 @dataclass(slots=True)
 class Window:
     """One job over one stretch of time, from one or several hosts."""
@@ -105,3 +122,5 @@ class Window:
     gpus: Mapping[str, Sequence[str]] = field(default_factory=dict)
     #: Every attempt in the recordings, in order; `ranks` holds the last in which a rank finished a step.
     attempts: Sequence[Attempt] = ()
+    #: Clocks of the further hosts; all times of the window are on the first one's already.
+    clocks: Sequence[HostClock] = ()

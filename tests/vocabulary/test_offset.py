@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankscope.offset import LEAST_OPERATIONS, offset_between
+from rankscope.offset import LEAST_OPERATIONS, Stay, offset_between
 
-Times = dict[tuple[str, int], tuple[int, int]]
+Times = dict[tuple[str, int], Stay]
 late = st.lists(
     st.tuples(st.integers(0, 50_000_000), st.integers(0, 50_000_000), st.integers(1, 200_000), st.integers(1, 200_000)),
     min_size=LEAST_OPERATIONS,
@@ -22,8 +22,8 @@ def meetings(operations: list[tuple[int, int, int, int]], offset: int) -> tuple[
     for number, (late_i, late_j, leave_i, leave_j) in enumerate(operations):
         begin = number * 200_000_000
         last = begin + max(late_i, late_j)
-        this["default", number] = (begin + late_i, last + leave_i)
-        other["default", number] = (begin + late_j + offset, last + leave_j + offset)
+        this["default", number] = Stay(begin + late_i, last + leave_i)
+        other["default", number] = Stay(begin + late_j + offset, last + leave_j + offset)
     return this, other
 
 
@@ -44,5 +44,5 @@ def test_too_few_or_contradicting_operations_say_nothing() -> None:
     assert offset_between(this, other) is None
     this, other = meetings([(0, 1_000_000, 10, 10)] * 20, 5)
     assert offset_between(this, {("tp", number): times for (_, number), times in other.items()}) is None
-    stepped = {key: (a + 10**9 * (key[1] > 9), b + 10**9 * (key[1] > 9)) for key, (a, b) in other.items()}
+    stepped = {key: Stay(a + 10**9 * (key[1] > 9), b + 10**9 * (key[1] > 9)) for key, (a, b, _) in other.items()}
     assert offset_between(this, stepped) is None
