@@ -45,15 +45,11 @@ def hand_off(paths: Sequence[Path], verdict: Verdict, window: Window) -> HandOff
 
 def _prices(window: Window) -> list[Price]:
     """What is worth more than a hundredth of the step; nothing where the run is too short to replay."""
-    from rankscope.rules.whatif import whatif
     from rankscope.rules.whatif_operations import OperationsError
-    from rankscope.rules.whatif_window import operations_of_window
+    from rankscope.rules.whatif_window import whatif_window
 
-    hosts: dict[str, set[int]] = {}
-    for rank, of in window.ranks.items():
-        hosts.setdefault(of.identity.host, set()).add(rank)
     try:
-        found = whatif(operations_of_window(window), hosts if len(hosts) > 1 else None)
+        found = whatif_window(window)
     except OperationsError:
         return []
     rows = [(f"rank {worker.dp_rank}", worker.ms_per_step or 0.0) for worker in found.slowest]

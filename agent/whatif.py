@@ -19,7 +19,7 @@ from rankscope.rules.whatif import whatif as replay_operations
 from rankscope.rules.whatif_operations import OperationsError, operations
 from rankscope.rules.whatif_spans import SpanWhatIf, whatif_spans
 from rankscope.rules.whatif_verdict import Reading, read
-from rankscope.rules.whatif_window import operations_of_window
+from rankscope.rules.whatif_window import whatif_window
 
 SCHEMA = "rankscope.whatif/1"
 #: Lines of a table on the terminal; --json has them all.
@@ -66,12 +66,8 @@ def whatif(files: Sequence[Path], as_json: bool) -> None:
 
 def _of_recordings(paths: Sequence[Path]) -> WhatIf:
     """The replay of a run of ours, with its hosts priced too."""
-    window = load_window(paths)
-    hosts: dict[str, set[int]] = {}
-    for rank, of in window.ranks.items():
-        hosts.setdefault(of.identity.host, set()).add(rank)
     try:
-        return replay_operations(operations_of_window(window), hosts if len(hosts) > 1 else None)
+        return whatif_window(load_window(paths))
     except OperationsError as error:
         raise OperationsError(error.what, where=", ".join(map(str, paths)), todo=error.todo) from None
 
@@ -79,7 +75,7 @@ def _of_recordings(paths: Sequence[Path]) -> WhatIf:
 def operations_document(found: WhatIf, reading: Reading) -> dict[str, Any]:
     """The JSON of an analysis of operations."""
     body = asdict(found)
-    for name in ("by_stage", "step_slowdown"):
+    for name in ("by_stage", "stage_ms", "step_slowdown"):
         body[name] = {str(key): value for key, value in body[name].items()}
     return {
         "schema": SCHEMA,

@@ -293,12 +293,12 @@ class Frame:
     @cached_property
     def roles(self) -> IntArray:
         """For each row the number of its role: rows of one role do the same work (one stage's copies of one shard)."""
-        return _numbered([_role(self.of(row)) for row in range(len(self.ranks))])
+        return numbered([_role(self.of(row)) for row in range(len(self.ranks))])
 
     @cached_property
     def hosts(self) -> IntArray:
         """For each row the number of its host, in the order of ranks."""
-        return _numbered([self.identity(row).host for row in range(len(self.ranks))])
+        return numbered([self.identity(row).host for row in range(len(self.ranks))])
 
     @cached_property
     def stages(self) -> IntArray | None:
@@ -311,9 +311,9 @@ class Frame:
     def inner(self) -> IntArray | None:
         """For each row the number of the group it exchanges with inside forward and backward: tensor, else expert."""
         for kind in (GroupKind.TENSOR, GroupKind.EXPERT):
-            keys = [_members(self.of(row), kind) for row in range(len(self.ranks))]
+            keys = [group_key(self.of(row), kind) for row in range(len(self.ranks))]
             if all(key is not None for key in keys) and keys:
-                return _numbered([str(key) for key in keys])
+                return numbered([str(key) for key in keys])
         return None
 
     def in_group(self, row: int, kind: GroupKind) -> int:
@@ -370,7 +370,8 @@ def _kind(columns: Columns) -> int:
     return int(kinds[0]) if kinds is not None and len(kinds) and kinds[0] == kinds[0] else GroupKind.UNKNOWN
 
 
-def _members(of: RankWindow, kind: GroupKind) -> str | None:
+def group_key(of: RankWindow, kind: GroupKind) -> str | None:
+    """What names a rank's group of a kind: its members where they were told, else its name; None without one."""
     for name, columns in of.groups.items():
         if _kind(columns) == kind:
             return of.members.get(name) or name
@@ -391,12 +392,12 @@ def _role(of: RankWindow) -> str:
 def _stage(of: RankWindow, rank: int) -> int | None:
     for name, columns in of.groups.items():
         if _kind(columns) == GroupKind.PIPELINE:
-            members = _ranks_of(of.members.get(name, ""))
+            members = ranks_of(of.members.get(name, ""))
             return members.index(rank) if rank in members else None
     return None
 
 
-def _ranks_of(text: str) -> list[int]:
+def ranks_of(text: str) -> list[int]:
     """Ranks of a text like "0-3,8"; what was cut off at its end is left out."""
     ranks: list[int] = []
     for part in text.split(","):
@@ -406,7 +407,8 @@ def _ranks_of(text: str) -> list[int]:
     return ranks
 
 
-def _numbered(keys: list[str]) -> IntArray:
+def numbered(keys: list[str]) -> IntArray:
+    """For each key its number among the distinct ones, in their order."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys], dtype=np.int64)
 

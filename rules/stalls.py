@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from rankscope.rules.change import LEAST_STEPS, Shift
 from rankscope.rules.detect import LEAST_FRACTION, events_of, host_ms, stall_price
 from rankscope.rules.frame import NS_PER_MS, BoolArray, FloatArray, Frame
-from rankscope.rules.suspect import Suspect
+from rankscope.rules.suspect import Suspect, suspect_of
 from rankscope.rules.table import Symptom
 
 #: Share of all stalls that one rank, or one host, must carry to be the place.
@@ -22,11 +20,8 @@ _PAUSE_FRACTION = 0.15
 #: Compiling in the first quarter of the steps is how runs begin.
 _BEGINNING = 0.25
 
-#: What makes a suspect of a shift, given by the caller (locate).
-Maker = Callable[..., Suspect | None]
 
-
-def stalls(frame: Frame, make: Maker) -> list[Suspect]:
+def stalls(frame: Frame) -> list[Suspect]:
     """Every kind of stall that recurs, priced by what the step loses where it comes."""
     least = LEAST_FRACTION * frame.typical_ms
     kinds = [
@@ -42,14 +37,14 @@ def stalls(frame: Frame, make: Maker) -> list[Suspect]:
             continue
         shift = recurring(frame, events)
         price = stall_price(frame, stall, events, shift.mask)
-        found.append(_suspect(frame, make, name, stall, shift, price))
-    found.append(_compiling(frame, make))
+        found.append(_suspect(frame, name, stall, shift, price))
+    found.append(_compiling(frame))
     return [suspect for suspect in found if suspect is not None]
 
 
-def _suspect(frame: Frame, make: Maker, name: str, stall: FloatArray, shift: Shift, price: float) -> Suspect | None:
+def _suspect(frame: Frame, name: str, stall: FloatArray, shift: Shift, price: float) -> Suspect | None:
     rows, located, host = carriers(frame, stall)
-    return make(frame, Symptom.PERIODIC, rows, shift, {name: price}, price, located=located, host=host)
+    return suspect_of(frame, Symptom.PERIODIC, rows, shift, {name: price}, price, located=located, host=host)
 
 
 def _pauses(frame: Frame) -> FloatArray:
@@ -69,7 +64,7 @@ def _pauses(frame: Frame) -> FloatArray:
     return extra
 
 
-def _compiling(frame: Frame, make: Maker) -> Suspect | None:
+def _compiling(frame: Frame) -> Suspect | None:
     """Compilation that goes on after the run has begun."""
     spent = np.nan_to_num(frame.host("compile_ns")) / NS_PER_MS
     events = events_of(spent, 0.05 * frame.typical_ms)
@@ -92,7 +87,7 @@ def _compiling(frame: Frame, make: Maker) -> Suspect | None:
         needed=int(np.flatnonzero(late)[_OFTEN - 1]) - begin + 1,
     )
     price = float(spent.max(axis=0)[mask].sum()) / int(mask.sum())
-    return _suspect(frame, make, "compile", spent, shift, price)
+    return _suspect(frame, "compile", spent, shift, price)
 
 
 def recurring(frame: Frame, events: BoolArray) -> Shift:

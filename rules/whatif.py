@@ -12,15 +12,15 @@ is taken out alone: what comes back is the share of that cause, whichever other 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from rankscope.rules.frame import FloatArray
+from rankscope.rules.frame import FloatArray, IntArray
 from rankscope.rules.whatif_operations import Operations, OperationsError
 from rankscope.rules.whatif_pipeline import BACKWARD, FORWARD, Model, is_communication, model
-from rankscope.rules.whatif_replay import replay
+from rankscope.rules.whatif_replay import ends_of, replay
 
 #: Share of workers that are idealised for M_W.
 SLOWEST_SHARE = 0.03
@@ -85,6 +85,9 @@ class WhatIf:
     step_slowdown: dict[int, float]
     #: ms a step that come back with all workers of a place (a host) ideal, where places were given.
     by_place: dict[str, float] = field(default_factory=dict)
+    #: ms a step that come back with one stage, or the exchanges of one process group, ideal; the latter of recordings.
+    stage_ms: dict[int, float] = field(default_factory=dict)
+    by_group: dict[str, float] = field(default_factory=dict)
     #: From a recording of ours: its counters and logs, not this, say why.
     recorded: bool = False
     notes: list[str] = field(default_factory=list)
@@ -99,8 +102,12 @@ class _Replayer:
     def __init__(self, of: Model) -> None:
         self.of = of
         nodes = of.operations.nodes
+        lanes = of.operations.lane_stages
         self.optype = np.array([node.optype for node in nodes])
-        self.stage = np.array([node.stage for node in nodes])
+        self.shape = (len(nodes), len(of.operations.dp_ranks))
+        #: Stage of each operation, node x data-parallel rank.
+        own = np.array([node.stage for node in nodes])[:, np.newaxis] if lanes is None else lanes[np.newaxis]
+        self.stage = np.broadcast_to(own, self.shape)
         self.ideal = np.zeros(len(nodes))
         for name in np.unique(self.optype):
             values = of.transfer_s[self.optype == name]
@@ -116,35 +123,55 @@ class _Replayer:
 
     def without(self, idealised: Mask) -> float:
         """Mean step (s) with the operations of the mask (node x data-parallel rank) ideal."""
-        return float(
-            replay(
-                self.of.plan,
-                lambda node: np.where(idealised[node][np.newaxis], self.ideal[node], self.of.transfer_s[node]),
-            ).mean()
-        )
+        return float(replay(self.of.plan, lambda node: self._mixed(node, idealised[node])).mean())
 
-    def only(self, real: Callable[[int], bool]) -> float:
-        """Mean step (s) with these nodes as they are and all others ideal."""
-        return float(
-            replay(
-                self.of.plan,
-                lambda node: self.of.transfer_s[node] if real(node) else self.ideal[node : node + 1, np.newaxis],
-            ).mean()
-        )
+    def only(self, real: Mask) -> float:
+        """Mean step (s) with the operations of the mask as they are and all others ideal."""
+        return self.without(~real)
+
+    def of_optype(self, name: str) -> Mask:
+        """All operations of one type."""
+        return np.broadcast_to((self.optype == name)[:, np.newaxis], self.shape)
+
+    def _mixed(self, node: int, ideal: Mask) -> FloatArray:
+        own: FloatArray = self.of.transfer_s[node]
+        if ideal.all():
+            return np.asarray(self.ideal[node : node + 1, np.newaxis])
+        return np.where(ideal[np.newaxis], self.ideal[node], own) if ideal.any() else own
 
     def each_rank_alone(self) -> FloatArray:
-        """Mean step (s) with one data-parallel rank as it is and all others ideal, by rank.
+        """Mean step (s) with one data-parallel rank as it is and all others ideal, by rank."""
+        return self._each_of_a_copy() if self.of.replica is not None else self._each_with_an_ideal_one()
 
-        Ideal ranks are all alike, so one stands for them: the lanes are (rank, step) and two of them meet in a
-        collective, the rank itself and an ideal one.
-        """
+    def _each_with_an_ideal_one(self) -> FloatArray:
+        """Ideal ranks are all alike, so one stands for them: the lanes are (rank, step) and two of them meet in a
+        collective, the rank itself and an ideal one."""
         transfer = self.of.transfer_s
 
         def pair(node: int) -> FloatArray:
             own = transfer[node].T
             return np.stack([own, np.full_like(own, self.ideal[node])], axis=-1)
 
-        return np.asarray(replay(self.of.plan, pair).mean(axis=1))
+        return np.asarray(replay(self.of.plan, pair).mean(axis=1), dtype=np.float64)
+
+    def _each_of_a_copy(self) -> FloatArray:
+        """Ranks of one copy of the model one after the other, those of all copies at once: up to the exchange in which
+        all meet, which is the last operation, copies do not feel each other."""
+        replica = self.of.replica
+        assert replica is not None
+        order = np.argsort(replica, kind="stable")
+        begins = np.searchsorted(replica[order], np.arange(int(replica.max()) + 1))
+        place = np.empty(len(replica), dtype=np.int64)
+        place[order] = np.arange(len(replica)) - begins[replica[order]]
+        found = np.zeros(len(replica))
+        for number in range(int(place.max()) + 1):
+            real = np.broadcast_to(place == number, self.shape)
+            ends = ends_of(self.of.plan, lambda node, real=real: self._mixed(node, ~real[node]))  # type: ignore[misc]
+            arrived = np.broadcast_to(ends[-2], (len(self.of.operations.steps), len(replica)))
+            slowest = np.maximum.reduceat(arrived[:, order], begins, axis=1)
+            latest = np.maximum(slowest + self.ideal[-1], self.ideal_s).mean(axis=0)
+            found[place == number] = latest[replica[place == number]]
+        return found
 
     def share(self, without_s: float) -> float | None:
         """What part of all that is lost comes back; None where nothing is lost."""
@@ -157,43 +184,51 @@ def slowest_count(workers: int) -> int:
     return math.ceil(SLOWEST_SHARE * workers)
 
 
-def whatif(of: Operations, places: Mapping[str, Collection[int]] | None = None) -> WhatIf:
-    """Replay these operations and say what slows them; `places` names groups of data-parallel ranks, such as hosts.
+def whatif(of: Operations) -> WhatIf:
+    """Replay these operations and say what slows them. Raises OperationsError."""
+    return analysed(model(of))
 
-    Raises OperationsError.
+
+def analysed(
+    built: Model,
+    places: Mapping[str, Collection[int]] | None = None,
+    groups: Mapping[str, tuple[str, Collection[int]]] | None = None,
+) -> WhatIf:
+    """Replay a model and say what slows it. Raises OperationsError.
+
+    `places` names sets of data-parallel ranks, such as hosts; `groups` process groups: (operation type, ranks).
     """
-    built = model(of)
+    of = built.operations
     run = _Replayer(built)
-    ranks, stages = len(of.dp_ranks), of.stages
     by_rank = run.each_rank_alone() / run.ideal_s
-    by_stage = np.array([run.only(lambda node, s=stage: run.stage[node] == s) for stage in range(stages)]) / run.ideal_s  # type: ignore[misc]
+    by_stage = np.array([run.only(run.stage == stage) for stage in range(of.stages)]) / run.ideal_s
+    workers = _workers(run)
     # A worker is as suspect as the less suspect of its rank and its stage: both must show it.
-    score = np.minimum(by_rank[:, np.newaxis], by_stage[np.newaxis])
-    order = np.argsort(-score, axis=None, kind="stable")
-    slowest = [divmod(int(place), stages) for place in order]
-    count = slowest_count(len(slowest))
-    chosen = np.zeros((ranks, stages), dtype=bool)
-    for dp, stage in slowest[:count]:
-        chosen[dp, stage] = True
+    score = np.minimum(by_rank[workers[:, 0]], by_stage[workers[:, 1]])
+    order = np.argsort(-score, kind="stable")
+    slowest = [(int(lane), int(stage)) for lane, stage in workers[order]]
+    chosen = np.zeros(run.shape, dtype=bool)
+    for lane, stage in slowest[: slowest_count(len(slowest))]:
+        chosen[:, lane] |= run.stage[:, lane] == stage
     step_s = replay(built.plan, lambda node: built.transfer_s[node])
     correlation, spread = _microbatches(of)
     with_delays = replay(built.plan, lambda node: built.transfer_s[node], lambda node: built.delay_s[node])
-    last = np.broadcast_to((run.stage == stages - 1)[:, np.newaxis], (len(of.nodes), ranks))
+    recorded_s = of.end_s.max(axis=(0, 2)) if of.step_s is None else of.step_s
     return WhatIf(
         steps=len(of.steps),
-        dp_ranks=ranks,
-        stages=stages,
-        workers=ranks * stages,
-        recorded_ms=float(of.end_s.max(axis=(0, 2)).mean()) * _MS,
+        dp_ranks=len(of.dp_ranks),
+        stages=of.stages,
+        workers=len(workers),
+        recorded_ms=float(recorded_s.mean()) * _MS,
         replayed_ms=float(with_delays.mean()) * _MS,
         actual_ms=run.actual_s * _MS,
         ideal_ms=run.ideal_s * _MS,
         slowdown=run.actual_s / run.ideal_s,
-        m_w=run.share(run.without(chosen[:, run.stage].T)),
-        m_s=run.share(run.without(last)) if stages > 1 else None,
+        m_w=run.share(run.without(chosen)),
+        m_s=run.share(run.without(run.stage == of.stages - 1)) if of.stages > 1 else None,
         slowest=[
-            _worker(run, dp, stage, float(score[dp, stage]), priced=place < _PRICED)
-            for place, (dp, stage) in enumerate(slowest)
+            _worker(run, lane, stage, float(score[order[place]]), priced=place < _PRICED)
+            for place, (lane, stage) in enumerate(slowest)
         ],
         by_stage={stage: float(value) for stage, value in enumerate(by_stage)},
         by_optype=_by_optype(run),
@@ -202,51 +237,66 @@ def whatif(of: Operations, places: Mapping[str, Collection[int]] | None = None) 
         correlation=correlation,
         microbatch_spread=spread,
         step_slowdown={step: float(value) for step, value in zip(of.steps, step_s / run.ideal_s, strict=True)},
-        by_place={name: _place_price(run, members) for name, members in (places or {}).items()},
+        by_place={name: _returned(run, _lanes(run, members)) for name, members in (places or {}).items()},
+        stage_ms={stage: _returned(run, run.stage == stage) for stage in range(of.stages)} if of.stages > 1 else {},
+        by_group={
+            name: _returned(run, run.of_optype(optype) & _lanes(run, members))
+            for name, (optype, members) in (groups or {}).items()
+        },
         recorded=of.recorded,
         notes=of.notes,
     )
 
 
-def _place_price(run: _Replayer, members: Collection[int]) -> float:
+def _workers(run: _Replayer) -> IntArray:
+    """(place of the data-parallel rank, stage) of every worker, a row each."""
     of = run.of.operations
-    inside = np.array([rank in members for rank in of.dp_ranks])
-    return (run.actual_s - run.without(np.broadcast_to(inside, (len(of.nodes), len(of.dp_ranks))))) * _MS
+    if of.lane_stages is not None:
+        return np.stack([np.arange(len(of.dp_ranks)), of.lane_stages], axis=1)
+    return np.stack(np.divmod(np.arange(len(of.dp_ranks) * of.stages), of.stages), axis=1)
 
 
-def _worker(run: _Replayer, dp: int, stage: int, slowdown: float, *, priced: bool) -> Worker:
+def _lanes(run: _Replayer, members: Collection[int]) -> Mask:
+    inside = np.array([rank in members for rank in run.of.operations.dp_ranks])
+    return np.broadcast_to(inside, run.shape)
+
+
+def _returned(run: _Replayer, idealised: Mask) -> float:
+    """ms a step that come back with these operations ideal."""
+    return (run.actual_s - run.without(idealised)) * _MS
+
+
+def _worker(run: _Replayer, lane: int, stage: int, slowdown: float, *, priced: bool) -> Worker:
     of = run.of.operations
     price = None
     if priced:
-        mask = np.zeros((len(of.nodes), len(of.dp_ranks)), dtype=bool)
-        mask[run.stage == stage, dp] = True
-        price = (run.actual_s - run.without(mask)) * _MS
+        mine = run.stage == stage
+        price = _returned(run, mine & (np.arange(len(of.dp_ranks)) == lane))
     against = {}
     for name in (FORWARD, BACKWARD):
-        nodes = (run.optype == name) & (run.stage == stage)
-        others = [place for place in range(len(of.dp_ranks)) if place != dp]
-        if nodes.any() and others:
-            peers = float(np.median(of.duration_s[nodes][:, :, others].mean(axis=(0, 1))))
-            if peers > 0:
-                against[name] = float(of.duration_s[nodes][:, :, dp].mean()) / peers
-    number = of.dp_ranks[dp]
+        nodes, peers = _own(run, run.optype == name, stage)
+        peers = peers[peers != lane]
+        if nodes.size and peers.size:
+            usual = float(np.median(of.duration_s[nodes][:, :, peers].mean(axis=(0, 1))))
+            if usual > 0:
+                against[name] = float(of.duration_s[nodes][:, :, lane].mean()) / usual
+    number = of.dp_ranks[lane]
     return Worker(number, stage, of.ranks.get((number, stage)), slowdown, price, against)
 
 
+def _own(run: _Replayer, chosen: Mask, stage: int) -> tuple[IntArray, IntArray]:
+    """(nodes, places of data-parallel ranks) of those operations that a stage has."""
+    inside = chosen[:, np.newaxis] & (run.stage == stage)
+    return np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+
+
 def _by_optype(run: _Replayer) -> dict[str, float]:
-    found = {}
-    for name in np.unique(run.optype):
-        real = run.optype == name
-        found[str(name)] = run.only(lambda node, mask=real: bool(mask[node])) / run.ideal_s  # type: ignore[misc]
+    found = {str(name): run.only(run.of_optype(str(name))) / run.ideal_s for name in np.unique(run.optype)}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _without_optype(run: _Replayer) -> dict[str, float]:
-    ranks = len(run.of.operations.dp_ranks)
-    found = {}
-    for name in np.unique(run.optype):
-        mask = np.broadcast_to((run.optype == name)[:, np.newaxis], (len(run.optype), ranks))
-        found[str(name)] = (run.actual_s - run.without(mask)) * _MS
+    found = {str(name): _returned(run, run.of_optype(str(name))) for name in np.unique(run.optype)}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -261,18 +311,19 @@ def _causes(run: _Replayer) -> list[Cause]:
             without["communication"][mine] = run.ideal[mine][:, np.newaxis, np.newaxis]
             continue
         # A chunk is a stage's share of the model: with virtual stages a stage has several.
-        parts = sorted({(int(s), int(c)) for s, c in zip(run.stage[mine], chunk[mine], strict=True)})
-        owns = [mine & (run.stage == stage) & (chunk == part) for stage, part in parts]
-        of_workers = [transfer[own].mean(axis=(0, 1), keepdims=True) for own in owns]
+        parts = [(stage, int(part)) for part in np.unique(chunk[mine]) for stage in range(of.stages)]
+        owns = [each for stage, part in parts if (each := _own(run, mine & (chunk == part), stage))[0].size]
+        cells = [np.ix_(nodes, np.arange(len(of.steps)), lanes) for nodes, lanes in owns]
+        of_workers = [transfer[cell].mean(axis=(0, 1), keepdims=True) for cell in cells]
         # The lower median: of two ranks the faster one is what the stage can do.
         of_stages = [float(np.quantile(of_worker, 0.5, method="lower")) for of_worker in of_workers]
         usual = float(np.mean(of_stages))
-        for own, of_worker, of_stage in zip(owns, of_workers, of_stages, strict=True):
+        for cell, of_worker, of_stage in zip(cells, of_workers, of_stages, strict=True):
             if of_stage <= 0 or not (of_worker > 0).all():
                 continue
-            without["worker"][own] = transfer[own] * (of_stage / of_worker)
-            without["stage"][own] = transfer[own] * (usual / of_stage)
-            without["microbatch"][own] = np.broadcast_to(of_worker, transfer[own].shape)
+            without["worker"][cell] = transfer[cell] * (of_stage / of_worker)
+            without["stage"][cell] = transfer[cell] * (usual / of_stage)
+            without["microbatch"][cell] = np.broadcast_to(of_worker, transfer[cell].shape)
     causes = []
     for kind, durations in without.items():
         gain = run.actual_s - run.mean(durations)

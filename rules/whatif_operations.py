@@ -61,6 +61,9 @@ class Operations:
     notes: list[str] = field(default_factory=list)
     #: From a recording of ours, which holds counters that a replay does not look at.
     recorded: bool = False
+    #: Of recordings, whose lanes are ranks: the stage of each, and how long the steps were.
+    lane_stages: IntArray | None = None
+    step_s: FloatArray | None = None
 
     @property
     def end_s(self) -> FloatArray:

@@ -58,6 +58,8 @@ class Model:
     transfer_s: FloatArray
     #: What passed before each operation though nothing held it.
     delay_s: FloatArray
+    #: Of recordings: which copy of the model each lane belongs to; None where every lane is a copy.
+    replica: IntArray | None = None
 
 
 def model(of: Operations) -> Model:

@@ -26,6 +26,8 @@ class Unit:
     collective: bool = False
     #: Whether all data-parallel ranks take part too.
     across: bool = False
+    #: Where neither one nor all ranks of the last axis do: from when each is there to when its group is.
+    meets: Callable[[FloatArray], FloatArray] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,33 @@ def starts_of(plan: Schedule, node: int, ends: Sequence[FloatArray | None]) -> F
     return latest
 
 
+def ends_of(
+    plan: Schedule, duration: Callable[[int], FloatArray], delay: Callable[[int], FloatArray] | None = None
+) -> list[FloatArray]:
+    """When each node ends, in every lane.
+
+    `duration(node)` gives its duration (of a collective's member: its transfer) in every lane, `delay` what passes
+    before it starts though nothing holds it; all of one shape, or such that numpy broadcasts them. The last axis is
+    the data-parallel rank.
+    """
+    ends: list[FloatArray | None] = [None] * len(plan.depends)
+    for unit in plan.units:
+        starts = [starts_of(plan, node, ends) + (delay(node) if delay is not None else 0.0) for node in unit.members]
+        if not unit.collective:
+            ends[unit.members[0]] = np.asarray(starts[0] + duration(unit.members[0]))
+            continue
+        latest = starts[0]
+        for start in starts[1:]:
+            latest = np.maximum(latest, start)
+        if unit.across and np.ndim(latest):
+            latest = np.max(latest, axis=-1, keepdims=True)
+        elif unit.meets is not None:
+            latest = unit.meets(np.asarray(latest))
+        for node in unit.members:
+            ends[node] = np.asarray(latest + duration(node))
+    return [end for end in ends if end is not None]
+
+
 def replay(
     plan: Schedule,
     duration: Callable[[int], FloatArray],
@@ -77,28 +106,10 @@ def replay(
     *,
     counted: Collection[int] | None = None,
 ) -> FloatArray:
-    """When the step ends: the latest end of the `counted` nodes (all unless given) over the last axis, which is the
-    data-parallel rank.
-
-    `duration(node)` gives its duration (of a collective's member: its transfer) in every lane, `delay` what passes
-    before it starts though nothing holds it; all of one shape, or such that numpy broadcasts them.
-    """
-    ends: list[FloatArray | None] = [None] * len(plan.depends)
+    """When the step ends: the latest end of the `counted` nodes (all unless given) over the last axis."""
+    ends = ends_of(plan, duration, delay)
     last: FloatArray | float = 0.0
-    for unit in plan.units:
-        starts = [starts_of(plan, node, ends) + (delay(node) if delay is not None else 0.0) for node in unit.members]
-        if not unit.collective:
-            ends[unit.members[0]] = starts[0] + duration(unit.members[0])
-        else:
-            latest = starts[0]
-            for start in starts[1:]:
-                latest = np.maximum(latest, start)
-            if unit.across and np.ndim(latest):
-                latest = np.max(latest, axis=-1, keepdims=True)
-            for node in unit.members:
-                ends[node] = latest + duration(node)
-        for node in unit.members:
-            if counted is None or node in counted:
-                last = np.maximum(last, np.asarray(ends[node]))
+    for node in range(len(ends)) if counted is None else counted:
+        last = np.maximum(last, ends[node])
     step_end: FloatArray = np.asarray(np.max(np.atleast_1d(last), axis=-1), dtype=np.float64)
     return step_end

@@ -1,65 +1,144 @@
-"""A recorded window as operations of data-parallel workers, so that the same replay prices ranks, phases and hosts.
+"""A recorded window as a model for the replay, so that it prices ranks, phases, stages, hosts and process groups.
 
-Each rank's step is its own phases one after the other; behind backward stands the collective that all take part in: a
-rank enters it when its own backward is done and leaves it when the last has come and the transfer is over. So waits
-need no common clock: what the rank that waited least still waited is the transfer.
+The lanes are ranks. Each rank's step is its own phases one after the other; inside the layers it meets the ranks that
+it shares them with, after them its pipeline, and at the end all others. Who waited least in an exchange waited for
+nothing but the transfer, so that no common clock is needed.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from rankscope.rules.frame import FloatArray, Frame
+from rankscope.records import GroupKind
+from rankscope.rules.frame import BoolArray, FloatArray, Frame, IntArray
+from rankscope.rules.whatif import WhatIf, analysed
+from rankscope.rules.whatif_groups import Groups, groups_of, inner_wait_ms, step_plan
 from rankscope.rules.whatif_operations import Node, Operations, OperationsError
-from rankscope.rules.whatif_pipeline import BACKWARD, FORWARD, SCATTER
+from rankscope.rules.whatif_pipeline import BACKWARD, FORWARD, SCATTER, Model
 from rankscope.window import Window
 
-#: (operation, phase) in the order of a step; the collective stands behind backward.
-_BEFORE = (("data-wait", "data_wait"), (FORWARD, "forward"), (BACKWARD, "backward"))
-_AFTER = (("optimizer", "optimizer"), ("checkpoint", "checkpoint"), ("evaluation", "evaluation"), ("other", "other"))
+#: (operation, phase): own parts inside the layers, and the rest of a step.
+_INSIDE = ((FORWARD, "forward"), (BACKWARD, "backward"))
+_OUTSIDE = (
+    ("data-wait", "data_wait"),
+    ("copy", "copy"),
+    ("optimizer", "optimizer"),
+    ("checkpoint", "checkpoint"),
+    ("evaluation", "evaluation"),
+    ("other", "other"),
+)
+#: Phase of each operation, for those who read findings.
+PHASES = dict((*_INSIDE, *_OUTSIDE)) | {SCATTER: "collective_wait"}
+#: The exchange of a kind of group inside the layers, by the word for it.
+_EXCHANGES = {
+    GroupKind.TENSOR: "tensor-all-reduce",
+    GroupKind.CONTEXT: "context-all-gather",
+    GroupKind.EXPERT: "expert-all-to-all",
+}
+_PIPELINE = "pipeline"
 #: Values of one array at most: some 16 MB. Of longer runs the latest steps are replayed.
 _VALUES = 2_000_000
+#: Process groups that are priced by name, those first whose transfers take longest.
+_GROUPS = 8
+#: Hosts that are priced, those first whose ranks work longest.
+_HOSTS = 16
+_MS = 1e3
 
 
-def operations_of_window(window: Window) -> Operations:
-    """Operations of the judged steps that every rank has. Raises OperationsError where there is none."""
+def whatif_window(window: Window) -> WhatIf:
+    """The replay of all judged steps of a window. Raises OperationsError where there is none."""
     frame = Frame(window)
     if not frame.ranks:
         raise OperationsError("no rank recorded a step, so there is nothing to replay")
-    parts = [(name, frame.parts[phase]) for name, phase in _BEFORE if phase in frame.parts]
-    parts.append((SCATTER, frame.wait_ms))
-    parts += [(name, frame.parts[phase]) for name, phase in _AFTER if phase in frame.parts]
+    return whatif_frame(frame, frame.usable, groups_of(frame))
+
+
+def whatif_frame(frame: Frame, mask: BoolArray, groups: Groups, *, most_values: int = _VALUES) -> WhatIf:
+    """The replay of some steps of a frame. Raises OperationsError where none of them is there on every rank."""
+    built = model_of_frame(frame, mask, groups, most_values=most_values)
+    return analysed(built, _slowest_hosts(frame, built), _dearest_groups(frame, built, groups))
+
+
+def model_of_frame(frame: Frame, mask: BoolArray, groups: Groups, *, most_values: int = _VALUES) -> Model:
+    """The steps of `mask` that every rank has, as a model of ranks. Raises OperationsError."""
+    outside = (
+        [(name, phase) for name, phase in _OUTSIDE if np.isfinite(frame.parts[phase][:, mask]).any()]
+        if (mask.any())
+        else []
+    )
+    count = len(_INSIDE) + len(groups.inner) + (groups.pipeline is not None) + len(outside) + 1
     # Forward and backward make a step; what is missing beside them took no time.
-    whole = frame.usable & np.isfinite(frame.parts[_phase(FORWARD)]).all(axis=0)
-    whole &= np.isfinite(frame.parts[_phase(BACKWARD)]).all(axis=0)
-    chosen = np.flatnonzero(whole)[-max(1, _VALUES // (len(frame.ranks) * len(parts))) :]
+    whole = mask & np.isfinite(frame.parts["forward"]).all(axis=0) & np.isfinite(frame.parts["backward"]).all(axis=0)
+    chosen = np.flatnonzero(whole)[-max(1, most_values // (len(frame.ranks) * count)) :]
     if not chosen.size:
         raise OperationsError("no judged step is there on every rank, so there is nothing to replay")
-    durations = np.stack([np.nan_to_num(values[:, chosen].T) for _, values in parts]) / 1e3
-    names = [name for name, _ in parts]
+    names = [name for name, _ in _INSIDE] + [_EXCHANGES[each.kind] for each in groups.inner]
+    names += [_PIPELINE] if groups.pipeline is not None else []
+    names += [name for name, _ in outside] + [SCATTER]
+    durations = np.zeros((count, chosen.size, len(frame.ranks)))
+    for place, name in enumerate(names):
+        if name in PHASES and name != SCATTER:
+            durations[place] = np.nan_to_num(frame.parts[PHASES[name]][:, chosen].T) / _MS
+    inner = inner_wait_ms(frame)[:, chosen].T / _MS
+    if groups.inner:
+        # Whoever came last waited for nothing but the transfer; one clock does not tell several exchanges apart.
+        durations[len(_INSIDE)] = groups.inner[0].least(inner)
+    waits = np.nan_to_num(frame.wait_ms[:, chosen].T, nan=np.inf) / _MS - inner
+    least = waits.min(axis=1, keepdims=True)
+    durations[-1] = np.where(np.isfinite(least), np.maximum(0.0, least), 0.0)
+    plan = step_plan(groups, len(_INSIDE), len(outside))
+    stages = 1 if groups.stage is None else int(groups.stage.max()) + 1
     notes = []
     if int(whole.sum()) > chosen.size:
         notes.append(f"the latest {chosen.size} of {int(whole.sum())} steps were replayed")
     if not frame.on_device:
         notes.append("host times: where a rank's thread waits, not what its GPU does")
-    return Operations(
+    lane_stages: IntArray = np.zeros(len(frame.ranks), dtype=np.int64) if groups.stage is None else groups.stage
+    replica = groups.replica
+    of = Operations(
         nodes=[Node(0, name, 0, 0) for name in names],
         steps=[int(frame.steps[place]) for place in chosen],
         dp_ranks=list(frame.ranks),
-        stages=1,
-        start_s=_starts(durations),
+        stages=stages,
+        start_s=np.zeros_like(durations),
         duration_s=durations,
-        ranks={(rank, 0): rank for rank in frame.ranks},
+        ranks={(rank, int(stage)): rank for rank, stage in zip(frame.ranks, lane_stages, strict=True)},
         notes=notes,
         recorded=True,
+        lane_stages=lane_stages,
+        step_s=_lengths(frame, chosen),
     )
+    return Model(of, plan, durations, np.zeros_like(durations), replica)
 
 
-def _phase(optype: str) -> str:
-    return dict(_BEFORE)[optype]
+def _lengths(frame: Frame, chosen: IntArray) -> FloatArray:
+    return np.asarray(np.nan_to_num(frame.step_ms[:, chosen]).max(axis=0) / _MS, dtype=np.float64)
 
 
-def _starts(durations: FloatArray) -> FloatArray:
-    """Each operation starts when the one before it in the rank's step is over."""
-    ends = np.cumsum(durations, axis=0)
-    return np.asarray(ends - durations)
+def _slowest_hosts(frame: Frame, built: Model) -> dict[str, set[int]]:
+    """Ranks of the hosts that work longest, by name; nothing where there is one host."""
+    count = int(frame.hosts.max()) + 1
+    own = built.transfer_s[:-1].sum(axis=0).mean(axis=0)
+    spent = np.bincount(frame.hosts, weights=own) / np.bincount(frame.hosts)
+    found = {}
+    for host in np.argsort(-spent, kind="stable")[:_HOSTS] if count > 1 else ():
+        rows = np.flatnonzero(frame.hosts == host)
+        found[frame.identity(int(rows[0])).host] = {frame.ranks[row] for row in rows}
+    return found
+
+
+def _dearest_groups(frame: Frame, built: Model, groups: Groups) -> dict[str, tuple[str, set[int]]]:
+    """(operation, ranks) of the process groups whose transfers take longest, by name."""
+    found: list[tuple[float, str, str, set[int]]] = []
+    names = [node.optype for node in built.operations.nodes]
+    for each in groups.inner[:1]:
+        spent = built.transfer_s[names.index(_EXCHANGES[each.kind])].mean(axis=0)
+        for number, name in enumerate(each.names):
+            rows = np.flatnonzero(each.of == number)
+            ranks = {frame.ranks[row] for row in rows}
+            found.append((float(spent[rows[0]]), f"{each.kind.name.lower()} {name}", names[len(_INSIDE)], ranks))
+    found = sorted(found, key=lambda each: -each[0])[:_GROUPS]
+    kinds = " and ".join(each.kind.name.lower() for each in groups.copies) or "all"
+    single = len(groups.copies) == 1 and len(groups.copies[0].names) == 1
+    name = f"{kinds} {groups.copies[0].names[0]}" if single else f"{kinds} groups"
+    return {label: (optype, ranks) for _, label, optype, ranks in found} | {name: (SCATTER, set(frame.ranks))}
