@@ -99,6 +99,10 @@ def operations_text(found: WhatIf, reading: Reading) -> str:
     figures = ", ".join(f"{name} {_rounded(value):.2f}" for name, value in share.items() if value is not None)
     looks_like = "" if reading.looks_like == "unknown" else f" (looks like {reading.looks_like})"
     size = f"{found.steps} steps, {found.dp_ranks} data-parallel ranks x {found.stages} stages"
+    if found.recorded:
+        size = f"{found.steps} steps, {found.dp_ranks} ranks" + (
+            f", {found.stages} stages" if found.m_s is not None else ""
+        )
     lines = [
         f"{reading.cause}{looks_like}",
         *(f"  {sentence}" for sentence in reading.sentences),
@@ -126,12 +130,11 @@ def operations_text(found: WhatIf, reading: Reading) -> str:
     causes = [(cause.kind, f"{_rounded(cause.share):.0%}", f"{cause.ms_per_step:,.1f}") for cause in found.causes]
     if causes:
         lines += ["", *table(("without", "of the lost time", "ms a step back"), causes)]
-    if found.by_place:
-        places = sorted(found.by_place.items(), key=lambda item: -item[1])
-        lines += [
-            "",
-            *table(("without host", "ms a step back"), [(name, f"{ms:,.1f}") for name, ms in places[:_SHOWN]]),
-        ]
+    for what, priced in (("host", found.by_place), ("group", found.by_group if found.recorded else {})):
+        places = sorted(priced.items(), key=lambda item: -item[1])
+        if places:
+            rows_of = [(visible(name), f"{ms:,.1f}") for name, ms in places[:_SHOWN]]
+            lines += ["", *table((f"without {what}", "ms a step back"), rows_of)]
     kinds = [
         (name, f"{value:.3f}", f"{found.optype_ms[name]:,.1f}")
         for name, value in found.by_optype.items()

@@ -56,7 +56,8 @@ def _explained(frame: Frame, work: FloatArray, values: FloatArray) -> FloatArray
     sizes, times = sizes[::step], times[::step]
     kept = np.ones(len(sizes), dtype=bool)
     for _ in range(2):
-        fit = np.polyfit(sizes[kept], times[kept], 2)
+        # Batches of two sizes have a line through them, and no curve.
+        fit = np.polyfit(sizes[kept], times[kept], min(2, len(np.unique(sizes[kept])) - 1))
         left = times - np.polyval(fit, sizes)
         spread = float(np.median(np.abs(left - np.median(left))))
         kept = np.abs(left - np.median(left)) <= _CLIP * 1.4826 * spread if spread > 0 else kept

@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from rankscope.finding import Advice, Basis, Evidence, Finding, Impact, Side, Where
+from rankscope.finding import Advice, Basis, Evidence, Finding, Impact, Pattern, Side, Where
 from rankscope.reading import Severity
+from rankscope.rules.counterfactual import counterfactual
 from rankscope.rules.evidence import Observation
 from rankscope.rules.evidence_gpu import SILICON_SPREAD
 from rankscope.rules.explain import Explanation, evidence_for, evidence_shown, not_seen
 from rankscope.rules.frame import COMPUTE, Frame, middle
 from rankscope.rules.incident import Incident
+from rankscope.rules.pattern import pattern_of
 from rankscope.rules.suspect import Suspect
 from rankscope.rules.table import FaultClass, Place, Symptom, Table
+from rankscope.rules.whatif_price import Prices
 from rankscope.window import RankWindow, Window
 
 #: A slowness of all ranks that nothing explains, or that lies in the cores they share, is told only where it is
@@ -77,9 +80,10 @@ def worth_telling(table: Table, frame: Frame, suspect: Suspect, explanation: Exp
 
 
 def slowness(
-    table: Table, frame: Frame, suspect: Suspect, explanation: Explanation, seen: Mapping[str, Observation]
+    table: Table, prices: Prices, suspect: Suspect, explanation: Explanation, seen: Mapping[str, Observation]
 ) -> Finding:
     """The finding of a slowness."""
+    frame = prices.frame
     of = explanation.told or table.unknown
     row = suspect.rows[0]
     where = _place(frame, suspect, of, seen)
@@ -98,7 +102,7 @@ def slowness(
         gpu_hours_per_day=round(_gpu_hours(frame.window, suspect.fraction), 2),
     )
     summary = _slow_sentence(frame, suspect, of, where, explanation)
-    return _finding(
+    told = _finding(
         of,
         table,
         confidence=confidence,
@@ -114,6 +118,7 @@ def slowness(
         unseen=(_HIDDEN,) * suspect.contaminated + not_seen(explanation.leading or of, seen),
         summary=summary,
     )
+    return replace(told, pattern=pattern_of(prices, suspect), whatif=counterfactual(prices, suspect))
 
 
 def broken(table: Table, window: Window, found: Incident, explanation: Explanation) -> Finding:
@@ -128,7 +133,7 @@ def broken(table: Table, window: Window, found: Incident, explanation: Explanati
     sure = "" if explanation.told else "probably "
     summary = f"{verb}{step}: {sure}{_inner(of.title)} ({who}): {said}."
     hours = 24.0 * window.world_size if found.symptom is Symptom.HANG else None
-    return _finding(
+    told = _finding(
         of,
         table,
         confidence=explanation.confidence(of),
@@ -144,6 +149,7 @@ def broken(table: Table, window: Window, found: Incident, explanation: Explanati
         unseen=not_seen(of, found.seen),
         summary=summary,
     )
+    return replace(told, pattern=Pattern.STOPPED)
 
 
 def watched(

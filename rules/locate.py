@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rankscope.rules.change import LEAST_STEPS
-from rankscope.rules.frame import Frame
 from rankscope.rules.locate_groups import slow_stages, slow_transfers
 from rankscope.rules.locate_job import late_batches, slow_job, syncs, uneven_work
 from rankscope.rules.locate_ranks import slow_hosts, slow_ranks
@@ -19,11 +18,11 @@ _OVER_HOST = 1.4
 _BESIDE = 0.3
 
 
-def suspects(frame: Frame, prices: Prices | None = None) -> list[Suspect]:
-    """Every slowness of the window, the dearest first."""
+def suspects(prices: Prices) -> list[Suspect]:
+    """Every slowness of a frame, the dearest first."""
+    frame = prices.frame
     if not frame.ranks or int(frame.usable.sum()) < LEAST_JUDGED:
         return []
-    prices = prices or Prices(frame)
     data = late_batches(prices)
     found = [*data, *stalls(frame), *syncs(prices), *uneven_work(prices)]
     found += [*slow_stages(prices), *slow_transfers(frame)]

@@ -14,6 +14,7 @@ from rankscope.rules.locate import suspects
 from rankscope.rules.table import FaultClass, Symptom, Table
 from rankscope.rules.telemetry import Telemetry
 from rankscope.rules.verdict import TABLE
+from rankscope.rules.whatif_price import Prices
 from rankscope.window import Window
 
 #: A class is ruled out below this probability, and only where a piece of evidence speaks against it this strongly.
@@ -32,7 +33,7 @@ def ruled_out(window: Window, table: Table = TABLE) -> tuple[list[RuledOut], lis
     stopped = incident(window, frame, telemetry)
     if stopped is not None:
         seen_by_symptom.append((stopped.symptom, stopped.seen, explain(table, stopped.symptom, stopped.seen)))
-    for suspect in suspects(frame):
+    for suspect in suspects(Prices(frame)):
         seen = observe(SLOWNESS, frame, telemetry, suspect, ANYWHERE)
         seen_by_symptom.append((suspect.symptom, seen, explain(table, suspect.symptom, seen)))
     gone: list[RuledOut] = []

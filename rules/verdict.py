@@ -23,6 +23,7 @@ from rankscope.rules.locate import LEAST_JUDGED, suspects
 from rankscope.rules.progress import progress
 from rankscope.rules.table import Table, load
 from rankscope.rules.telemetry import Telemetry
+from rankscope.rules.whatif_price import Prices
 from rankscope.window import Attempt, Window
 
 TABLE = load()
@@ -54,13 +55,14 @@ def diagnose(window: Window, table: Table = TABLE) -> tuple[Finding, ...]:
         if stopped is not None:
             ended = broken(table, part, stopped, explain(table, stopped.symptom, stopped.seen))
             found.append(ended if part.job_status == window.job_status else _of_attempt(ended, attempt))
-    for suspect in suspects(frame):
+    prices = Prices(frame)
+    for suspect in suspects(prices):
         seen = observe(SLOWNESS, frame, telemetry, suspect, ANYWHERE)
         explanation = explain(table, suspect.symptom, seen)
         if suspect.contaminated:
             explanation = weakened(table, explanation)
         if worth_telling(table, frame, suspect, explanation):
-            found.append(slowness(table, frame, suspect, explanation, seen))
+            found.append(slowness(table, prices, suspect, explanation, seen))
     found = _once(found)
     found += _watches(table, window, frame, telemetry, found)
     return tuple(sorted(found, key=lambda finding: _importance(table, finding)))

@@ -110,7 +110,7 @@ class _Replayer:
         self.stage = np.broadcast_to(own, self.shape)
         self.ideal = np.zeros(len(nodes))
         for name in np.unique(self.optype):
-            values = of.transfer_s[self.optype == name]
+            values = (of.transfer_s if of.well_s is None else of.well_s)[self.optype == name]
             self.ideal[self.optype == name] = np.median(values) if is_communication(str(name)) else values.mean()
         self.actual_s = self.mean(of.transfer_s)
         self.ideal_s = float(replay(of.plan, lambda node: self.ideal[node : node + 1])[()].item())

@@ -60,6 +60,8 @@ class Model:
     delay_s: FloatArray
     #: Of recordings: which copy of the model each lane belongs to; None where every lane is a copy.
     replica: IntArray | None = None
+    #: Of recordings: the same operations in steps that were well, from which the ideal is taken; None for these.
+    well_s: FloatArray | None = None
 
 
 def model(of: Operations) -> Model:

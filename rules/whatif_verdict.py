@@ -137,7 +137,7 @@ def _words(found: WhatIf, main: str, share: dict[str, Cause]) -> tuple[tuple[str
 
 def _few_workers(found: WhatIf) -> tuple[tuple[str, ...], str]:
     few = _standing_out(found)
-    named = "; ".join(worker_text(worker, found.actual_ms) for worker in few)
+    named = "; ".join(worker_text(worker, found.actual_ms, recorded=found.recorded) for worker in few)
     advice = "look at its clocks, throttle reasons and cores; move the rank to other hardware to be sure"
     return (
         f"{len(few)} of {found.workers} workers explain {found.m_w:.0%} of the lost time: {named}.",
@@ -169,10 +169,10 @@ def _communication(found: WhatIf, cause: Cause) -> tuple[tuple[str, ...], str]:
     ), "environment"
 
 
-def worker_text(worker: Worker, step_ms: float) -> str:
+def worker_text(worker: Worker, step_ms: float, *, recorded: bool = False) -> str:
     """A worker as one names it, and what of a step of `step_ms` comes back with it."""
     rank = "" if worker.rank is None else f", rank {worker.rank}"
-    text = f"data-parallel rank {worker.dp_rank}, stage {worker.stage}{rank}"
+    text = f"rank {worker.rank}" if recorded else f"data-parallel rank {worker.dp_rank}, stage {worker.stage}{rank}"
     if worker.ms_per_step is not None:
         text += f": {worker.ms_per_step:,.1f} ms a step ({worker.ms_per_step / step_ms:.0%}) come back"
     if worker.against_peers:

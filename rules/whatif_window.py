@@ -53,50 +53,36 @@ def whatif_window(window: Window) -> WhatIf:
     return whatif_frame(frame, frame.usable, groups_of(frame))
 
 
-def whatif_frame(frame: Frame, mask: BoolArray, groups: Groups, *, most_values: int = _VALUES) -> WhatIf:
-    """The replay of some steps of a frame. Raises OperationsError where none of them is there on every rank."""
+def whatif_frame(
+    frame: Frame, mask: BoolArray, groups: Groups, *, well: BoolArray | None = None, most_values: int = _VALUES
+) -> WhatIf:
+    """The replay of some steps of a frame, the ideal taken from those of `well` where there are any.
+
+    Raises OperationsError where no step of `mask` is there on every rank.
+    """
     built = model_of_frame(frame, mask, groups, most_values=most_values)
+    if well is not None and (past := _whole(frame, well)).size:
+        built.well_s = _durations(frame, past[-_most(frame, groups, most_values) :], groups)
     return analysed(built, _slowest_hosts(frame, built), _dearest_groups(frame, built, groups))
 
 
 def model_of_frame(frame: Frame, mask: BoolArray, groups: Groups, *, most_values: int = _VALUES) -> Model:
     """The steps of `mask` that every rank has, as a model of ranks. Raises OperationsError."""
-    outside = (
-        [(name, phase) for name, phase in _OUTSIDE if np.isfinite(frame.parts[phase][:, mask]).any()]
-        if (mask.any())
-        else []
-    )
-    count = len(_INSIDE) + len(groups.inner) + (groups.pipeline is not None) + len(outside) + 1
-    # Forward and backward make a step; what is missing beside them took no time.
-    whole = mask & np.isfinite(frame.parts["forward"]).all(axis=0) & np.isfinite(frame.parts["backward"]).all(axis=0)
-    chosen = np.flatnonzero(whole)[-max(1, most_values // (len(frame.ranks) * count)) :]
+    whole = _whole(frame, mask)
+    chosen = whole[-_most(frame, groups, most_values) :]
     if not chosen.size:
         raise OperationsError("no judged step is there on every rank, so there is nothing to replay")
-    names = [name for name, _ in _INSIDE] + [_EXCHANGES[each.kind] for each in groups.inner]
-    names += [_PIPELINE] if groups.pipeline is not None else []
-    names += [name for name, _ in outside] + [SCATTER]
-    durations = np.zeros((count, chosen.size, len(frame.ranks)))
-    for place, name in enumerate(names):
-        if name in PHASES and name != SCATTER:
-            durations[place] = np.nan_to_num(frame.parts[PHASES[name]][:, chosen].T) / _MS
-    inner = inner_wait_ms(frame)[:, chosen].T / _MS
-    if groups.inner:
-        # Whoever came last waited for nothing but the transfer; one clock does not tell several exchanges apart.
-        durations[len(_INSIDE)] = groups.inner[0].least(inner)
-    waits = np.nan_to_num(frame.wait_ms[:, chosen].T, nan=np.inf) / _MS - inner
-    least = waits.min(axis=1, keepdims=True)
-    durations[-1] = np.where(np.isfinite(least), np.maximum(0.0, least), 0.0)
-    plan = step_plan(groups, len(_INSIDE), len(outside))
+    durations = _durations(frame, chosen, groups)
+    plan = step_plan(groups, len(_INSIDE), len(_OUTSIDE))
     stages = 1 if groups.stage is None else int(groups.stage.max()) + 1
     notes = []
-    if int(whole.sum()) > chosen.size:
-        notes.append(f"the latest {chosen.size} of {int(whole.sum())} steps were replayed")
+    if whole.size > chosen.size:
+        notes.append(f"the latest {chosen.size} of {whole.size} steps were replayed")
     if not frame.on_device:
         notes.append("host times: where a rank's thread waits, not what its GPU does")
     lane_stages: IntArray = np.zeros(len(frame.ranks), dtype=np.int64) if groups.stage is None else groups.stage
-    replica = groups.replica
     of = Operations(
-        nodes=[Node(0, name, 0, 0) for name in names],
+        nodes=[Node(0, name, 0, 0) for name in _names(groups)],
         steps=[int(frame.steps[place]) for place in chosen],
         dp_ranks=list(frame.ranks),
         stages=stages,
@@ -108,7 +94,45 @@ def model_of_frame(frame: Frame, mask: BoolArray, groups: Groups, *, most_values
         lane_stages=lane_stages,
         step_s=_lengths(frame, chosen),
     )
-    return Model(of, plan, durations, np.zeros_like(durations), replica)
+    return Model(of, plan, durations, np.zeros_like(durations), groups.replica)
+
+
+def _names(groups: Groups) -> list[str]:
+    """The operations of a step in the order of its plan."""
+    return [
+        *(name for name, _ in _INSIDE),
+        *(_EXCHANGES[each.kind] for each in groups.inner),
+        *([_PIPELINE] if groups.pipeline is not None else []),
+        *(name for name, _ in _OUTSIDE),
+        SCATTER,
+    ]
+
+
+def _most(frame: Frame, groups: Groups, values: int) -> int:
+    return max(1, values // (len(frame.ranks) * len(_names(groups))))
+
+
+def _whole(frame: Frame, mask: BoolArray) -> IntArray:
+    """Steps of `mask` that every rank has: forward and backward make a step; what is missing beside took no time."""
+    there = np.isfinite(frame.parts["forward"]).all(axis=0) & np.isfinite(frame.parts["backward"]).all(axis=0)
+    return np.flatnonzero(mask & there)
+
+
+def _durations(frame: Frame, chosen: IntArray, groups: Groups) -> FloatArray:
+    """What each operation takes once everybody is there: node x step x rank, in s."""
+    names = _names(groups)
+    durations = np.zeros((len(names), chosen.size, len(frame.ranks)))
+    for place, name in enumerate(names):
+        if name in PHASES and name != SCATTER:
+            durations[place] = np.nan_to_num(frame.parts[PHASES[name]][:, chosen].T) / _MS
+    inner = inner_wait_ms(frame)[:, chosen].T / _MS
+    if groups.inner:
+        # Whoever came last waited for nothing but the transfer; one clock does not tell several exchanges apart.
+        durations[len(_INSIDE)] = groups.inner[0].least(inner)
+    waits = np.nan_to_num(frame.wait_ms[:, chosen].T, nan=np.inf) / _MS - inner
+    least = waits.min(axis=1, keepdims=True)
+    durations[-1] = np.where(np.isfinite(least), np.maximum(0.0, least), 0.0)
+    return durations
 
 
 def _lengths(frame: Frame, chosen: IntArray) -> FloatArray:

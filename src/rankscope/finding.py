@@ -58,6 +58,45 @@ class Impact:
     gpu_hours_per_day: float | None = None
 
 
+class Pattern(StrEnum):
+    """How a slowness lies across the ranks, whatever its cause."""
+
+    #: One fixed rank or host works longest and waits least.
+    FIXED_RANK = "A"
+    #: All come together, and the transfer takes longer.
+    TRANSFER = "B"
+    #: All ranks are slow, without skew.
+    ALL_RANKS = "C"
+    #: The slow rank changes from step to step.
+    WANDERING = "D"
+    #: It follows the pipeline stage.
+    STAGE = "E"
+    #: Stopped: a rank is missing where the others wait.
+    STOPPED = "F"
+
+
+@dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """The finding's steps replayed with parts of the job ideal: the latest of them, so many."""
+
+    steps: int
+    #: Steps from which the ideal is taken: the job's own "past", or these themselves, so that "peers" are compared.
+    ideal: str
+    #: S: the step against the step in which everything takes what its kind takes there on average.
+    slowdown: float
+    #: Share of what is lost against that ideal that comes back with the slowest 3 % of ranks, or the last stage, ideal.
+    #: None where nothing is lost, or there are no stages.
+    m_w: float | None
+    m_s: float | None
+    #: ms a step that come back with one rank, host, stage, phase or the exchanges of one process group ideal, dearest
+    #: first. What gives nothing back is left out.
+    ranks: dict[str, float]
+    hosts: dict[str, float]
+    stages: dict[str, float]
+    phases: dict[str, float]
+    groups: dict[str, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One piece of evidence. Pieces of one family are one event and count once."""
@@ -90,6 +129,10 @@ class Finding:
     summary: str
     #: End of the time it was seen in; None while it goes on.
     until_ns: int | None = None
+    #: None where no pattern fits, or nothing is slower.
+    pattern: Pattern | None = None
+    #: None where there is no step to replay.
+    whatif: Counterfactual | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +222,8 @@ def finding_json(finding: Finding, since: str) -> dict[str, Any]:
         "basis",
         "since",
         "detected_step",
+        "pattern",
         "impact",
+        "whatif",
     )
     return {key: body[key] for key in order} | {key: value for key, value in body.items() if key not in order}
