@@ -19,8 +19,11 @@ _NO_LONGER = 0.02
 
 
 def pattern_of(prices: Prices, suspect: Suspect) -> Pattern | None:
-    """The pattern of a suspect; None where a rank works longer and nobody waits for it."""
+    """The pattern of a suspect; None where a rank works longer and nobody waits for it, or its own times may hold waits
+    for others."""
     frame = prices.frame
+    if suspect.contaminated:
+        return None
     if suspect.symptom is Symptom.TRANSFER_SLOW:
         return Pattern.TRANSFER
     if suspect.symptom is Symptom.ONE_STAGE_SLOW:
