@@ -33,8 +33,9 @@ from rankscope.identity import host_name, job_name, safe_name
 from rankscope.ring import SUFFIX
 from rankscope.window import Window
 
-#: How often an agent that dies is started again in one run.
+#: How often an agent that dies is started again without much ado; after that once in the longest pause, seconds.
 MAX_RESTARTS = 5
+_LONGEST_PAUSE_SECONDS = 60.0
 #: What the agent may take at the end besides draining the outbox.
 _FINISH_SECONDS = 20.0
 
@@ -214,15 +215,15 @@ class _Run:
         return agent
 
     def restart_agent(self) -> AgentProcess | None:
-        """Another agent for the one that died: at once, then after longer and longer pauses, then no more."""
+        """Another agent for the one that died: at once, then after longer and longer pauses: a disk may be full."""
         now = time.monotonic()
-        if self._restarts > MAX_RESTARTS or now < self._restart_at:
+        if now < self._restart_at:
             return None
-        self._restart_at = now + 2.0**self._restarts
+        self._restart_at = now + min(2.0**self._restarts, _LONGEST_PAUSE_SECONDS)
         self._restarts += 1
-        if self._restarts > MAX_RESTARTS:
-            self._say(f"rankscope: the agent died {self._restarts} times; the job goes on unwatched{self.last_words()}")
-            return None
+        if self._restarts == MAX_RESTARTS + 1:
+            again = f"an agent is tried again every {_LONGEST_PAUSE_SECONDS:.0f} s"
+            self._say(f"rankscope: the agent died {self._restarts} times; {again}{self.last_words()}")
         return self._spawn_agent()
 
     def _spawn_agent(self) -> AgentProcess | None:
@@ -231,7 +232,8 @@ class _Run:
             write_plan(Plan(self._name, str(self._recording), str(self._rings), self._settings, self._restarts), plan)
             return AgentProcess(plan, self._agent_environ, self._log)
         except OSError as error:
-            self._say(f"rankscope: the job runs unwatched: the agent cannot be started ({error})")
+            if self._restarts <= MAX_RESTARTS + 1:
+                self._say(f"rankscope: the job runs unwatched: the agent cannot be started ({error})")
             return None
 
     def last_words(self) -> str:
