@@ -150,7 +150,7 @@ def counted_steps(requests: Iterable[tuple[str, bytes]]) -> Counter[int]:
 
 def recorded_steps(recording: Path) -> Counter[int]:
     """Steps of each rank in the recording."""
-    connection = sqlite3.connect(recording)
+    connection = sqlite3.connect(recording, timeout=30)
     rows = connection.execute("SELECT rank, count(*) FROM steps JOIN ranks ON ranks.id = rank_id GROUP BY rank")
     counts = Counter(dict(rows.fetchall()))
     connection.close()

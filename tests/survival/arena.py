@@ -3,7 +3,9 @@ PyTorch, the shipped agent with its NVML helper over simulated GPUs, and an OTLP
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -34,6 +36,8 @@ from rankscope.simulator.state import NodeState
 
 HERE = Path(__file__).parent
 RANKS = 2
+#: What a rank sleeps after each step, ms.
+PAUSE_MS = 4.0
 #: What these tests are not about.
 DISABLED = ("kernel-log", "cpu-clock", "numa", "edac", "pressure", "cgroup", "disk", "filesystem", "nfs", "lustre")
 
@@ -46,14 +50,43 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) 
         time.sleep(0.01)
 
 
+@contextmanager
+def small_file_systems(place: Path, *sizes_bytes: int) -> Iterator[list[Path]]:
+    """File systems of their own that can really be full; none where this process may not mount."""
+    mounted: list[Path] = []
+    try:
+        for number, size in enumerate(sizes_bytes):
+            target = place / f"small.{number}"
+            target.mkdir(parents=True)
+            command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "rankscope-test", str(target)]
+            if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+                break
+            mounted.append(target)
+        yield mounted if len(mounted) == len(sizes_bytes) else []
+    finally:
+        for target in mounted:
+            subprocess.run(["umount", "--lazy", target], check=True)
+
+
+def fill(directory: Path) -> None:
+    """Take all the room that is left, to the last byte."""
+    with (directory / "filler").open("ab", buffering=0) as file:
+        for size in (1 << 16, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+
+
 class Arena:
     """Starts everything; `stop` ends it in order. Nothing here is told of a kill: whoever kills starts anew."""
 
-    def __init__(self, place: Path, *, pause_ms: float = 4.0, state: Path | None = None) -> None:
-        """`state` is where the recording lies, `pause_ms` how long a rank sleeps after each step."""
+    def __init__(self, place: Path, *, state: Path | None = None, shm: Path | None = None) -> None:
+        """`state` is where the recording lies, `shm` where the rings do."""
         self.place = place
-        self._pause_ms = pause_ms
-        self.rings = place / "rings"
+        self.rings = (shm or place) / "rings"
         self.training = place / "training"
         self.kept = place / "collector"
         for directory in (self.rings, self.training, self.kept):
@@ -87,7 +120,7 @@ class Arena:
         wait_until(lambda: len(list(self.rings.glob("*.ring"))) >= RANKS, "the rings")
 
     def _launch(self, directory: Path, rank: int, steps: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:
-        words = [str(directory), str(rank), str(steps), str(0 if steps else self._pause_ms)]
+        words = [str(directory), str(rank), str(steps), str(0 if steps else PAUSE_MS)]
         return subprocess.Popen([sys.executable, HERE / "trainer.py", *words], env=environ, cwd=self.place)
 
     def start_agent(self) -> None:
@@ -152,6 +185,30 @@ class Arena:
                 return None
         return pid
 
+    def begin(self, fault: str) -> None:
+        """What lasts: "disk full" (with "agent": it has to begin then), "rings full" for a rank that begins, or
+        "collector MODE"."""
+        if fault.startswith("collector"):
+            (self.kept / "mode").write_text(fault.split()[1])
+            return
+        fill(self.rings if "rings" in fault else self.recording.parent)
+        if fault == "agent, disk full":
+            self.kill("agent")
+        elif fault == "rank, rings full":
+            self.kill("rank 0")
+
+    def end(self, fault: str) -> None:
+        """It is over; an agent that could not begin is started again, as `rankscope run` does."""
+        if fault.startswith("collector"):
+            (self.kept / "mode").unlink()
+            return
+        ((self.rings if "rings" in fault else self.recording.parent) / "filler").unlink(missing_ok=True)
+        assert self.agent is not None
+        found = process_stat(self.agent.pid)
+        if found is None or found.state == "Z":
+            os.waitpid(self.agent.pid, 0)
+            self.start_agent()
+
     def end_training(self) -> list[int]:
         """Let the ranks end by themselves; the exit status of each launcher."""
         for launcher in self.launchers:
@@ -215,9 +272,9 @@ class Arena:
 
 
 @contextmanager
-def arena(place: Path, **options: float) -> Iterator[Arena]:
+def arena(place: Path, *, state: Path | None = None, shm: Path | None = None) -> Iterator[Arena]:
     """An arena that runs, cleared at the end."""
-    made = Arena(place, **options)
+    made = Arena(place, state=state, shm=shm)
     try:
         made.start()
         yield made

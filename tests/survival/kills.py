@@ -1,19 +1,27 @@
-"""SIGKILL to every part of an installation at moments that a seed draws, and what must hold afterwards."""
+"""Faults that strike an installation at moments that a seed draws, and what must hold afterwards."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from survival import accounts
-from survival.arena import RANKS, Arena, arena
+from survival.arena import RANKS, Arena, arena, small_file_systems
+from survival.collector import MODES, rejected
 
-#: Drawn as often as they stand here.
-VICTIMS = ("agent", "agent", "helper", "collector", *(f"rank {rank}" for rank in range(RANKS)))
+#: SIGKILL to a part, at once started again; by how often each is drawn.
+KILLS = ("agent", "agent", "helper", "collector", *(f"rank {rank}" for rank in range(RANKS)))
+#: File systems that are full for a while.
+FULL = ("disk full", "agent, disk full", "rank, rings full")
+#: Collectors that misbehave for a while, except by refusing for good: what they refuse is dropped, and said.
+COLLECTORS = tuple(f"collector {mode}" for mode in MODES if mode not in ("ok", "refusing"))
+REFUSING = "collector refusing"
+#: Bytes of the file systems for FULL: the recording's, that of the rings.
+SMALL_BYTES = (24_000_000, 160_000_000)
 #: Longest time from one kill to the next, s: to begin takes the agent half of it, so that some hit a beginning.
 LONGEST_S = 0.8
 
@@ -23,7 +31,7 @@ class Survival:
     """What a campaign came to; `broken` says what did not hold."""
 
     seed: int
-    killed: Counter[str] = field(default_factory=Counter)
+    struck: Counter[str] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     steps: int = 0
@@ -38,35 +46,66 @@ class Survival:
 
 
 def campaign(
-    place: Path, seed: int, moments: int, say: Callable[[str], None] = print, longest_s: float = LONGEST_S
+    place: Path,
+    seed: int,
+    moments: int,
+    faults: Sequence[str] = KILLS,
+    *,
+    longest_s: float = LONGEST_S,
+    say: Callable[[str], None] = print,
 ) -> Survival:
-    """Kill `moments` times; every line says seed, moment, victim and balance."""
-    chance = random.Random(seed)
+    """Strike `moments` times, every fault as often as it stands in `faults`; a line says seed, moment and balance.
+
+    What is no kill lasts up to `longest_s`. Where no file system may be mounted, none is full.
+    """
     told = Survival(seed)
-    with arena(place) as running:
-        began = time.monotonic()
-        for number in range(moments):
-            victim, pause_s = chance.choice(VICTIMS), chance.uniform(0, longest_s)
-            time.sleep(pause_s)
-            moment = time.monotonic() - began
-            pid = running.kill(victim)
-            balance = running.balance()
-            if pid is not None:
-                told.killed[victim.split()[0]] += 1
-            line = (
-                f"seed {seed} moment {number} at {moment:.3f} s: {victim}"
-                f" {'was not there' if pid is None else f'({pid}) killed'}; {accounts.say(balance)}"
-            )
-            told.lines.append(line)
-            say(line)
-            told.expect(balance is None or balance.holds, f"moment {number}: {accounts.say(balance)}")
-        statuses = running.end_training()
-        told.expect(statuses == [0] * RANKS, f"training ended with {statuses}")
-        agent_status = running.end_agent()
-        told.expect(agent_status == 0, f"the agent ended with {agent_status}")
-        _judge(told, running)
+    with small_file_systems(place, *(SMALL_BYTES if set(FULL) & set(faults) else ())) as small:
+        drawn = [fault for fault in faults if small or fault not in FULL]
+        state, shm = small or (None, None)
+        with arena(place / "arena", state=state, shm=shm) as running:
+            _strike(running, told, moments, drawn, longest_s, say)
+            statuses = running.end_training()
+            told.expect(statuses == [0] * RANKS, f"training ended with {statuses}")
+            agent_status = running.end_agent()
+            told.expect(agent_status == 0, f"the agent ended with {agent_status}")
+            _judge(told, running)
     say(f"seed {seed}: {told.balance}; {told.rings}; {told.steps} steps of training equal to the last bit")
     return told
+
+
+def _strike(
+    running: Arena,
+    told: Survival,
+    moments: int,
+    faults: Sequence[str],
+    longest_s: float,
+    say: Callable[[str], None],
+) -> None:
+    chance = random.Random(told.seed)
+    deck: list[str] = []
+    began = time.monotonic()
+    for number in range(moments):
+        deck = deck or chance.sample(faults, len(faults))
+        fault, pause_s, lasts_s = deck.pop(), chance.uniform(0, longest_s), chance.uniform(0, longest_s)
+        time.sleep(pause_s)
+        moment = time.monotonic() - began
+        if fault in KILLS:
+            pid = running.kill(fault)
+            what = f"{fault} {'was not there' if pid is None else f'({pid}) killed'}"
+            told.struck[fault.split()[0]] += pid is not None
+        else:
+            running.begin(fault)
+            before = accounts.recorded_steps(running.recording).total()
+            time.sleep(lasts_s)
+            recorded = accounts.recorded_steps(running.recording).total() - before
+            running.end(fault)
+            what = f"{fault} for {lasts_s:.3f} s, {recorded} steps recorded meanwhile"
+            told.struck[fault] += 1
+        balance = running.balance()
+        line = f"seed {told.seed} moment {number} at {moment:.3f} s: {what}; {accounts.say(balance)}"
+        told.lines.append(line)
+        say(line)
+        told.expect(balance is None or balance.holds, f"moment {number}: {accounts.say(balance)}")
 
 
 def _judge(told: Survival, running: Arena) -> None:
@@ -82,12 +121,16 @@ def _judge(told: Survival, running: Arena) -> None:
     told.expect(not balance.waiting.batches, f"after the end {told.balance}")
     requests = running.received()
     told.received = len(requests)
+    said = rejected(running.kept)
+    refused = balance.dropped.points - said
+    if not balance.dropped.batches:
+        told.expect(not refused, f"{said} points were rejected, {balance.dropped.points} are booked as dropped")
     told.expect(
         len(requests) == balance.acknowledged.batches,
         f"{balance.acknowledged.batches} batches are booked as delivered, the collector has {len(requests)}",
     )
     missing = accounts.missing_points(recording, requests)
-    told.expect(not missing, f"{missing} recorded readings never reached the collector")
+    told.expect(missing <= refused, f"{missing} recorded readings never reached the collector, {refused} were refused")
     recorded, counted = accounts.recorded_steps(recording), accounts.counted_steps(requests)
     told.expect(recorded == counted, f"steps recorded {dict(recorded)}, counted by the collector {dict(counted)}")
     told.steps = sum(recorded.values())
