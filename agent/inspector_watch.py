@@ -21,7 +21,7 @@ from rankscope.agent.inspector_text import InspectorReader
 from rankscope.agent.ranks import Rank
 from rankscope.clock import Clock, ClockAnchor
 from rankscope.reading import Event, Severity
-from rankscope.records import CollectiveRecord, GroupKind, GroupRecord, StepRecord
+from rankscope.records import CollectiveRecord, DeviceRecord, GroupKind, GroupRecord, StepRecord
 from rankscope.rules.timed import TimedOperation
 
 DIRECTORY_KEY = "NCCL_INSPECTOR_DUMP_DIR"
@@ -59,6 +59,8 @@ class _Tail:
     reader: InspectorReader = field(default_factory=InspectorReader)
     #: (end ns, number) of the rank's latest steps.
     steps: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_STEPS))
+    #: By step, how long the compute stream waited for communication, ns, where all such waits were seen.
+    exposed: dict[int, int] = field(default_factory=dict)
     #: When each communicator was written last, us.
     written: dict[str, int] = field(default_factory=dict)
     sums: dict[str, _Sum] = field(default_factory=dict)
@@ -76,11 +78,17 @@ class InspectorWatch:
         self._skipped_bytes = 0
         self._told = False
 
-    def heard(self, rank_row: int, record: StepRecord) -> None:
-        """A rank ended a step: what its library timed meanwhile belongs to it."""
+    def heard(self, rank_row: int, record: StepRecord | DeviceRecord) -> None:
+        """A rank ended a step: what its library timed meanwhile belongs to it; or its device's part of one is known."""
         tail = self._tails.get(rank_row)
-        if tail is not None:
+        if tail is None:
+            return
+        if isinstance(record, StepRecord):
             tail.steps.append((record.end_ns, record.step))
+        elif record.backward_wait_ns is not None and not record.contaminated:
+            tail.exposed[record.step] = record.backward_wait_ns + (record.inner_wait_ns or 0)
+            if len(tail.exposed) > _STEPS:
+                del tail.exposed[next(iter(tail.exposed))]
 
     @property
     def following(self) -> bool:
@@ -261,7 +269,10 @@ def _add(tail: _Tail, name: str, step: int, size: int, duration_ns: int) -> Grou
     if sums is None or sums.step != step:
         if sums is not None and sums.whole:
             head = (sums.step, sums.size, sums.count, None, None, TIMED, name, int(GroupKind.UNKNOWN))
-            done = GroupRecord(*head, sums.spent_ns)
+            exposed_ns = tail.exposed.get(sums.step) if len(tail.sums) == 1 else None
+            # Where there is one communicator, all that the compute stream did not wait for was hidden.
+            overlap_ns = None if exposed_ns is None else max(0, sums.spent_ns - exposed_ns)
+            done = GroupRecord(*head, sums.spent_ns, overlap_ns)
         # The first one after a gap began before it.
         sums = tail.sums[name] = _Sum(step, size, whole=sums is not None)
     sums.count += 1

@@ -27,7 +27,7 @@ from rankscope.identity import RankIdentity
 from rankscope.probes.clock_state import clock_state
 from rankscope.probes.host_facts import host_facts
 from rankscope.reading import Event, Reading, Severity
-from rankscope.records import RingRecord, StepRecord
+from rankscope.records import DeviceRecord, RingRecord, StepRecord
 
 _SECOND_NS = 1_000_000_000
 #: A step this many times the rank's usual (p99) asks the probes for more detail.
@@ -120,9 +120,9 @@ class WatchedJob:
         following = self._inspector.following
         row = next(rank.row for rank in self.watcher.ranks if rank.identity is identity) if following else 0
         for record in records:
+            if following and isinstance(record, StepRecord | DeviceRecord):
+                self._inspector.heard(row, record)
             if isinstance(record, StepRecord):
-                if following:
-                    self._inspector.heard(row, record)
                 usual = self._usual_step_ns(identity, record.step)
                 if usual and record.end_ns - record.start_ns > _SLOW_STEP * usual:
                     self._slow[identity.rank] = identity

@@ -30,6 +30,8 @@ _PATIENCE_NS = 600 * _SECOND_NS
 #: Reading a trace of three steps takes a second or two; what takes longer than this is ended.
 _READ_NS = 120 * _SECOND_NS
 _RESULT_BYTES = 4 * 1024 * 1024
+#: What is kept of the longest stall.
+_STALL = ("kernel", "cause", "us", "operator", "source", "host_doing")
 _READ_TRACE = "from rankscope.agent.cli import main; main()"
 
 
@@ -184,9 +186,16 @@ def _found(number: int, now: int, rank: dict[str, Any]) -> Event:
         "overlap_fraction": rank["temporal"]["overlap_fraction"],
         "tensor_fraction": rank["tensor_cores"]["fraction_of_computation"],
         "launches": rank["launches"]["count"],
+        "host_wait_fraction": _share_of_idle(rank["idle"]["devices"], "host_wait_us", "kernel_wait_us"),
     }
     if rank["stalls"]:
         stall = rank["stalls"][0]
         text += f"; longest stall {stall['us'] / 1e3:.1f} ms before {stall['kernel']}"
-        attributes |= {f"stall_{name}": stall[name] for name in ("kernel", "cause", "us", "operator", "host_doing")}
+        attributes |= {f"stall_{name}": stall[name] for name in _STALL}
     return Event("kernel-stalls", now, text, rank=number, attributes=attributes)
+
+
+def _share_of_idle(devices: Sequence[dict[str, Any]], *causes: str) -> float | None:
+    """Share of the devices' idle time that these causes have; None where they never idled."""
+    total = sum(device["total_us"] for device in devices)
+    return round(sum(device[cause] for device in devices for cause in causes) / total, 6) if total else None

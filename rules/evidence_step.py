@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rankscope.rules.evidence import Case, Observation, graded, unseen
 from rankscope.rules.frame import COMPUTE, NS_PER_MS, BoolArray, mean, median, middle
+from rankscope.rules.kernel_windows import IDLE_FOR_HOST
 
 #: Share of an excess that must lie in a phase, or be explained by a stall, to speak and to speak fully.
 _MOST = (0.3, 0.7)
@@ -52,6 +55,24 @@ def arrival(case: Case) -> Observation:
 def starved(case: Case) -> Observation:
     """The device had caught up with its host, so that the host, not the device, set the pace.
 
+    A window of the profiler shows it kernel by kernel, and goes before what the boundaries of phases tell.
+    """
+    told, seen = _lead(case), case.frame.kernel_window(_told_by(case), case.mask)
+    if seen is None or seen.idle_for_host is None:
+        return told
+    strength = graded(seen.idle_for_host, *IDLE_FOR_HOST) if seen.host_bound else 0.0
+    what = seen.said if told.strength is None else f"{told.what}; {seen.said}"
+    return Observation(strength, what, round(seen.idle_for_host, 3), told.peers)
+
+
+def _told_by(case: Case) -> Sequence[int]:
+    """Rows whose windows speak here: of a suspect that is everywhere any rank's does, since one at a time has one."""
+    return (case.row,) if case.suspect.located else case.suspect.rows
+
+
+def _lead(case: Case) -> Observation:
+    """The same by how far the device ran behind its host.
+
     Taken at the begin of forward and backward: later the device waits for its peers, and any host is ahead of it.
     """
     leads = np.fmax(case.frame.device("lead_forward_ns"), case.frame.device("lead_backward_ns")) / NS_PER_MS
@@ -78,7 +99,16 @@ def launch(case: Case) -> Observation:
     caught_up = 1 - graded(now / case.frame.typical_ms, _STARVED / 2, 2 * _STARVED)
     lost = graded(1 - now / before, 0.3, 0.7) if before > 0 else 0.0
     what = f"the host ran {now:.1f} ms ahead of its device ({before:.1f} ms before)"
-    return Observation(min(caught_up, lost), what, round(now, 2))
+    strength = min(caught_up, lost)
+    seen, past = (case.frame.kernel_window(_told_by(case), mask) for mask in (case.mask, case.baseline))
+    if seen is not None:
+        what += f"; {seen.said}"
+        if not seen.host_bound:
+            strength = 0.0
+        elif past is not None:
+            # Kernel by kernel, before and after: whatever the boundaries of phases show.
+            strength = 0.0 if past.host_bound else 1.0
+    return Observation(strength, what, round(now, 2))
 
 
 def _stall(case: Case, field: str, name: str) -> Observation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rankscope.finding import Basis
 from rankscope.identity import RankIdentity
 from rankscope.records import GroupKind
+from rankscope.rules.kernel_windows import KernelWindow, kernel_windows
 from rankscope.rules.timed_steps import TimedSteps, timed_steps
 from rankscope.window import Columns, RankWindow, Window
 
@@ -195,6 +196,27 @@ class Frame:
     def timed(self) -> TimedSteps | None:
         """Collectives that the communication library timed, joined over ranks; None where none was."""
         return timed_steps([self.of(row) for row in range(len(self.ranks))], self.steps)
+
+    @cached_property
+    def kernel_windows(self) -> list[KernelWindow]:
+        """Windows of the profiler that ranks recorded."""
+        return kernel_windows(self.window.events)
+
+    def kernel_window(self, rows: Sequence[int], mask: BoolArray) -> KernelWindow | None:
+        """The latest one of the ranks on `rows` in the steps of `mask`."""
+        rank_rows = {self.ranks[row]: row for row in rows} if self.kernel_windows else {}
+        steps = set(self.steps[mask].tolist()) if rank_rows else set()
+        for found in reversed(self.kernel_windows):
+            if found.rank not in rank_rows:
+                continue
+            if found.step is not None:
+                within = found.step in steps
+            else:
+                spans = self.intervals(rank_rows[found.rank], mask)
+                within = any(begin <= found.time_ns <= end for begin, end in spans)
+            if within:
+                return found
+        return None
 
     @cached_property
     def contaminated(self) -> BoolArray:

@@ -102,7 +102,8 @@ EVENT_KINDS = {
     "memory-snapshot": "the allocator's state was left in a file, where memory ran out or on request: step; text",
     "profiler-window": "a rank recorded a window of the profiler: step, cost_ns (all that it cost the training)",
     "kernel-stalls": "what a window showed, in text: bound, step_us, idle_fraction, overlap_fraction, tensor_fraction, "
-    "launches, stall_kernel, stall_cause, stall_us, stall_operator, stall_host_doing of the longest stall",
+    "launches, host_wait_fraction (of the idle time: nothing was launched, or just now); stall_kernel, stall_cause, "
+    "stall_us, stall_operator, stall_source, stall_host_doing of the longest stall",
     "step-rule": "what the hooks take for a step of this job: text says it",
     "rank-degraded": "a rank's hooks lost a signal: text says which",
     "agent-started": "an agent began to record: pid, restart",

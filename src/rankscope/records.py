@@ -251,8 +251,8 @@ class GroupRecord:
     # From version 2 on.
     #: One of GroupKind.
     group_kind: int | None = None
-    #: All communication of the group in this step (timed by the communication library), and the part of it that
-    #: computing hid.
+    #: All communication of the group in this step as the communication library timed it, and the part of it that
+    #: computing hid, where the rank has one group and every wait of its compute stream was seen. None elsewhere.
     comm_ns: int | None = None
     overlap_ns: int | None = None
     #: 1 where waits for this or another group may lie inside own_ns, unseen.

@@ -19,7 +19,7 @@ from rankscope.agent.recording import Recording
 from rankscope.clock import ClockAnchor, SystemClock, boot_id
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event
-from rankscope.records import RingRecord, StepRecord
+from rankscope.records import DeviceRecord, RingRecord, StepRecord
 from rankscope.ring import SUFFIX, RingWriter
 from rankscope.rules.frame import Frame
 from rankscope.torch_hooks.fingerprint import write_fingerprint
@@ -53,7 +53,7 @@ class Job:
     def _heard(self, identity: RankIdentity, records: Sequence[RingRecord]) -> None:
         row = next(rank.row for rank in self.watcher.ranks if rank.identity is identity)
         for record in records:
-            if isinstance(record, StepRecord):
+            if isinstance(record, StepRecord | DeviceRecord):
                 self.inspector.heard(row, record)
 
     def file(self, rank: int) -> Path:
@@ -66,6 +66,8 @@ class Job:
         for step in steps:
             end_ns = now.monotonic_ns - (steps.stop - 1 - step) * 10 * MS
             for rank, writer in enumerate(self.writers):
+                exposed = 1 * MS if rank == 0 else 0
+                writer.append_record(DeviceRecord(step, 10 * MS, 0, 0, 9 * MS, exposed, 0, 0))
                 writer.append_record(StepRecord(step, end_ns - 10 * MS, end_ns, 0, 10 * MS, 0, 0, 0, 0, 0, 0))
                 with self.file(rank).open("a") as file:
                     for number in range(2):
@@ -128,6 +130,8 @@ def test_collectives_reach_the_report_with_waits_by_rank(job: Job) -> None:
     assert groups == ("0xab",)
     spent = frame.of(0).groups["0xab"].columns["comm_ns"]
     assert np.median(spent) == pytest.approx((2 * 400 + LATE_US) * 1e3)
+    hidden = frame.of(0).groups["0xab"].columns["overlap_ns"]
+    assert np.median(hidden) == pytest.approx((2 * 400 + LATE_US) * 1e3 - MS)
     assert [event.text for event in job.events] == ["collectives are timed by NCCL Inspector (v4.2)"]
 
 
