@@ -6,6 +6,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from rankscope.device import DEVICE_CLOCK_VARIABLE, DeviceClock
@@ -174,17 +175,26 @@ def _around(
     ends: Callable[[], None],
     concerns: Callable[[tuple[Any, ...], Mapping[str, Any]], bool],
 ) -> Callable[[], None]:
-    """Replace `owner.name` by a version that calls `begins` and `ends` around the calls that `concerns` picks."""
+    """Replace `owner.name` by a version that calls `begins` and `ends` around the calls that `concerns` picks.
+
+    What fails in ours never reaches the caller: the call goes on unwatched.
+    """
     original = getattr(owner, name)
 
     def around(*arguments: Any, **keywords: Any) -> Any:
-        if not concerns(arguments, keywords):
+        try:
+            watched = concerns(arguments, keywords)
+            if watched:
+                begins()
+        except Exception:
+            watched = False
+        if not watched:
             return original(*arguments, **keywords)
-        begins()
         try:
             return original(*arguments, **keywords)
         finally:
-            ends()
+            with suppress(Exception):
+                ends()
 
     return _replace(owner, name, original, around)
 

@@ -48,7 +48,34 @@ class FakeCuda:
             def synchronize(self) -> None:
                 raise RuleBroken("waited for an event")
 
-        self.Event = Event
+        class Stream:
+            """One of the device's queues; only the current one's work is counted."""
+
+            def __init__(self, number: int = 0) -> None:
+                self.number = number
+
+            def __eq__(self, other: object) -> bool:
+                return isinstance(other, Stream) and other.number == self.number
+
+            def __hash__(self) -> int:
+                return self.number
+
+            def wait_event(self, event: Any) -> None:
+                if self == cuda.current:
+                    cuda.work(event.wait_ms)
+
+            def wait_stream(self, other: Any) -> None:
+                if self == cuda.current:
+                    cuda.work(other.busy_ms)
+
+            def synchronize(self) -> None:
+                raise RuleBroken("synchronised a stream")
+
+            def query(self) -> bool:
+                raise RuleBroken("asked a stream")
+
+        self.Event, self.Stream = Event, Stream
+        self.current = Stream(0)
 
     def work(self, ms: float) -> None:
         """Launch `ms` of device work."""
@@ -63,6 +90,9 @@ class FakeCuda:
 
     def is_current_stream_capturing(self) -> bool:
         return self.capturing
+
+    def current_stream(self, _device: Any = None) -> Any:
+        return self.current
 
     def current_device(self) -> int:
         return 0
@@ -79,9 +109,26 @@ class FakeCuda:
 
 
 class FakeTensor:
-    """A tensor on the device: reading its value would wait."""
+    """A tensor on the device, or on the host: reading the value of one on the device would wait."""
 
-    is_cuda = True
+    def __init__(
+        self, *, is_cuda: bool = True, pinned: bool = False, cuda: FakeCuda | None = None, copy_ms: float = 0.0
+    ) -> None:
+        self.is_cuda, self._pinned = is_cuda, pinned
+        self._cuda, self._copy_ms = cuda, copy_ms
+
+    def to(self, target: Any = None, *, device: Any = None, non_blocking: bool = False) -> FakeTensor:
+        target = device if target is None else target
+        if self._pinned and not non_blocking:
+            raise RuleBroken("a copy from pinned memory was made to wait")
+        if target == "fail":
+            raise ValueError("no such device")
+        if str(target).startswith("cuda") and self._cuda is not None:
+            self._cuda.work(self._copy_ms)
+        return FakeTensor(is_cuda=self.is_cuda or str(target).startswith("cuda"))
+
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> FakeTensor:
+        return self.to("cuda", non_blocking=non_blocking)
 
     def item(self) -> float:
         return 1.0
