@@ -166,16 +166,15 @@ def report(
 ) -> None:
     """The verdict over recordings of one run: one file a host, or a directory of them."""
     from rankscope.agent.hand_off import markdown_page
-    from rankscope.agent.history import judged_with
+    from rankscope.agent.history import past_runs
     from rankscope.agent.verdict import conclude, show, write_outputs, write_text
 
     on_standard_output = markdown is not None and str(markdown) == "-"
     if as_json and on_standard_output:
         raise click.UsageError("--json and --markdown - both want standard output")
-    verdict, window = conclude(recordings, str(classes or ""))
     if history is not None and not history.is_file():
         raise RecordingError("no such history", where=str(history))
-    verdict = judged_with(str(history or ""), window, verdict, keep=False)
+    verdict, window = conclude(recordings, str(classes or ""), lambda window: past_runs(str(history or ""), window))
     if not (as_json or on_standard_output):
         show(verdict, window, _console())
     if markdown is not None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from rankscope.errors import RecordingError
 from rankscope.finding import Finding, Side, Verdict
 from rankscope.reading import Severity
-from rankscope.rules.history import PastRun, with_history
+from rankscope.rules import THRESHOLD
+from rankscope.rules.history import PastRun
 from rankscope.window import Window
 
 #: "RKSH": tells this database from any other SQLite file.
@@ -102,21 +102,26 @@ class History:
         return sorted(past, key=lambda run: -run.ended_ns)
 
 
-def judged_with(history_file: str, window: Window, verdict: Verdict, *, keep: bool) -> Verdict:
-    """The verdict with what past runs add to it; `keep` writes this run down for those to come. Raises RecordingError.
-
-    "" for no history: the verdict as it is.
-    """
+def past_runs(history_file: str, window: Window) -> list[PastRun]:
+    """What a site's history says of a window's GPUs and ranks; nothing for "". Raises RecordingError."""
     if not history_file:
-        return verdict
+        return []
     history = History(Path(history_file).expanduser())
     try:
-        told = replace(verdict, findings=with_history(verdict.findings, window, history.of(window)))
-        if keep:
-            history.keep(window, verdict)
+        return history.of(window)
     finally:
         history.close()
-    return told
+
+
+def keep_run(history_file: str, window: Window, verdict: Verdict) -> None:
+    """Write a run down for those to come; nothing for "". Raises RecordingError."""
+    if not history_file:
+        return
+    history = History(Path(history_file).expanduser())
+    try:
+        history.keep(window, verdict)
+    finally:
+        history.close()
 
 
 _SELECT = "SELECT gpu_uuid, job, attempt, rank, host, ended_ns, class, side, fraction FROM runs"
@@ -125,7 +130,9 @@ _SELECT = "SELECT gpu_uuid, job, attempt, rank, host, ended_ns, class, side, fra
 def _worst(findings: Iterable[Finding], rank: int) -> Finding | None:
     """The first finding at a rank; what was only watched does not count."""
     for finding in findings:
-        sure = finding.severity is not Severity.INFO and (finding.side is Side.UNKNOWN or finding.confidence >= 0.5)
+        sure = finding.severity is not Severity.INFO and (
+            finding.side is Side.UNKNOWN or finding.confidence >= THRESHOLD
+        )
         if sure and finding.where.rank == rank:
             return finding
     return None

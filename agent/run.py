@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankscope.agent.config import Settings, ring_root
 from rankscope.agent.job_signals import JobSignal, signal_event
@@ -32,6 +33,9 @@ from rankscope.finding import Verdict
 from rankscope.identity import host_name, job_name, safe_name
 from rankscope.ring import SUFFIX
 from rankscope.window import Window
+
+if TYPE_CHECKING:
+    from rankscope.rules.history import PastRun
 
 #: How often an agent that dies is started again without much ado; after that once in the longest pause, seconds.
 MAX_RESTARTS = 5
@@ -261,19 +265,27 @@ class _Run:
 
     def conclude(self, status: int, signals: Sequence[JobSignal]) -> RunResult:
         """The verdict over what was recorded."""
-        from rankscope.agent.history import judged_with
+        from rankscope.agent.history import keep_run, past_runs
         from rankscope.agent.verdict import conclude, keep_events, keep_status, keep_verdict
 
         interrupted = bool(signals)
+        history = self._settings.rules.history_file
+
+        def past(window: Window) -> list[PastRun]:
+            try:
+                return past_runs(history, window)
+            except RankscopeError as error:
+                self._say(f"rankscope: no history: {error}")
+                return []
 
         try:
             keep_status(self._recording, status)
             keep_events(self._recording, [signal_event(each, self._agent_environ) for each in signals])
-            verdict, window = conclude([self._recording], self._settings.rules.classes_file)
+            verdict, window = conclude([self._recording], self._settings.rules.classes_file, past)
             try:
-                verdict = judged_with(self._settings.rules.history_file, window, verdict, keep=True)
+                keep_run(history, window, verdict)
             except RankscopeError as error:
-                self._say(f"rankscope: no history: {error}")
+                self._say(f"rankscope: not kept in the history: {error}")
             keep_verdict(self._recording, verdict, window)
         except Exception as error:
             # Whatever it is: the job's own status is what `run` ends with.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,18 +19,23 @@ from rankscope.window import Window
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rankscope.rules.history import PastRun
 
-def conclude(paths: Sequence[Path], classes_file: str = "") -> tuple[Verdict, Window]:
+
+def conclude(
+    paths: Sequence[Path], classes_file: str = "", past: Callable[[Window], Sequence[PastRun]] = lambda _window: ()
+) -> tuple[Verdict, Window]:
     """The verdict over recordings of one run, and the window that it rests on.
 
-    `classes_file` is a site's own part of the evidence table. Raises RecordingError, ConfigurationError.
+    `classes_file` is a site's own part of the evidence table; `past` looks up what earlier jobs say of the window's
+    GPUs. Raises RecordingError, ConfigurationError.
     """
     from rankscope.agent.site_table import site_table
     from rankscope.rules import judge
 
     table = site_table(classes_file)
     window = load_window(paths)
-    return judge(window, overhead_of(paths, window), table), window
+    return judge(window, overhead_of(paths, window), table, past(window)), window
 
 
 def overhead_of(paths: Sequence[Path], window: Window) -> Overhead:

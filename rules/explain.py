@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 
 from rankscope.finding import Evidence, Side
 from rankscope.rules.evidence import Observation
+from rankscope.rules.history import FAMILY
 from rankscope.rules.table import Alternative, FaultClass, LogOdds, Symptom, Table
 
 #: Evidence that moves a class by less is not worth showing.
 _SHOWN = 0.05
+#: Confidence that a cause must have without the record of past runs to be told with it.
+_BY_ITSELF = 0.5
 #: What remains of a confidence where own times may hold waits for other ranks.
 CONTAMINATED = 0.85
 
@@ -82,6 +85,23 @@ def weakened(table: Table, explanation: Explanation) -> Explanation:
     if told.side is Side.HARDWARE or posterior[told.slug] < table.threshold:
         told = None
     return replace(explanation, posterior=posterior, told=told)
+
+
+def with_record(
+    table: Table, symptom: Symptom, seen: Mapping[str, Observation], record: Observation
+) -> tuple[Explanation, Mapping[str, Observation]]:
+    """(explanation, everything seen) with the record of past runs as one more family.
+
+    The record moves every confidence, but tells no cause that this job does not hold more likely than not by itself.
+    """
+    alone = explain(table, symptom, seen)
+    if record.strength is None:
+        return alone, seen
+    everything = {**seen, FAMILY: record}
+    found = explain(table, symptom, everything)
+    if found.told is not None and alone.confidence(found.told) < _BY_ITSELF:
+        found = replace(found, told=None)
+    return found, everything
 
 
 def evidence_for(of: FaultClass, seen: Mapping[str, Observation]) -> tuple[Evidence, ...]:

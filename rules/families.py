@@ -12,6 +12,7 @@ from rankscope.rules import (
     evidence_machine,
     evidence_parallel,
     evidence_step,
+    history,
 )
 from rankscope.rules.evidence import Family
 from rankscope.rules.gpu_trouble import LOOKS
@@ -65,3 +66,5 @@ ANYWHERE: Mapping[str, Family] = {
 }
 #: Families looked at on a crash or hang.
 INCIDENT = (*LOOKS, "killed", "exception", "behind", "no-space", "mismatch", "device-memory")
+#: Looked up where a site keeps a record of past jobs.
+PAST = (history.FAMILY,)

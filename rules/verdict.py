@@ -13,11 +13,12 @@ from rankscope.rules import gpu_trouble
 from rankscope.rules.attempts import by_attempt
 from rankscope.rules.evidence import Observation, observe
 from rankscope.rules.evidence_gpu import held_by_heat
-from rankscope.rules.explain import explain, weakened
+from rankscope.rules.explain import weakened, with_record
 from rankscope.rules.families import ANYWHERE, SLOWNESS
 from rankscope.rules.findings import broken, slowness, watched, worth_telling
 from rankscope.rules.frame import NS_PER_MS, Frame
 from rankscope.rules.goodput import goodput
+from rankscope.rules.history import FAMILY, PastRun, record_of, sentence
 from rankscope.rules.incident import incident
 from rankscope.rules.locate import LEAST_JUDGED, suspects
 from rankscope.rules.progress import progress
@@ -46,31 +47,37 @@ _WATCHED = {
 _WATCHED_SHARE = 0.2
 
 
-def diagnose(window: Window, table: Table = TABLE) -> tuple[Finding, ...]:
-    """What is wrong with the job in this window, the most important first; nothing for a healthy one."""
+def diagnose(window: Window, table: Table = TABLE, past: Sequence[PastRun] = ()) -> tuple[Finding, ...]:
+    """What is wrong with the job in this window, the most important first; nothing for a healthy one.
+
+    `past` is how its GPUs fared in other jobs, and its ranks on other GPUs.
+    """
     frame, telemetry = Frame(window), Telemetry(window)
     found: list[Finding] = []
     for attempt, part in reversed(by_attempt(window)):
         stopped = incident(part, frame, telemetry)
         if stopped is not None:
-            ended = broken(table, part, stopped, explain(table, stopped.symptom, stopped.seen))
+            record = record_of(part, stopped.rank, past)
+            explanation, seen = with_record(table, stopped.symptom, stopped.seen, record)
+            ended = _remembered(broken(table, part, replace(stopped, seen=seen), explanation), record)
             found.append(ended if part.job_status == window.job_status else _of_attempt(ended, attempt))
     prices = Prices(frame)
     for suspect in suspects(prices):
         seen = observe(SLOWNESS, frame, telemetry, suspect, ANYWHERE)
-        explanation = explain(table, suspect.symptom, seen)
+        record = record_of(window, frame.ranks[suspect.rows[0]] if suspect.located else None, past)
+        explanation, seen = with_record(table, suspect.symptom, seen, record)
         if suspect.contaminated:
             explanation = weakened(table, explanation)
         if worth_telling(table, frame, suspect, explanation):
-            found.append(slowness(table, prices, suspect, explanation, seen))
+            found.append(_remembered(slowness(table, prices, suspect, explanation, seen), record))
     found = _once(found)
     found += _watches(table, window, frame, telemetry, found)
     return tuple(sorted(found, key=lambda finding: _importance(table, finding)))
 
 
-def judge(window: Window, overhead: Overhead, table: Table = TABLE) -> Verdict:
+def judge(window: Window, overhead: Overhead, table: Table = TABLE, past: Sequence[PastRun] = ()) -> Verdict:
     """The verdict on a window: the side of the first finding above the threshold, "unknown" or "healthy"."""
-    found = diagnose(window, table)
+    found = diagnose(window, table, past)
     first = next((finding for finding in found if _counts(table, finding)), None)
     doubtful = next((finding for finding in found if finding.severity is not Severity.INFO), None)
     if first is not None:
@@ -107,6 +114,12 @@ def _importance(table: Table, finding: Finding) -> tuple[bool, bool, float]:
     ended = finding.impact.ms_per_step is None
     hours = finding.impact.gpu_hours_per_day or 0.0
     return not _counts(table, finding), not ended, -hours * finding.confidence
+
+
+def _remembered(finding: Finding, record: Observation) -> Finding:
+    """A finding whose sentence says what past runs of its GPU tell, where that is evidence for or against it."""
+    said = sentence(record) if any(piece.family == FAMILY for piece in finding.evidence) else None
+    return finding if said is None else replace(finding, summary=f"{finding.summary} {said}.")
 
 
 def _of_attempt(finding: Finding, attempt: Attempt | None) -> Finding:

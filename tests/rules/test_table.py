@@ -46,7 +46,7 @@ def test_classes_and_sides() -> None:
 
 def test_every_family_is_looked_at() -> None:
     """The families of the table are those that some function looks at, neither more nor fewer."""
-    assert set(load().families) == {*families.SLOWNESS, *families.ANYWHERE, *families.INCIDENT}
+    assert set(load().families) == {*families.SLOWNESS, *families.ANYWHERE, *families.INCIDENT, *families.PAST}
 
 
 def test_every_class_can_win_and_lose() -> None:
