@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from array import array
 from pathlib import Path
+from types import ModuleType
 
-import numpy as np
 import pytest
 
 from rankscope.agent.kineto import read_trace
-from rankscope.clock import ClockAnchor
-from rankscope.identity import RankIdentity
-from rankscope.records import DeviceRecord, StepRecord, field_names
 from rankscope.rules import diagnose
 from rankscope.rules.trace.analysis import analyse
 from rankscope.rules.trace.blame import Reason, blame
 from rankscope.rules.trace.compare import compare, verdict
 from rankscope.rules.trace.exchange import RankExchange, exchange_of
-from rankscope.rules.trace.seen import Seen, masked, seen_of
+from rankscope.rules.trace.seen import masked, seen_of
 from rankscope.simulator.traces import TraceJob, TracePlan
-from rankscope.window import Columns, RankWindow, Window
 
 REAL = Path(__file__).parents[2].parent / "shared/data/kineto"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks/masked_traces.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    """benchmarks/masked_traces.py as a module: what it counts over many seeds, this file shows on one."""
+    spec = importlib.util.spec_from_file_location("masked_traces", BENCHMARK)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def exchanges(plan: TracePlan, folder: Path) -> list[RankExchange]:
@@ -95,42 +103,14 @@ def test_real_ranks_masked_and_whole_agree() -> None:
     assert (whole.rank, whole.reason, hooks.rank) == (1, Reason.DEVICE, 1)
 
 
-def as_recorded(seen: Seen) -> Window:
-    """A masked trace as the hooks would have put it into a recording: one device record a step, and nothing else."""
-    ends = np.nanmedian(seen.step_ns, axis=0).cumsum()
-
-    def columns(kind: type[StepRecord] | type[DeviceRecord], told: dict[str, np.ndarray]) -> Columns:
-        missing = np.full(len(seen.steps), np.nan)
-        return Columns({name: array("d", told.get(name, missing)) for name in field_names(kind)})
-
-    ranks = {}
-    for row, rank in enumerate(seen.ranks):
-        zero = np.zeros(len(seen.steps))
-        step, own = seen.step_ns[row], seen.own_ns[row]
-        host = {"step": np.array(seen.steps), "start_ns": ends - step, "end_ns": ends, "backward_ns": step}
-        phases = dict.fromkeys(("data_wait_ns", "forward_ns", "optimizer_ns", "other_ns"), zero)
-        device = {"step": np.array(seen.steps), "step_ns": step, "backward_own_ns": own, "backward_wait_ns": step - own}
-        identity = RankIdentity(
-            "job", 0, rank, len(seen.ranks), rank, "h", 100 + rank, 1, "boot", f"GPU-{rank}", "cuda"
-        )
-        ranks[rank] = RankWindow(identity, columns(StepRecord, host | phases), columns(DeviceRecord, device | phases))
-    return Window(
-        job="job",
-        ranks=ranks,
-        series={},
-        events=(),
-        anchors={"h": ClockAnchor(0, 0)},
-        begin_ns=0,
-        end_ns=int(ends[-1]),
-        world_size=len(seen.ranks),
-    )
-
-
+@pytest.mark.parametrize("layout", ["ddp", "grid"])
 @pytest.mark.parametrize("slow", ["device", "host", None])
-def test_the_rules_over_the_masked_trace_name_the_same_rank(tmp_path: Path, slow: str | None) -> None:
+def test_the_rules_over_the_masked_trace_name_the_same_rank(
+    tmp_path: Path, benchmark: ModuleType, slow: str | None, layout: str
+) -> None:
     """The product's own rules, given the masked trace as a recording, accuse whom the whole trace accuses."""
-    plan = TracePlan(slow=slow, steps=40, layers=6, seed=7, culprit=1, factor=1.3, host_delay_us=3_000)
+    plan = TracePlan(slow=slow, steps=40, layers=6, seed=7, culprit=1, layout=layout, host_delay_us=3_000)
     seen = seen_of(exchanges(plan, tmp_path))
-    findings = diagnose(as_recorded(masked(seen)))
+    findings = diagnose(benchmark.as_recorded(masked(seen)))
     assert blame(seen).rank == (None if slow is None else 1)
     assert {finding.where.rank for finding in findings} == (set() if slow is None else {1})

@@ -132,7 +132,7 @@ def late_in_backward(seed: int, device: AsyncDevice | None) -> int:
     noise = random.Random(seed * 100 + RANK)
 
     def launch(part: str) -> None:
-        took_ms = noise.gauss(8 if part == "forward" else 16, 0.2) + 5 * (part == "backward" and culprit == RANK)
+        took_ms = noise.gauss(3 if part == "forward" else 7, 0.2) + 5 * (part == "backward" and culprit == RANK)
         if device is not None:
             device.kernel(round(took_ms * 1e6))
         else:

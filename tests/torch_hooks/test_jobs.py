@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.torch_hooks.loops import checked_steps
 
+from rankscope.clock import ClockAnchor
+from rankscope.finding import Basis, Overhead, Side
+from rankscope.identity import RankIdentity
 from rankscope.records import (
     CollectiveRecord,
     DeviceRecord,
@@ -23,8 +29,11 @@ from rankscope.records import (
     PhaseRecord,
     RingRecord,
     StepRecord,
+    field_names,
 )
 from rankscope.ring import RingReader
+from rankscope.rules import judge
+from rankscope.window import Columns, RankWindow, Window
 
 pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
@@ -36,6 +45,7 @@ SEEDS = (1, 2, 3)
 class Ran:
     """What one rank of one loop wrote, and what it knows of itself."""
 
+    identity: RankIdentity
     records: list[RingRecord]
     known: list[int] | int
 
@@ -60,10 +70,10 @@ def run(directory: Path, ranks: int, loops: tuple[str, ...]) -> dict[str, list[R
         rings = {}
         for path in (directory / name).glob("*.ring"):
             reader = RingReader(path)
-            rings[reader.header.identity.rank] = reader.read().records
+            rings[reader.header.identity.rank] = (reader.header.identity, reader.read().records)
             reader.close()
         found[name] = [
-            Ran(rings[rank], json.loads((directory / f"{name}.{rank}.json").read_text())) for rank in range(ranks)
+            Ran(*rings[rank], json.loads((directory / f"{name}.{rank}.json").read_text())) for rank in range(ranks)
         ]
     return found
 
@@ -164,6 +174,49 @@ def test_five_late_milliseconds_are_named(late_ranks: dict[str, list[Ran]], wher
     assert own.index(max(own)) == culprit
     assert wait.index(min(wait)) == culprit
     assert max(own) - statistics.median_low(own) > 2_500_000
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+# On the host's clock a loaded machine makes every rank slow now and then: more than the difference it looks for.
+@pytest.mark.parametrize("where", [pytest.param("host", marks=pytest.mark.verify), "async"])
+def test_the_verdict_names_the_late_rank(late_ranks: dict[str, list[Ran]], where: str, seed: int) -> None:
+    """The rules over the rings of 20 steps and no more: that rank and no other, its phase, and no hardware accused."""
+    ranks = late_ranks[f"{where}{seed}"]
+    verdict = judge(window_of(ranks), Overhead())
+    assert verdict.findings, verdict.summary
+    assert {finding.where.rank for finding in verdict.findings} == {ranks[0].known}
+    first = verdict.findings[0]
+    assert first.where.phase == "backward"
+    assert first.side is not Side.HARDWARE
+    assert first.basis is (Basis.DEVICE_COMPUTE if where == "async" else Basis.HOST)
+
+
+def window_of(ranks: list[Ran]) -> Window:
+    """What their rings hold, and nothing else, up to the 20th step after the warm-up."""
+
+    def columns(records: list[Any], kind: type[Any]) -> Columns:
+        names = [name for name in field_names(kind) if name not in ("group", "members")]
+        kept = [record for record in records if isinstance(record, kind) and record.step < 23]
+        return Columns(
+            {
+                name: array("d", [math.nan if (value := getattr(each, name)) is None else value for each in kept])
+                for name in names
+            }
+        )
+
+    windows = {
+        ran.identity.rank: RankWindow(
+            ran.identity,
+            columns(ran.records, StepRecord),
+            columns(ran.records, DeviceRecord),
+            {"default": columns([r for r in groups(ran) if r.group == "default"], GroupRecord)},
+        )
+        for ran in ranks
+    }
+    begin = min(int(of.steps.columns["start_ns"][0]) for of in windows.values())
+    end = max(int(of.steps.columns["end_ns"][-1]) for of in windows.values())
+    anchors = {ran.identity.host: ClockAnchor(0, 0) for ran in ranks}
+    return Window("late", windows, {}, (), anchors, begin, end, len(windows))
 
 
 def test_the_device_says_its_phases(late_ranks: dict[str, list[Ran]]) -> None:
