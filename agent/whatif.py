@@ -82,6 +82,7 @@ def operations_document(found: WhatIf, reading: Reading) -> dict[str, Any]:
         "kind": "operations",
         "cause": reading.cause,
         "looks_like": reading.looks_like,
+        "pattern": reading.pattern,
         "summary": list(reading.sentences),
         "also": list(reading.also),
         **body,

@@ -12,14 +12,15 @@ is taken out alone: what comes back is the share of that cause, whichever other 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from rankscope.rules.frame import FloatArray, IntArray
+from rankscope.rules.whatif_chunks import BACKWARD, FORWARD
 from rankscope.rules.whatif_operations import Operations, OperationsError
-from rankscope.rules.whatif_pipeline import BACKWARD, FORWARD, Model, is_communication, model
+from rankscope.rules.whatif_pipeline import Model, is_communication, model
 from rankscope.rules.whatif_replay import ends_of, replay
 
 #: Share of workers that are idealised for M_W.
@@ -42,6 +43,11 @@ class Worker:
     ms_per_step: float | None
     #: How much longer than its stage's peers it computes, by operation type.
     against_peers: dict[str, float]
+
+    @property
+    def over_peers(self) -> float:
+        """The most that it computes longer than its peers; 1 where it has none."""
+        return max(self.against_peers.values(), default=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,12 @@ class WhatIf:
     #: ms a step that come back with one stage, or the exchanges of one process group, ideal; the latter of recordings.
     stage_ms: dict[int, float] = field(default_factory=dict)
     by_group: dict[str, float] = field(default_factory=dict)
+    #: As M_W, but of those workers that compute longest against their stage's others, which need not be the slowest
+    #: by rank and stage; None where nothing is lost or there are no others.
+    m_longest: float | None = None
+    #: How far workers of a stage lie apart for how much their own operations scatter: the F statistic; None where
+    #: there is nothing to compare.
+    workers_apart: float | None = None
     #: From a recording of ours: its counters and logs, not this, say why.
     recorded: bool = False
     notes: list[str] = field(default_factory=list)
@@ -214,6 +226,10 @@ def analysed(
     correlation, spread = _microbatches(of)
     with_delays = replay(built.plan, lambda node: built.transfer_s[node], lambda node: built.delay_s[node])
     recorded_s = of.end_s.max(axis=(0, 2)) if of.step_s is None else of.step_s
+    told = [
+        _worker(run, lane, stage, float(score[order[place]]), priced=place < _PRICED)
+        for place, (lane, stage) in enumerate(slowest)
+    ]
     return WhatIf(
         steps=len(of.steps),
         dp_ranks=len(of.dp_ranks),
@@ -226,10 +242,7 @@ def analysed(
         slowdown=run.actual_s / run.ideal_s,
         m_w=run.share(run.without(chosen)),
         m_s=run.share(run.without(run.stage == of.stages - 1)) if of.stages > 1 else None,
-        slowest=[
-            _worker(run, lane, stage, float(score[order[place]]), priced=place < _PRICED)
-            for place, (lane, stage) in enumerate(slowest)
-        ],
+        slowest=told,
         by_stage={stage: float(value) for stage, value in enumerate(by_stage)},
         by_optype=_by_optype(run),
         optype_ms=_without_optype(run),
@@ -243,9 +256,47 @@ def analysed(
             name: _returned(run, run.of_optype(optype) & _lanes(run, members))
             for name, (optype, members) in (groups or {}).items()
         },
+        m_longest=_m_longest(run, told),
+        workers_apart=_apart(run),
         recorded=of.recorded,
         notes=of.notes,
     )
+
+
+def longest(workers: Sequence[Worker]) -> list[Worker]:
+    """As many workers as M_W takes, those that compute longest against their stage's others."""
+    return sorted(workers, key=lambda worker: -worker.over_peers)[: slowest_count(len(workers))]
+
+
+def _m_longest(run: _Replayer, workers: Sequence[Worker]) -> float | None:
+    chosen = np.zeros(run.shape, dtype=bool)
+    places = {number: lane for lane, number in enumerate(run.of.operations.dp_ranks)}
+    for worker in longest(workers):
+        if worker.against_peers:
+            lane = places[worker.dp_rank]
+            chosen[:, lane] |= run.stage[:, lane] == worker.stage
+    return run.share(run.without(chosen)) if chosen.any() else None
+
+
+def _apart(run: _Replayer) -> float | None:
+    """Variance between the workers of a stage against that within them, over forward and backward (Fisher)."""
+    between = within = 0.0
+    free_between = free_within = 0
+    for name in (FORWARD, BACKWARD):
+        for stage in range(run.of.operations.stages):
+            nodes, lanes = _own(run, run.optype == name, stage)
+            if not nodes.size or lanes.size < 2:
+                continue
+            values = run.of.transfer_s[nodes][:, :, lanes].reshape(-1, lanes.size)
+            values = values / values.mean() if values.mean() > 0 else values
+            means = values.mean(axis=0)
+            between += len(values) * float(((means - means.mean()) ** 2).sum())
+            within += float(((values - means) ** 2).sum())
+            free_between += lanes.size - 1
+            free_within += values.size - lanes.size
+    if not free_within or not within:
+        return None
+    return (between / free_between) / (within / free_within)
 
 
 def _workers(run: _Replayer) -> IntArray:

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from rankscope.errors import RankscopeError
 from rankscope.rules.frame import FloatArray, IntArray
+from rankscope.rules.whatif_chunks import made_up_chunks, numbered_rows
 
 #: Columns without which there is nothing to replay. Times are seconds; `start_ts` may restart in each step.
 REQUIRED = ("dp_rank", "stage", "step", "optype", "start_ts", "duration")
 #: Columns that are made up from the order of operations where a file has none: number within its type, model chunk
-#: within the stage and within the model, global rank.
-OPTIONAL = ("seq_id", "mc", "gmc", "rank")
-#: Of these a row may have none: only computation belongs to a chunk.
-CHUNKS = ("mc", "gmc")
+#: within the stage and within the model, microbatch, global rank.
+OPTIONAL = ("seq_id", "mc", "gmc", "mb_id", "rank")
+#: Of these a row may have none: only computation belongs to a chunk, and works on a microbatch.
+CHUNKS = ("mc", "gmc", "mb_id")
 #: A step is judged where every worker has every operation; a rank is left out where it is whole in fewer than this
 #: share of the steps.
 _PRESENT_SHARE = 0.5
@@ -97,8 +98,15 @@ def operations(columns: Mapping[str, NDArray[np.generic]]) -> Operations:
     if "seq_id" in named:
         number = _integers(named["seq_id"], "seq_id")
     else:
-        number = _numbered([numbers["step"], numbers["dp_rank"], numbers["stage"], code], start)
+        number = numbered_rows([numbers["step"], numbers["dp_rank"], numbers["stage"], code], start)
     chunk = _chunks(named, numbers["stage"])
+    if "mc" not in named and "gmc" not in named:
+        microbatch = _integers(_or_none(named["mb_id"]), "mb_id") if "mb_id" in named else None
+        of_type = {name: code == place for place, name in enumerate(types)}
+        within = made_up_chunks(numbers, of_type, start, microbatch)
+        if within is not None:
+            chunk = within * (int(numbers["stage"].max()) + 1) + numbers["stage"]
+            notes.append(f"{int(within.max()) + 1} model chunks a stage were told by the order of computations")
     return _gridded(numbers, types, code, number, chunk, ranks, start, duration, notes)
 
 
@@ -169,17 +177,6 @@ def _folded(numbers: Mapping[str, IntArray], ranks: IntArray, notes: list[str]) 
     if not keep.all():
         notes.append("of several ranks of one worker (data-parallel rank and stage) the first was taken")
     return keep
-
-
-def _numbered(keys: list[IntArray], start: FloatArray) -> IntArray:
-    """Number of each row among those with the same keys, by start."""
-    order = np.lexsort((start, *reversed(keys)))
-    changed = np.ones(len(order), dtype=bool)
-    changed[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
-    begins = np.flatnonzero(changed)
-    number = np.empty(len(order), dtype=np.int64)
-    number[order] = np.arange(len(order)) - np.repeat(begins, np.diff(np.append(begins, len(order))))
-    return number
 
 
 def _chunks(named: Mapping[str, NDArray[np.generic]], stage: IntArray) -> IntArray:

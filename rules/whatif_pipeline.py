@@ -17,10 +17,10 @@ from itertools import pairwise
 import numpy as np
 
 from rankscope.rules.frame import FloatArray, IntArray
+from rankscope.rules.whatif_chunks import BACKWARD, FORWARD
 from rankscope.rules.whatif_operations import Node, Operations, OperationsError
 from rankscope.rules.whatif_replay import Schedule, Unit, schedule
 
-FORWARD, BACKWARD = "forward-compute", "backward-compute"
 GATHER, SCATTER = "params-all-gather", "grads-reduce-scatter"
 LATE_GRADIENTS = "separate-grads-all-reduce"
 EMBEDDING, CLIP = "embedding-grads-all-reduce", "optimizer-clip-main-grad"

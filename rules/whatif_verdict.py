@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankscope.rules.whatif import Cause, WhatIf, Worker, slowest_count
+from rankscope.finding import Pattern
+from rankscope.rules.whatif import Cause, WhatIf, Worker, longest, slowest_count
 from rankscope.rules.whatif_pipeline import is_communication
 
 #: Below this slowdown there is no straggler to speak of: a replay reproduces steps to within 5 % (the same study leaves
@@ -19,6 +20,8 @@ _ALSO = 0.2
 _TOGETHER = 0.8
 #: A worker that computes this much longer than its peers stands out: beyond silicon's own spread of 8 %.
 _STANDS_OUT = 1.08
+#: Workers differ by more than their own operations' scatter explains from this F statistic on.
+_APART = 4.0
 #: A replay this far off the record says little.
 _MODEL_ERROR = 0.05
 
@@ -30,6 +33,13 @@ FEW_WORKERS, STAGE, SEQUENCE, MICROBATCH, COMMUNICATION = (
     "communication",
 )
 NONE, MANY_WORKERS, UNEXPLAINED = "no straggler", "many uneven workers", "unexplained"
+_PATTERNS = {
+    FEW_WORKERS: Pattern.FIXED_RANK,
+    COMMUNICATION: Pattern.TRANSFER,
+    SEQUENCE: Pattern.WANDERING,
+    MICROBATCH: Pattern.WANDERING,
+    STAGE: Pattern.STAGE,
+}
 #: What stands in place of a guess where counters and logs were recorded too.
 _REPORT = "Why, say the counters and logs of the recording: `rankscope report` weighs them."
 
@@ -43,6 +53,11 @@ class Reading:
     looks_like: str
     sentences: tuple[str, ...]
     also: tuple[str, ...] = ()
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """How it lies across the ranks; None where no pattern fits."""
+        return _PATTERNS.get(self.cause)
 
 
 def read(found: WhatIf) -> Reading:
@@ -78,10 +93,12 @@ def read(found: WhatIf) -> Reading:
 def _candidates(found: WhatIf, share: dict[str, Cause]) -> dict[str, float]:
     worker, stage = share.get("worker"), share.get("stage")
     candidates: dict[str, float] = {}
-    if found.m_w is not None and found.m_w >= _EXPLAINS and found.dp_ranks > 1 and _standing_out(found):
+    # Uneven microbatches leave workers apart too, by chance.
+    apart = found.workers_apart is None or found.workers_apart >= _APART
+    if apart and found.dp_ranks > 1 and _few(found)[0]:
         # They are enough: what else they could be called - a heavy stage, a slow kind of operation - is them.
-        return {FEW_WORKERS: found.m_w}
-    if worker is not None and found.dp_ranks > 1:
+        return {FEW_WORKERS: _few(found)[1]}
+    if worker is not None and found.dp_ranks > 1 and apart:
         candidates[MANY_WORKERS] = worker.share
     if stage is not None:
         candidates[STAGE] = stage.share
@@ -93,12 +110,18 @@ def _candidates(found: WhatIf, share: dict[str, Cause]) -> dict[str, float]:
     return candidates
 
 
-def _standing_out(found: WhatIf) -> list[Worker]:
-    """Workers that M_W took and that do compute longer than their peers."""
+def _few(found: WhatIf) -> tuple[list[Worker], float]:
+    """(workers that do compute longer than their peers, the share that comes back with them), where that is most.
+
+    The slowest by rank and stage, which M_W takes, are not always those that compute longest: two slow workers on
+    different ranks and stages make four that look slow.
+    """
     count = slowest_count(found.workers)
-    return [
-        worker for worker in found.slowest[:count] if max(worker.against_peers.values(), default=1.0) >= _STANDS_OUT
-    ]
+    for workers, share in ((found.slowest[:count], found.m_w), (longest(found.slowest), found.m_longest)):
+        few = [worker for worker in workers if worker.over_peers >= _STANDS_OUT]
+        if few and share is not None and share >= _EXPLAINS:
+            return few, share
+    return [], 0.0
 
 
 def _words(found: WhatIf, main: str, share: dict[str, Cause]) -> tuple[tuple[str, ...], str]:
@@ -136,11 +159,11 @@ def _words(found: WhatIf, main: str, share: dict[str, Cause]) -> tuple[tuple[str
 
 
 def _few_workers(found: WhatIf) -> tuple[tuple[str, ...], str]:
-    few = _standing_out(found)
+    few, share = _few(found)
     named = "; ".join(worker_text(worker, found.actual_ms, recorded=found.recorded) for worker in few)
     advice = "look at its clocks, throttle reasons and cores; move the rank to other hardware to be sure"
     return (
-        f"{len(few)} of {found.workers} workers explain {found.m_w:.0%} of the lost time: {named}.",
+        f"{len(few)} of {found.workers} workers explain {share:.0%} of the lost time: {named}.",
         f"One place in every step is what a slow GPU or host looks like: {advice}.",
     ), "hardware"
 

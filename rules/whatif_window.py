@@ -12,9 +12,10 @@ import numpy as np
 from rankscope.records import GroupKind
 from rankscope.rules.frame import BoolArray, FloatArray, Frame, IntArray
 from rankscope.rules.whatif import WhatIf, analysed
+from rankscope.rules.whatif_chunks import BACKWARD, FORWARD
 from rankscope.rules.whatif_groups import Groups, groups_of, inner_wait_ms, step_plan
 from rankscope.rules.whatif_operations import Node, Operations, OperationsError
-from rankscope.rules.whatif_pipeline import BACKWARD, FORWARD, SCATTER, Model
+from rankscope.rules.whatif_pipeline import SCATTER, Model
 from rankscope.window import Window
 
 #: (operation, phase): own parts inside the layers, and the rest of a step.

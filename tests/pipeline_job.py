@@ -10,6 +10,9 @@ Row = dict[str, Any]
 #: What one computation takes: (data-parallel rank, stage, chunk of the model, microbatch, step, is backward) -> s.
 Duration = Callable[[int, int, int, int, int, bool], float]
 
+#: (chunk, microbatch, is backward) as a stage runs them.
+Order = list[tuple[int, int, bool]]
+
 MESSAGE_S = 0.001
 
 
@@ -50,18 +53,39 @@ def job(
     idle_messages: bool = False,
     gather_s: float = 0.02,
     transfer: Callable[[str, int, int], float] = lambda _name, _dp, _stage: 0.0,
+    all_forwards_first: bool = False,
 ) -> list[Row]:
     """Rows of a job. `idle_messages` records sends and receives that have no peer too, as some profilers do."""
     rows: list[Row] = []
     for step in range(steps):
         lanes = [
-            _pipeline(duration, rank, stages, microbatches, step, virtual, idle_messages, gather_s)
+            _pipeline(
+                duration,
+                rank,
+                _orders(stages, microbatches, virtual, all_forwards_first),
+                step,
+                virtual,
+                idle_messages,
+                gather_s,
+            )
             for rank in range(dp)
         ]
         _collectives(lanes, stages, gather_s, transfer)
         for rank, lane in enumerate(lanes):
             rows += [row | {"dp_rank": rank, "step": step, "rank": row["stage"] * dp + rank} for row in lane]
     return _numbered(rows)
+
+
+def _orders(stages: int, microbatches: int, virtual: int, all_forwards_first: bool) -> list[Order]:
+    """What each stage runs, in order."""
+    if all_forwards_first:
+        return [
+            [(stage, number, backward) for backward in (False, True) for number in range(microbatches)]
+            for stage in range(stages)
+        ]
+    if virtual == 1:
+        return [order_1f1b(stage, stages, microbatches) for stage in range(stages)]
+    return [order_interleaved(stage, stages, microbatches, virtual) for stage in range(stages)]
 
 
 def _row(stage: int, optype: str, start: float, end: float, chunk: int = -1, microbatch: int = -1, mc: int = -1) -> Row:
@@ -72,12 +96,9 @@ def _row(stage: int, optype: str, start: float, end: float, chunk: int = -1, mic
 
 
 def _pipeline(
-    duration: Duration, rank: int, stages: int, microbatches: int, step: int, virtual: int, idle: bool, gather_s: float
+    duration: Duration, rank: int, orders: list[Order], step: int, virtual: int, idle: bool, gather_s: float
 ) -> list[Row]:
-    if virtual == 1:
-        orders = [order_1f1b(stage, stages, microbatches) for stage in range(stages)]
-    else:
-        orders = [order_interleaved(stage, stages, microbatches, virtual) for stage in range(stages)]
+    stages = len(orders)
     last = stages * virtual - 1
     done: dict[tuple[int, int, bool], float] = {}
     free = [gather_s] * stages

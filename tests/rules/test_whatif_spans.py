@@ -112,3 +112,53 @@ def test_random_trees_are_replayed_as_they_were() -> None:
                 call(trace, number, int(parent.span_id, 16), f"s{number % 5}", start, draw.uniform(start, high))
             )
         assert whatif_spans(spans).mean_ms == pytest.approx(1_000)
+
+
+def shop(trace: int, own: dict[str, float]) -> tuple[list[Span], float]:
+    """One request, timed by hand: auth, then stock beside price (which asks tax), then pay (which asks ledger).
+
+    `own` is each service's own work, ms, all of it before its calls; (spans, length of the trace).
+    """
+    begin = 10_000.0 * trace
+    auth = begin + own["web"] + own["auth"]
+    stock = auth + own["stock"]
+    price = auth + own["price"] + own["tax"]
+    both = max(stock, price)
+    ledger = both + own["pay"] + own["ledger"]
+    spans = [
+        call(trace, 1, None, "web", begin, ledger),
+        call(trace, 2, 1, "auth", begin + own["web"], auth),
+        call(trace, 3, 1, "stock", auth, stock),
+        call(trace, 4, 1, "price", auth, price),
+        call(trace, 5, 4, "tax", auth + own["price"], price),
+        call(trace, 6, 1, "pay", both, ledger),
+        call(trace, 7, 6, "ledger", both + own["pay"], ledger),
+    ]
+    return spans, ledger - begin
+
+
+@pytest.mark.parametrize("slow", ["auth", "stock", "tax", "ledger"])
+def test_prices_are_those_of_the_requests_timed_again(slow: str) -> None:
+    """Calls of any length, one service slow in one request of five: S and what each service gives back are those of
+    the same requests timed with its calls at their median."""
+    draw = random.Random(5)
+    usual = {"web": 2.0, "auth": 6.0, "stock": 20.0, "price": 8.0, "tax": 9.0, "pay": 12.0, "ledger": 15.0}
+    requests = [{name: ms * draw.uniform(0.9, 1.1) for name, ms in usual.items()} for _ in range(41)]
+    for own in requests[::5]:
+        own[slow] *= 4.0
+    median = {name: sorted(own[name] for own in requests)[20] for name in usual}
+
+    def mean_ms(least: set[str]) -> float:
+        lengths = [
+            shop(0, {name: min(ms, median[name]) if name in least else ms for name, ms in own.items()})[1]
+            for own in requests
+        ]
+        return sum(lengths) / len(lengths)
+
+    found = whatif_spans([span for number, own in enumerate(requests) for span in shop(number, own)[0]])
+    assert found.mean_ms == pytest.approx(mean_ms(set()), abs=1e-3)
+    assert found.slowdown == pytest.approx(mean_ms(set()) / mean_ms(set(usual)), rel=1e-3)
+    assert found.operations[0].service == slow
+    for price in found.operations:
+        if price.returns_ms is not None:
+            assert price.returns_ms == pytest.approx(mean_ms(set()) - mean_ms({price.service}), abs=2e-3)
