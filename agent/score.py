@@ -13,7 +13,7 @@ from rankscope.agent.score_truth import HEALTHY, UNEXPLAINED, Expected, Truth, t
 from rankscope.finding import Advice, Finding, Side, Verdict
 from rankscope.reading import Severity
 from rankscope.rules.faults import Seen
-from rankscope.simulator.scenario import Scenario
+from rankscope.simulator.scenario import Fault, Scenario
 
 __all__ = ["HEALTHY", "UNEXPLAINED", "FaultScore", "Row", "counts", "score_run"]
 
@@ -68,6 +68,9 @@ class Row:
     #: (confidence, right) of each finding that names a cause.
     told: tuple[tuple[float, bool], ...]
     gpu_hours: float
+    #: Of a twin: "without counters" or "without slowness", and the class it is a twin of; else "".
+    twin: str = ""
+    twin_of: str = ""
     #: Answers of simple rules on the same run: name -> (right side, right place).
     baselines: dict[str, tuple[bool, bool | None]] = field(default_factory=dict)
 
@@ -130,6 +133,7 @@ def score_run(
     doubtful = (finding for finding in verdict.findings if finding.severity is not Severity.INFO)
     first = sure[0] if sure else next(doubtful, None)
     told = [each for each in truth.expected if each.injected]
+    twin = next((fault for fault in scenario.faults if not (fault.counters and fault.slowdown)), None)
     faults = tuple(_fault(each, verdict, first, measured) for each in told)
     accused = [finding for finding in sure if finding.side is Side.HARDWARE]
     return Row(
@@ -153,7 +157,13 @@ def score_run(
             if finding.side is not Side.UNKNOWN and finding.severity is not Severity.INFO
         ),
         gpu_hours=gpu_hours,
+        twin=_twin(twin) if twin is not None else "",
+        twin_of=twin.class_slug if twin is not None else "",
     )
+
+
+def _twin(fault: Fault) -> str:
+    return "without counters" if fault.slowdown else "without slowness"
 
 
 def counts(finding: Finding, threshold: float) -> bool:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rankscope.agent.score import FaultScore, Row
+from rankscope.agent.score_shares import bounded, calibration, calibration_error, share, wilson_upper
 from rankscope.finding import Side
 from rankscope.rules.faults import Seen
 
+#: What a verdict can say.
+ANSWERS = ("hardware", "environment", "code", "unknown", "healthy")
 #: Factors on computing are put together within these bounds.
 _FACTORS = (1.0, 1.08, 1.2, 1.5, 10.0)
-#: Confidences are compared with how often they were right within these bounds.
-_BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.01)
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures of a scoreboard, and the rows behind them. What has no runs is None."""
     return figures(rows) | {
         "by_seen": {str(seen): figures(_only(rows, seen)) for seen in (Seen.OBSERVABLE, Seen.PARSING)},
+        "by_side": _by_side(rows),
+        "by_twin": _by_twin(rows),
         "by_basis": _by_basis(rows),
         "by_class": _by_class(rows),
         "by_factor": _by_factor(rows),
@@ -40,17 +43,16 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     hours = sum(row.gpu_hours for row in rows)
     steps = sorted(fault.detect_steps for fault in faults if fault.detect_steps is not None)
     seconds = sorted(fault.detect_seconds for fault in faults if fault.detect_seconds is not None)
+    told = [each for row in rows for each in row.told]
     brier = [value for row in rows for value in row.brier]
-    sides = [row.side_right for row in rows]
     return {
         "runs": len(rows),
         "right": sum(row.right for row in rows),
-        "side_accuracy": share(sides),
-        "side_accuracy_lower_95": 1 - wilson_upper(len(sides) - sum(sides), len(sides)) if sides else None,
+        **bounded("side_accuracy", (row.side_right for row in rows)),
         "class_macro_f1": macro_f1(rows),
-        "top1": share(fault.matched_at == 1 for fault in faults),
-        "top3": share(fault.matched_at is not None and fault.matched_at <= 3 for fault in faults),
-        "localisation": share(fault.located for fault in faults),
+        **bounded("top1", (fault.matched_at == 1 for fault in faults)),
+        **bounded("top3", (fault.matched_at is not None and fault.matched_at <= 3 for fault in faults)),
+        **bounded("localisation", (fault.located for fault in faults)),
         "hardware_false_accusation_rate": alarmed / len(innocent) if innocent else None,
         "hardware_false_accusation_upper_95": wilson_upper(alarmed, len(innocent)) if innocent else None,
         "clean_runs": len(clean),
@@ -63,9 +65,10 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "detect_seconds_median": statistics.median(seconds) if seconds else None,
         "detect_seconds_p95": _quantile(seconds, 0.95),
         "brier": statistics.fmean(brier) if brier else None,
-        "calibration": calibration([each for row in rows for each in row.told]),
+        "calibration": calibration(told),
+        "calibration_error": calibration_error(told),
         "abstention": share(row.abstained for row in rows if row.faults),
-        "action_right": share(row.action_right for row in rows),
+        **bounded("action_right", (row.action_right for row in rows)),
         "gpu_hours": hours,
     }
 
@@ -79,13 +82,36 @@ def _only(rows: Sequence[Row], seen: Seen) -> list[Row]:
     ]
 
 
+def _by_side(rows: Sequence[Row]) -> dict[str, Any]:
+    """Runs with a fault that can be told, by the side of the first: what was answered, and how often it was right."""
+    found = {}
+    for side in (Side.HARDWARE, Side.ENVIRONMENT, Side.CODE):
+        held = [row for row in rows if row.faults and row.faults[0].side == side]
+        if held:
+            answers = {answer: sum(row.verdict == answer for row in held) for answer in ANSWERS}
+            found[str(side)] = {"runs": len(held), **bounded("right", (row.side_right for row in held)), **answers}
+    return found
+
+
+def _by_twin(rows: Sequence[Row]) -> dict[str, Any]:
+    """Twins of faults - the slowness without its counters, the counters without the slowness - and whether the answer
+    is another than the fault's own."""
+    found = {}
+    for kind in dict.fromkeys(row.twin for row in rows if row.twin):
+        held = [row for row in rows if row.twin == kind]
+        changed = bounded("changed", (row.twin_of not in row.claimed for row in held))
+        found[kind] = {"runs": len(held), **changed, **bounded("right", (row.right for row in held))}
+    return found
+
+
 def _by_basis(rows: Sequence[Row]) -> dict[str, Any]:
     faults = [fault for row in rows for fault in row.faults if fault.basis]
     return {
         basis: {
             "faults": len(held),
             "top1": share(fault.matched_at == 1 for fault in held),
-            "localisation": share(fault.located for fault in held),
+            "top3": share(fault.matched_at is not None and fault.matched_at <= 3 for fault in held),
+            **bounded("localisation", (fault.located for fault in held)),
         }
         for basis in sorted({fault.basis for fault in faults})
         if (held := [fault for fault in faults if fault.basis == basis])
@@ -140,32 +166,6 @@ def _baselines(rows: Sequence[Row]) -> dict[str, Any]:
             "hardware_false_accusation_rate": share(not right for row, (right, _) in innocent if row.clean),
         }
     return found
-
-
-def wilson_upper(hits: int, trials: int, z: float = 1.959964) -> float:
-    """Upper end of the 95 % Wilson score interval of a proportion (Wilson 1927)."""
-    proportion = hits / trials
-    centre = proportion + z * z / (2 * trials)
-    spread = z * math.sqrt(proportion * (1 - proportion) / trials + z * z / (4 * trials * trials))
-    return min(1.0, (centre + spread) / (1 + z * z / trials))
-
-
-def calibration(told: Sequence[tuple[float, bool]]) -> list[dict[str, float | int]]:
-    """How often findings of about one confidence were right; bins without findings are left out."""
-    found: list[dict[str, float | int]] = []
-    for low, high in itertools.pairwise(_BINS):
-        held = [(confidence, right) for confidence, right in told if low <= confidence < high]
-        if held:
-            mean = statistics.fmean(confidence for confidence, _ in held)
-            right = sum(right for _, right in held) / len(held)
-            found.append({"findings": len(held), "confidence": round(mean, 4), "right": round(right, 4)})
-    return found
-
-
-def share(values: Iterable[bool]) -> float | None:
-    """Share that is true; None of nothing."""
-    told = list(values)
-    return sum(told) / len(told) if told else None
 
 
 def _quantile(ordered: Sequence[float], quantile: float) -> float | None:

@@ -12,6 +12,7 @@ from rankscope.agent.demo import run_scenario
 from rankscope.agent.score import Row, counts, score_run
 from rankscope.agent.score_baselines import baselines
 from rankscope.agent.score_figures import figures, summarise
+from rankscope.agent.score_shares import calibration, calibration_error
 from rankscope.agent.score_truth import Expected, truth_of
 from rankscope.agent.score_views import PROFILES, SOURCES, seconds_between, until
 from rankscope.errors import RankscopeError, ScenarioError
@@ -30,6 +31,7 @@ _COMPARED = (
     "hardware_false_accusation_rate",
     "abstention",
     "brier",
+    "calibration_error",
 )
 
 _VIEWS = {**SOURCES, **PROFILES}
@@ -138,9 +140,13 @@ def score_generated(
             if not row.right:
                 say(_line(row))
     full = figures([row for row in rows if row.seed == 1])
+    # Less seen is less sure: together these confidences lie at every height.
+    pooled = [each for held in seen.values() for row in held for each in row.told]
     compared = {"everything": full} | {name: figures(held) for name, held in seen.items() if held}
     return {
         "mode": "generated",
+        "views_calibration": calibration(pooled),
+        "views_calibration_error": calibration_error(pooled),
         "views": {name: {key: held[key] for key in _COMPARED} for name, held in compared.items()},
     } | summarise(rows)
 

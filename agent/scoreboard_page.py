@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankscope.agent.score_figures import ANSWERS
 from rankscope.errors import ScenarioError
 
 _FIGURES = {
@@ -15,8 +16,11 @@ _FIGURES = {
     "side_accuracy_lower_95": "its lower bound (Wilson, 95 %)",
     "class_macro_f1": "F1 over classes, each counting the same",
     "top1": "an injected fault is the first finding",
+    "top1_lower_95": "its lower bound",
     "top3": "an injected fault is among the first three",
+    "top3_lower_95": "its lower bound",
     "localisation": "the finding names the right rank, GPU, host or stage",
+    "localisation_lower_95": "its lower bound",
     "hardware_false_accusation_rate": "runs without a hardware fault in which hardware was accused",
     "hardware_false_accusation_upper_95": "its upper bound (Wilson, 95 %)",
     "clean_runs": "runs with nothing injected",
@@ -29,8 +33,10 @@ _FIGURES = {
     "detect_seconds_median": "seconds from the fault to its detection, median",
     "detect_seconds_p95": "the same, 95th percentile",
     "brier": "Brier score of the confidences",
+    "calibration_error": "mean distance of a confidence from how often such a one was right",
     "abstention": "runs with a fault that can be told, and was not",
     "action_right": "advice right: what to do, and whether to act",
+    "action_right_lower_95": "its lower bound",
     "gpu_hours": "GPU-hours judged",
 }
 _VIEWS = {
@@ -40,6 +46,7 @@ _VIEWS = {
     "hardware_false_accusation_rate": "hardware wrongly accused",
     "abstention": "not told",
     "brier": "Brier",
+    "calibration_error": "calibration error",
 }
 
 
@@ -51,21 +58,35 @@ def markdown(figures: Mapping[str, Any], command: str) -> str:
     parts = [figures, figures["by_seen"]["observable"], figures["by_seen"]["parsing"]]
     for name, text in _FIGURES.items():
         lines.append(f"| {text} | {' | '.join(number(part[name]) for part in parts)} |")
-    if figures["calibration"]:
-        lines += ["", "Confidence against how often it was right:", "", "| findings | said | right |", "|---|---|---|"]
-        for held in figures["calibration"]:
-            lines.append(f"| {held['findings']} | {number(held['confidence'])} | {number(held['right'])} |")
+    lines += _calibration("Confidence against how often it was right", figures["calibration"])
+    lines += _calibration("The same over all runs seen with less (below)", figures.get("views_calibration", ()))
+    answers = ("runs", "right", "right_lower_95", *ANSWERS)
+    lines += _table("side of the fault", answers, figures["by_side"])
+    lines += _table("twins", ("runs", "changed", "changed_lower_95", "right"), figures["by_twin"])
     lines += _baselines(figures["baselines"], figures)
     if figures.get("views"):
         lines += _views(figures["views"])
     columns = ("faults", "top1", "localisation", "detect_steps_median", "detect_steps_p95")
     lines += _table("computing slower by a factor of", columns, figures["by_factor"])
-    lines += _table("basis of the place", ("faults", "top1", "localisation"), figures["by_basis"])
+    columns = ("faults", "top1", "top3", "localisation", "localisation_lower_95")
+    lines += _table("basis of the place", columns, figures["by_basis"])
     lines += _table(
         "class", ("seen", "faults", "f1", "top1", "localisation", "detect_steps_median"), figures["by_class"]
     )
     lines += _runs(figures["rows"])
     return "\n".join(lines) + "\n"
+
+
+def _calibration(what: str, bins: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not bins:
+        return []
+    lines = ["", f"{what}:", "", "| findings | said | right | 95 % | within |", "|---|---|---|---|---|"]
+    for held in bins:
+        interval = f"{number(held['right_lower_95'])} to {number(held['right_upper_95'])}"
+        within = "yes" if held["within"] else "no"
+        cells = (held["findings"], number(held["confidence"]), number(held["right"]), interval, within)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
 
 
 def _baselines(answers: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
@@ -92,7 +113,9 @@ def _views(views: Mapping[str, Any]) -> list[str]:
 
 
 def _table(what: str, columns: Sequence[str], parts: Mapping[str, Any]) -> list[str]:
-    names = [column.replace("_", " ") for column in columns]
+    if not parts:
+        return []
+    names = [column.replace("_lower_95", " at least (95 %)").replace("_", " ") for column in columns]
     lines = ["", f"| {what} | {' | '.join(names)} |", "|---" * (len(columns) + 1) + "|"]
     for name, held in parts.items():
         lines.append(f"| {name} | {' | '.join(number(held[column]) for column in columns)} |")

@@ -7,7 +7,7 @@ piece. "Not seen" is not "not there": it changes nothing, and is listed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from rankscope.rules.suspect import Suspect
 from rankscope.rules.table import Symptom
 from rankscope.rules.telemetry import Telemetry
 
+#: From this strength on a family counts as there.
+_THERE = 0.5
 #: Peers that a GPU is compared with: more do not move a median.
 _PEERS = 32
 
@@ -135,8 +137,9 @@ def observe(
         whole = Case(frame, telemetry, suspect, suspect.rows[0])
         seen = {name: family(whole) for name, family in anywhere.items()}
     for name, family in families.items():
-        each = [family(Case(frame, telemetry, suspect, row)) for row in _speakers(suspect.rows)]
-        seen[name] = _together(each)
+        rows = _speakers(suspect.rows)
+        each = [family(Case(frame, telemetry, suspect, row)) for row in rows]
+        seen[name] = _on_one_host(_together(each), each, [frame.identity(row).host for row in rows])
     return seen
 
 
@@ -153,6 +156,15 @@ def _together(each: Sequence[Observation]) -> Observation:
         return each[0]
     seen.sort(key=lambda observation: observation.strength or 0.0)
     return seen[len(seen) // 2]
+
+
+def _on_one_host(together: Observation, each: Sequence[Observation], hosts: Sequence[str]) -> Observation:
+    """What speaks for several ranks, with its host where it was seen on every rank of one host and on no other."""
+    there = {host for host, one in zip(hosts, each, strict=True) if (one.strength or 0.0) >= _THERE}
+    elsewhere = {host for host, one in zip(hosts, each, strict=True) if (one.strength or 0.0) < _THERE}
+    if len(there) == 1 and elsewhere and not there & elsewhere and together.host is None:
+        return replace(together, host=there.pop())
+    return together
 
 
 def middling(values: Sequence[float | None]) -> float | None:

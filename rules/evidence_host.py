@@ -151,13 +151,16 @@ def loader(case: Case) -> Observation:
 
 
 def worker_cpu(case: Case) -> Observation:
-    """The loader's workers are busy computing: more a step than before, or nearly all of their time."""
+    """The loader's workers are busy computing: what they compute more explains the wait, or takes all their time."""
     now, before, _ = _usual(case, "process.worker_cpu_ns")
     if now is None:
         return unseen("no CPU time of loader workers")
     workers = mean(case.frame.host("loader_workers")[case.row][case.mask])
     step = mean(case.frame.job_ms[case.mask]) * NS_PER_MS
     busy = now / (step * workers) if np.isfinite(workers) and workers > 0 else 0.0
-    grown = graded(now / before, 1.3, 2.0) if before else 0.0
+    # Several workers prepare several batches at once: a batch is late by its own share of what they compute.
+    at_once = workers if np.isfinite(workers) and workers >= 1 else 1.0
+    more = 0.0 if before is None else (now - before) / NS_PER_MS / at_once / max(case.suspect.excess_ms, 1e-9)
+    grown = graded(more, *_EXPLAINS)
     strength = max(grown, graded(busy, 0.4, 0.8))
     return Observation(strength, f"loader workers computed {now / NS_PER_MS:.1f} ms a step", round(now / NS_PER_MS, 2))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rankscope.agent.score import Row, score_run
-from rankscope.agent.score_figures import summarise, wilson_upper
+from rankscope.agent.score_figures import summarise
+from rankscope.agent.score_shares import calibration, calibration_error, wilson_upper
 from rankscope.finding import Advice, Basis, Finding, Impact, Overhead, Side, Verdict, Where
 from rankscope.reading import Severity
 from rankscope.simulator.scenario import Scenario, load_scenario
@@ -169,6 +170,42 @@ def test_wilson_upper_bound_agrees_with_published_values():
     """0 of 10 and 5 of 10 at 95 %: 0.2775 and 0.7634 (Newcombe's method 3)."""
     assert wilson_upper(0, 10) == pytest.approx(0.2775, abs=1e-4)
     assert wilson_upper(5, 10) == pytest.approx(0.7634, abs=1e-4)
+
+
+def test_twins_are_counted_apart_and_must_change_the_answer(scenario):
+    """A silent twin called by its fault's own class has not changed the answer; one called unknown has."""
+    silent = scenario(f"{THERMAL}counters = false\n")
+    rows = [
+        score(silent, finding("slow-rank-unexplained", 2)),
+        score(silent, finding("gpu-thermal-slowdown", 2)),
+        score(scenario(f"{THERMAL}slowdown = false\n")),
+        score(scenario(THERMAL), finding("gpu-thermal-slowdown", 2)),
+    ]
+    twins = summarise(rows)["by_twin"]
+    assert twins["without counters"]["runs"] == 2
+    assert twins["without counters"]["changed"] == twins["without counters"]["right"] == 0.5
+    assert twins["without slowness"]["changed"] == 1
+    assert twins["without slowness"]["changed_lower_95"] == pytest.approx(1 - wilson_upper(0, 1))
+
+
+def test_answers_are_counted_by_side(scenario):
+    """Of two hardware faults one is called code: half right, and what was said instead."""
+    rows = [
+        score(scenario(THERMAL), finding("gpu-thermal-slowdown", 2)),
+        score(scenario(THERMAL), finding("input-bound", None)),
+    ]
+    sides = summarise(rows)["by_side"]
+    assert list(sides) == ["hardware"]
+    assert (sides["hardware"]["right"], sides["hardware"]["code"], sides["hardware"]["unknown"]) == (0.5, 1, 0)
+
+
+def test_a_confidence_that_is_off_by_more_than_chance_is_marked():
+    """Nine in ten said and nine in ten right lies within; a half right does not; few findings explain much."""
+    told = [(0.92, number > 0) for number in range(10)] + [(0.97, number % 2 == 0) for number in range(20)]
+    bins = calibration([*told, (0.6, False)])
+    assert [each["within"] for each in bins] == [True, True, False]
+    assert calibration_error(told) == pytest.approx((10 * 0.02 + 20 * 0.47) / 30)
+    assert calibration_error([]) is None
 
 
 def test_no_runs_give_no_figures_rather_than_zero():
