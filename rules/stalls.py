@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from rankscope.rules.change import LEAST_STEPS, Shift
 from rankscope.rules.detect import LEAST_FRACTION, events_of, host_ms, stall_price
-from rankscope.rules.frame import NS_PER_MS, BoolArray, FloatArray, Frame
+from rankscope.rules.frame import NS_PER_MS, WARM_UP_STEPS, BoolArray, FloatArray, Frame
 from rankscope.rules.suspect import Suspect, suspect_of
 from rankscope.rules.table import Symptom
 
@@ -15,6 +17,12 @@ _CARRIED = 0.8
 #: Stalls that came this often have recurred; pauses that many things cause must come oftener.
 _RECURRED = 2
 _OFTEN = 3
+#: A first checkpoint is priced by the steps before it where those are as many at least, and told from this share of
+#: the step on: twice what is asked of checkpoints whose period is known.
+_LEAST_PERIOD = 40
+_FIRST_FRACTION = 0.05
+#: Ranks write one checkpoint within this many steps.
+_ONE_EVENT = 2
 #: A pause of the loop counts from this share of the step on.
 _PAUSE_FRACTION = 0.15
 #: Compiling in the first quarter of the steps is how runs begin.
@@ -29,9 +37,12 @@ def stalls(frame: Frame) -> list[Suspect]:
         ("gc", host_ms(frame, "gc_ns"), least, _OFTEN),
         ("pause", _pauses(frame), _PAUSE_FRACTION * frame.typical_ms, _OFTEN),
     ]
-    found = []
+    found: list[Suspect | None] = []
     for name, stall, smallest, recurred in kinds:
         events = events_of(stall, smallest)
+        if name == "checkpoint" and (first := _first(frame, stall, events)) is not None:
+            found.append(first)
+            continue
         # On one rank: one large collection on each of many ranks has not recurred.
         if int((stall >= smallest).sum(axis=1).max(initial=0)) < recurred:
             continue
@@ -45,6 +56,35 @@ def stalls(frame: Frame) -> list[Suspect]:
 def _suspect(frame: Frame, name: str, stall: FloatArray, shift: Shift, price: float) -> Suspect | None:
     rows, located, host = carriers(frame, stall)
     return suspect_of(frame, Symptom.PERIODIC, rows, shift, {name: price}, price, located=located, host=host)
+
+
+def _first(frame: Frame, stall: FloatArray, events: BoolArray) -> Suspect | None:
+    """The first checkpoint of a run, before it has come back: priced as if one came every so many steps as the run took
+    to reach it, until more have passed without. None where it is not the first, or too early or cheap to tell, or the
+    run is over: then it did not come back."""
+    places = np.flatnonzero(events)
+    if (
+        frame.window.job_status is not None
+        or not places.size
+        or places[-1] - places[0] > _ONE_EVENT
+        or frame.steps[0] > WARM_UP_STEPS
+    ):
+        return None
+    period, length = int(places[0]), frame.shape[1] - int(places[0])
+    if period < _LEAST_PERIOD:
+        return None
+    mask = frame.usable & (np.arange(frame.shape[1]) >= period) & (np.arange(frame.shape[1]) < 2 * period)
+    before = frame.usable & (np.arange(frame.shape[1]) < period)
+    if int(before.sum()) < LEAST_STEPS or not mask.any():
+        return None
+    lost = stall_price(frame, stall, events, mask) * int(mask.sum())
+    price = lost / max(period, length)
+    shift = Shift(mask=mask, baseline=before, excess=0.0, level=0.0, begin=period, needed=1)
+    fraction = price / frame.typical_ms
+    if fraction < _FIRST_FRACTION:
+        return None
+    suspect = _suspect(frame, "checkpoint", stall, shift, price)
+    return None if suspect is None else replace(suspect, fraction=fraction)
 
 
 def _pauses(frame: Frame) -> FloatArray:
