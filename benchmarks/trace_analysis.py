@@ -26,6 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from peer_environment import cache_directory, peer_python
+
 from rankscope.simulator.traces import TraceJob, TracePlan
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -88,15 +90,6 @@ def run(command: list[str], runs: Runs, **environment: str) -> None:
         runs.seconds.append(took)
         runs.peak_mb.append(usage.ru_maxrss / 1024)
         runs.output = json.loads(output.read())
-
-
-def hta_python(cache: Path) -> Path:
-    """The interpreter of an environment with HolisticTraceAnalysis, made where there is none."""
-    python = cache / "hta-0.5.0/bin/python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", HTA], check=True)
-    return python
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], block: str) -> tuple[float | None, str]:
@@ -178,7 +171,7 @@ def synthetic(megabytes: int, cache: Path) -> Path:
 
 def table(traces: list[Path], cache: Path, times: int) -> Iterator[str]:
     """The table, a line at a time."""
-    python = hta_python(cache)
+    python = peer_python("hta", HTA, cache=cache)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     yield f"{machine}, {HTA}, {datetime.now(UTC):%Y-%m-%d}"
     yield f"medians of {times} runs of each in turn (one run above 100 MB), whole processes:"
@@ -199,7 +192,7 @@ def main() -> None:
     parser.add_argument("--synthetic-mb", type=int, nargs="*", default=[], help="sizes of played traces")
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument(
-        "--cache", type=Path, default=Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rankscope"
+        "--cache", type=Path, default=cache_directory()
     )
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()

@@ -50,6 +50,43 @@ int sim_driver_at_least(unsigned int major, unsigned int minor) {
     return node->driver_major > major || (node->driver_major == major && node->driver_minor >= minor);
 }
 
+/* What each GPU was asked, for a benchmark that compares clients: counted only where a file for it is named. */
+typedef struct {
+    uint64_t calls, answered_monotonic_ns, longest_gap_ns;
+} sim_calls;
+static sim_calls *calls;
+
+static void map_calls(void) {
+    const char *path = getenv("RANKSCOPE_SIM_NVML_CALLS");
+    if (path == NULL || calls != NULL)
+        return;
+    int file = open(path, O_RDWR | O_CLOEXEC);
+    struct stat status;
+    if (file < 0)
+        return;
+    if (fstat(file, &status) == 0 && (size_t)status.st_size == SIM_MAX_GPUS * sizeof(sim_calls)) {
+        void *mapped = mmap(NULL, SIM_MAX_GPUS * sizeof(sim_calls), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        if (mapped != MAP_FAILED)
+            calls = mapped;
+    }
+    close(file);
+}
+
+/* An answered call; the gap is the time since the one before. */
+static void count_call(int slot) {
+    if (calls == NULL)
+        return;
+    sim_calls *gpu = &calls[slot];
+    uint64_t now = sim_monotonic_ns();
+    __atomic_fetch_add(&gpu->calls, 1, __ATOMIC_RELAXED);
+    uint64_t before = __atomic_exchange_n(&gpu->answered_monotonic_ns, now, __ATOMIC_RELAXED);
+    uint64_t longest = __atomic_load_n(&gpu->longest_gap_ns, __ATOMIC_RELAXED);
+    while (before != 0 && now > before && now - before > longest &&
+           !__atomic_compare_exchange_n(&gpu->longest_gap_ns, &longest, now - before, 0, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED)) {
+    }
+}
+
 /* Maps the state named by the environment. A map is never undone: a call of another thread may still be inside. */
 static nvmlReturn_t map_state(void) {
     const char *path = getenv("RANKSCOPE_SIM_NVML_STATE");
@@ -90,6 +127,7 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
     if (references == 0) {
         result = map_state();
         if (result == NVML_SUCCESS) {
+            map_calls();
             /* A GPU that left the bus before this initialisation is not enumerated. */
             visible_count = 0;
             for (unsigned int i = 0; i < node->gpu_count; i++)
@@ -156,6 +194,7 @@ nvmlReturn_t sim_enter_any(nvmlDevice_t device, const void *argument, sim_gpu_re
     *gpu = &node->gpus[slot];
     *mig = place < 0 ? NULL : &node->gpus[slot].migs[place];
     wait_out(*gpu);
+    count_call(slot);
     if ((*gpu)->lost)
         return NVML_ERROR_GPU_IS_LOST;
     if (*mig != NULL && !((*gpu)->mig_enabled && (*mig)->present))
