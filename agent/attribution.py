@@ -142,6 +142,9 @@ def _name(pid: int, proc: Path) -> str | None:
         return None
 
 
+_ABOUT = ("gpu_process.", _OF_DEVICE, _COUNT)
+
+
 class GpuUse:
     """Follows who uses the GPUs of one job's ranks; tells of strangers on them."""
 
@@ -164,13 +167,17 @@ class GpuUse:
         told: list[Reading] = []
         covered: set[str] = set()
         for reading in readings:
-            if reading.metric == _OF_DEVICE:
+            metric = reading.metric
+            # Of hundreds of readings a second these are few.
+            if not metric.startswith(_ABOUT):
+                continue
+            if metric == _OF_DEVICE:
                 self._last[reading.device] = reading
-            elif reading.metric.startswith("gpu_process."):
+            elif metric == _COUNT:
+                covered.add(reading.device)
+            else:
                 told.append(reading)
                 covered.add(part_of(reading.device).uuid)
-            elif reading.metric == _COUNT:
-                covered.add(reading.device)
         if not covered:
             return []
         # A round tells of some of the GPUs: what was known of the others stays.

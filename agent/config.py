@@ -43,7 +43,7 @@ class RingSettings(Struct, forbid_unknown_fields=True, frozen=True):
     directory: Annotated[
         Text, _say("Directory in memory for rings. Empty: `$RANKSCOPE_DIR`, else `/dev/shm/rankscope-UID`.")
     ] = ""
-    poll_seconds: Annotated[float, Meta(ge=0.02, le=5.0), _say("Time between two reads of a ring.")] = 0.5
+    poll_seconds: Annotated[float, Meta(ge=0.02, le=5.0), _say("Time between two reads of a ring.")] = 1.0
 
 
 class HangSettings(Struct, forbid_unknown_fields=True, frozen=True):

@@ -39,7 +39,7 @@ class OwnCost:
 
     def pss_bytes(self) -> int | None:
         """Proportional memory now, or None where the kernel does not tell."""
-        sizes = [_pss(self._proc / str(pid)) for pid in ("self", *self.children())]
+        sizes = [process_pss_bytes(self._proc / str(pid)) for pid in ("self", *self.children())]
         return sum(size for size in sizes if size is not None) if sizes[0] is not None else None
 
 
@@ -62,7 +62,8 @@ def cpu_time_ns(pid: int, proc: Path = PROC) -> int:
     return max(total, stat.cpu_ticks * _TICKS_NS if stat is not None else 0)
 
 
-def _pss(process: Path) -> int | None:
+def process_pss_bytes(process: Path) -> int | None:
+    """Proportional memory of a process by its directory in procfs, or None where that is not told."""
     try:
         for line in (process / "smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

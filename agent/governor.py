@@ -21,7 +21,7 @@ from rankscope.reading import Event, Priority, Reading, Severity
 _SECOND_NS = 1_000_000_000
 #: smaps_rollup walks every page: milliseconds a process.
 _PSS_PERIOD_NS = 60 * _SECOND_NS
-#: Starting costs more than running does; rates are judged after that.
+#: Starting costs more than running does, the first reads too; rates are judged after that, by what came after.
 _GRACE_NS = 30 * _SECOND_NS
 #: The budget is held over this long.
 _HORIZON_NS = 60 * _SECOND_NS
@@ -72,6 +72,7 @@ class Governor:
         self._pss_due_ns = self._began_ns
         self._spent: dict[str, _Spent] = {}
         self._over_memory = False
+        self._judging = False
         self._bursting = False
         self._limit = budget.cpu_ratio
         #: Share of a core that the budget leaves to what gives way by itself (the live rules).
@@ -100,7 +101,7 @@ class Governor:
         self._limit = limit = self._budget.ratio(bursting=bursting)
         known = sum(group.cpu_ns for group in watched) + elastic_cpu_ns
         self._past.append((now, cpu, known, allowed + limit * passed))
-        while self._past[1][0] <= now - _HORIZON_NS:
+        while self._past[0][0] < now - _HORIZON_NS and self._past[1][0] <= now - _HORIZON_NS:
             self._past.popleft()
         self.cpu_ratio = (cpu - self._first_cpu_ns) / max(1, now - self._began_ns)
         readings = [Reading("agent.cpu_ratio", (cpu - last_cpu) / passed, now)]
@@ -111,8 +112,13 @@ class Governor:
             events += self._memory(now)
             if self.pss_bytes is not None:
                 readings.append(Reading("agent.pss_bytes", float(self.pss_bytes), now))
-        if now - self._began_ns >= _GRACE_NS and not final:
+        if final:
+            return readings, events
+        if self._judging:
             events += self._act(watched, now)
+        elif now - self._began_ns >= _GRACE_NS:
+            self._judging = True
+            self._past = deque([self._past[-1]])
         return readings, events
 
     def _of_groups(self, watched: Sequence[Watched], passed: int, now: int) -> list[Reading]:
@@ -122,9 +128,11 @@ class Governor:
             reads, cpu = group.reads - spent.reads, group.cpu_ns - spent.cpu_ns
             if not reads:
                 continue
+            # A first read also looks for what there is, and opens it: it says nothing of the next.
+            if spent.reads:
+                # Dearer is believed at once, cheaper by and by.
+                spent.a_read_ns = max(cpu / reads, (spent.a_read_ns + cpu / reads) / 2)
             spent.reads, spent.cpu_ns = group.reads, group.cpu_ns
-            # Dearer is believed at once, cheaper by and by.
-            spent.a_read_ns = max(cpu / reads, (spent.a_read_ns + cpu / reads) / 2)
             readings.append(Reading("agent.probe_ns", float(group.longest_ns), now, group.name))
             readings.append(Reading("agent.probe_cpu_ratio", cpu / passed, now, group.name))
             if group.driver_ns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from rankscope.agent.sources import Sources
 from rankscope.agent.triggers import Trigger, Triggers
 from rankscope.clock import Clock
 from rankscope.identity import host_name
-from rankscope.reading import Event
+from rankscope.reading import Event, WakingProbe
 
 _SECOND_NS = 1_000_000_000
 _GOVERN_NS = 5 * _SECOND_NS
@@ -76,6 +77,11 @@ class Agent:
         self._watched: dict[int, tuple[WatchedJob, Rank]] = {}
         self._wakers: dict[int, Callable[[], None]] = {}
         self.wake_on(self._bell.descriptor, self._bell.heard)
+        for probe in sources.probes:
+            if isinstance(probe, WakingProbe) and (descriptor := probe.descriptor) is not None:
+                self._wakers[descriptor] = functools.partial(self._scheduler.hasten, probe)
+                # By its edge: until a thread has read it, it would be readable again and again.
+                self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
         self._stopping = ""
 
     def stop(self, reason: str) -> None:

@@ -7,6 +7,7 @@ agent that dies between two ticks neither loses nor repeats anything that is sti
 from __future__ import annotations
 
 import json
+import operator
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +51,12 @@ PENDING_ROWS = 50_000
 MAX_KEPT_WINDOWS = 64
 #: Tables whose rows may be given up; the others are few and name what the rows belong to.
 _BULK = ("readings", "collectives", "memory", "signals", "groups", "phases", "device_steps", "steps")
+
+# What goes into the columns, in their order; for every step of every rank, so at the least cost.
+_step_values = operator.attrgetter(*STEP_FIELDS)
+_device_values = operator.attrgetter(*DEVICE_FIELDS)
+_group_values = operator.attrgetter(*GROUP_FIELDS)
+_collective_values = operator.attrgetter(*COLLECTIVE_FIELDS)
 
 
 def state_directory(environ: os._Environ[str] | dict[str, str] | None = None) -> Path:
@@ -177,17 +184,16 @@ class Recording:
         """Add what a ring held up to `position`."""
         for record in records:
             if isinstance(record, StepRecord):
-                self._add("steps", (rank_id, *[getattr(record, name) for name in STEP_FIELDS]))
+                self._add("steps", (rank_id, *_step_values(record)))
             elif isinstance(record, DeviceRecord):
-                self._add("device_steps", (rank_id, *[getattr(record, name) for name in DEVICE_FIELDS]))
+                self._add("device_steps", (rank_id, *_device_values(record)))
             elif isinstance(record, GroupRecord):
                 self._add(
                     "groups",
-                    (rank_id, record.group, *[getattr(record, name) for name in GROUP_FIELDS], record.members),
+                    (rank_id, record.group, *_group_values(record), record.members),
                 )
             elif isinstance(record, CollectiveRecord):
-                values = [getattr(record, name) for name in COLLECTIVE_FIELDS]
-                self._add("collectives", (rank_id, record.group, record.operation, *values))
+                self._add("collectives", (rank_id, record.group, record.operation, *_collective_values(record)))
             elif isinstance(record, PhaseRecord):
                 self._add("phases", (rank_id, record.name, record.step, record.start_ns, record.end_ns))
             elif isinstance(record, SignalRecord):
@@ -205,6 +211,8 @@ class Recording:
 
     def add_readings(self, readings: Iterable[Reading]) -> None:
         """Add values of series."""
+        rows = self._pending.setdefault("readings", [])
+        before = len(rows)
         for reading in readings:
             key = (reading.metric, reading.device)
             number = self._series.get(key)
@@ -212,7 +220,8 @@ class Recording:
                 number = self._series[key] = len(self._series) + 1
                 self._add("series", (number, *key))
             # A counter of 64 bits may be larger than the largest whole number of a database.
-            self._add("readings", (number, reading.time_ns, float(reading.value)))
+            rows.append((number, reading.time_ns, float(reading.value)))
+        self._unwritten += len(rows) - before
 
     def add_events(self, events: Iterable[Event]) -> None:
         """Add events of this host."""

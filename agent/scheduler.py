@@ -48,6 +48,8 @@ class _Task:
     turn: int = 0
     turns: int = 1
     burst: bool = False
+    #: When it was last read, ns.
+    started_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -119,6 +121,13 @@ class Scheduler:
                 task.due_ns = min(task.due_ns, now)
         return now, until
 
+    def hasten(self, probe: Probe) -> None:
+        """Something can be read there: read it now, or where it was read just now, a burst period later."""
+        now = self._clock.monotonic_ns()
+        for task in self._tasks:
+            if task.watched.probe is probe and not task.burst:
+                task.due_ns = min(task.due_ns, max(now, task.started_ns + task.watched.group.burst_ns))
+
     @property
     def bursting(self) -> bool:
         """Whether a burst goes on."""
@@ -167,6 +176,7 @@ class Scheduler:
             return
         devices = _devices(task, bursting)
         if devices is None or devices:
+            task.started_ns = now
             name = watched.probe.name if watched.probe.name in self._isolated else ""
             if name not in self._lanes:
                 self._lanes[name] = Lane(self._answers, self._clock, bool(name), self._news)

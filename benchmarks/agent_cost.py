@@ -2,35 +2,34 @@
 
     .venv/bin/python benchmarks/agent_cost.py --write docs/agent-cost.md
 
-The shipped loop, scheduler, governor, recording and live rules watch 8 ranks and a simulated node through the real
-NVML helper and a library with NVML's own ABI. Two runs:
+`rankscope agent` runs as a process of its own and watches 8 ranks and a simulated node through the real NVML helper and a
+library with NVML's own ABI, for `--seconds` at steady rates and again with every device bursting. CPU time and
+proportional memory are what the kernel counts for it and its helper; each group's part is what the agent records of itself.
 
-- real time: `--seconds` of the host's own clock, at steady rates and again with every device bursting;
-- simulated time: an hour within a minute or so, only the clock replaced, to see whether memory stays flat.
-
-CPU time is what the kernel counts for this process and its helper, less what the benchmark itself takes.
+Then an hour of simulated time within a minute or so: the shipped loop in this process, only the clock replaced, to see
+whether memory stays flat. That figure holds the benchmark itself too.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-import platform
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from document import Table, machine
 
-from rankscope.agent.config import BudgetSettings, ProbeSettings, Settings
-from rankscope.agent.cost import OwnCost, cpu_time_ns
+from rankscope.agent.config import Settings
+from rankscope.agent.cost import OwnCost, cpu_time_ns, process_pss_bytes
 from rankscope.agent.job import WatchedJob
-from rankscope.agent.loop import Agent
-from rankscope.agent.sources import Sources, build_sources
+from rankscope.agent.sources import build_sources
 from rankscope.clock import Clock, ClockAnchor, SystemClock, boot_id
 from rankscope.identity import RankIdentity, host_name, start_ticks
 from rankscope.probes.nvml import NvmlProbe
@@ -40,12 +39,11 @@ from rankscope.simulator.build import LIBRARY, build
 from rankscope.simulator.state import STATE_VARIABLE, NodeState
 from rankscope.testing import FakeClock, SimulatedAgent
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 GPUS = 8
 SECOND = 1_000_000_000
 STEP_NS = 200_000_000
-#: Starting is over by then.
-WARM_UP_S = 10
+#: Starting is over by then, and the governor has begun to judge.
+WARM_UP_S = 40
 
 
 class Ranks:
@@ -65,18 +63,23 @@ class Ranks:
                 "bench", 0, rank, GPUS, rank, host_name(), pid, start_ticks(pid), boot_id(), node.gpus[rank].uuid
             )
             self._rings.append(RingWriter(ring_path(rings, identity), identity, ClockAnchor.take(clock)))
-        self.cpu_ns = 0
+        self._stumbles = False
+
+    def stumble(self) -> None:
+        """Take one step that is far slower than the others."""
+        self._stumbles = True
 
     def follow(self) -> None:
         """Write the steps that are due."""
-        began = time.thread_time_ns()
         while (now := self._clock.monotonic_ns()) >= self._due_ns:
+            length = 6 * STEP_NS if self._stumbles else STEP_NS
+            self._stumbles = False
+            self._due_ns += length - STEP_NS
             for ring in self._rings:
-                start = self._due_ns - STEP_NS
-                ring.append_record(StepRecord(self._step, start, self._due_ns, 0, STEP_NS, 0, 0, 0, 0, 0, 0))
+                start = self._due_ns - length
+                ring.append_record(StepRecord(self._step, start, self._due_ns, 0, length, 0, 0, 0, 0, 0, 0))
             self._step += 1
             self._due_ns = max(self._due_ns + STEP_NS, now - SECOND)
-        self.cpu_ns += time.thread_time_ns() - began
 
     def close(self) -> None:
         """End the processes."""
@@ -88,151 +91,154 @@ class Ranks:
 
 @dataclass
 class Measured:
-    """One run: shares of one core, and memory over time."""
+    """One run: shares of one core, and memory."""
 
     name: str
-    seconds: float = 0.0
-    cpu_ratio: float = 0.0
-    parts: dict[str, float] = field(default_factory=dict)
-    pss_bytes: list[int] = field(default_factory=list)
-    readings_a_second: float = 0.0
-    changes: int = 0
+    seconds: float
+    cpu_ratio: float
+    pss_bytes: int
+    parts: dict[str, float]
+    readings_a_second: float
+    changes: int
 
 
-class Bench:
-    """An agent over a simulated node, in a directory of its own."""
+class Node:
+    """A simulated node and its ranks, in a directory of its own."""
 
-    def __init__(self, directory: Path, clock: Clock, *, burst: bool) -> None:
-        self.node = NodeState.create(directory / "node", profile="H100-SXM5-80GB", gpus=GPUS)
-        os.environ[STATE_VARIABLE] = str(self.node.path.absolute())
+    def __init__(self, directory: Path, clock: Clock) -> None:
+        self.state = NodeState.create(directory / "node", profile="H100-SXM5-80GB", gpus=GPUS)
         (directory / "lib").mkdir()
-        library = build(directory / "lib") / LIBRARY
-        rings = directory / "rings"
-        rings.mkdir()
-        self.clock = clock
-        self.ranks = Ranks(rings, self.node, clock)
-        seconds = 1e6 if burst else 30.0
-        self.settings = Settings(probes=ProbeSettings(burst_seconds=seconds), budget=BudgetSettings())
-        pids = dict(enumerate(self.ranks.pids))
-        roots = msgspec.structs.replace(self.settings.roots, nvml_library=str(library))
-        self.settings = msgspec.structs.replace(self.settings, roots=roots)
-        self.sources: Sources = build_sources(self.settings, lambda: pids)
-        self.job = WatchedJob(
+        self.library = build(directory / "lib") / LIBRARY
+        self.rings = directory / "rings"
+        self.rings.mkdir()
+        self.ranks = Ranks(self.rings, self.state, clock)
+
+
+def in_real_time(seconds: float, *, burst: bool) -> Measured:
+    """The agent as it is shipped, watched from outside."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        directory = Path(name)
+        node = Node(directory, SystemClock())
+        config = directory / "rankscope.toml"
+        config.write_text(
+            f'[roots]\nnvml_library = "{node.library}"\n[rings]\ndirectory = "{node.rings}"\n'
+            f'[recording]\nstate_directory = "{directory}"\n[probes]\nburst_seconds = {3600 if burst else 30}\n'
+        )
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "RANKSCOPE_"))}
+        environment[STATE_VARIABLE] = str(node.state.path.absolute())
+        command = [str(Path(sys.executable).with_name("rankscope")), "agent", "--config", str(config)]
+        agent = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            began = time.monotonic()
+            if burst:
+                _follow(node.ranks, began + WARM_UP_S / 2)
+                # An Xid that names no GPU of the node concerns all of them and the host.
+                for gpu in range(GPUS):
+                    node.state.push_event(gpu, 13)
+                node.ranks.stumble()
+            _follow(node.ranks, began + WARM_UP_S)
+            first_ns, first_cpu = time.monotonic_ns(), _cpu_ns(agent.pid)
+            _follow(node.ranks, began + WARM_UP_S + seconds)
+            passed, cpu = time.monotonic_ns() - first_ns, _cpu_ns(agent.pid) - first_cpu
+            pss = sum(process_pss_bytes(Path(f"/proc/{pid}")) or 0 for pid in _tree(agent.pid))
+        finally:
+            agent.terminate()
+            agent.wait()
+            node.ranks.close()
+        [recording] = directory.glob("bench/*.db")
+        return _measured("burst" if burst else "steady", recording, first_ns, passed, cpu / passed, pss)
+
+
+def _measured(name: str, recording: Path, first_ns: int, passed: int, cpu_ratio: float, pss: int) -> Measured:
+    """With what the agent recorded of itself between two moments."""
+    with sqlite3.connect(recording) as connection:
+        rows = connection.execute(
+            "SELECT metric, device, time_ns, value FROM readings JOIN series ON id = series_id"
+            " WHERE time_ns BETWEEN ? AND ? ORDER BY time_ns",
+            (first_ns, first_ns + passed),
+        ).fetchall()
+        changes = connection.execute(
+            "SELECT count(*) FROM events WHERE kind = 'governor' AND time_ns BETWEEN ? AND ?",
+            (first_ns, first_ns + passed),
+        ).fetchone()[0]
+    # What a group took is told with the agent's own share, of the time since that was last told.
+    times = sorted({at for metric, _, at, _ in rows if metric == "agent.cpu_ratio"})
+    since = dict(itertools.pairwise(reversed(times)))
+    parts: dict[str, float] = {}
+    for metric, device, at, value in rows:
+        if metric == "agent.probe_cpu_ratio" and at in since:
+            parts[device] = parts.get(device, 0.0) + value * (at - since[at]) / (times[-1] - times[0])
+    parts["loop, rings, recording, governor, live rules, messages"] = cpu_ratio - sum(parts.values())
+    return Measured(name, passed / SECOND, cpu_ratio, pss, parts, len(rows) / (passed / SECOND), changes)
+
+
+def _follow(ranks: Ranks, until: float) -> None:
+    while time.monotonic() < until:
+        ranks.follow()
+        time.sleep(0.1)
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and its children."""
+    found = [pid]
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += map(int, path.read_text().split())
+    return found
+
+
+def _cpu_ns(pid: int) -> int:
+    return sum(map(cpu_time_ns, _tree(pid)))
+
+
+def in_simulated_time(seconds: float) -> list[int]:
+    """Proportional memory every five minutes of an hour that passes within a minute, bytes."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        directory = Path(name)
+        clock = FakeClock(time.monotonic_ns(), time.time_ns())
+        node = Node(directory, clock)
+        os.environ[STATE_VARIABLE] = str(node.state.path.absolute())
+        pids = dict(enumerate(node.ranks.pids))
+        settings = Settings()
+        roots = msgspec.structs.replace(settings.roots, nvml_library=str(node.library))
+        settings = msgspec.structs.replace(settings, roots=roots)
+        sources = build_sources(settings, lambda: pids)
+        job = WatchedJob(
             job="bench",
             host=host_name(),
             recording=directory / "bench.db",
-            rings=rings,
-            settings=self.settings,
+            rings=node.rings,
+            settings=settings,
             clock=clock,
             environ={},
         )
-        nvml = next(probe for probe in self.sources.probes if isinstance(probe, NvmlProbe))
-        self.nvml = nvml
+        nvml = next(probe for probe in sources.probes if isinstance(probe, NvmlProbe))
         give_up = time.monotonic() + 30
         while not nvml.gpus and time.monotonic() < give_up:
             nvml.read("fast", clock.monotonic_ns())
             time.sleep(0.01)
-
-
-class Meter:
-    """CPU time of the agent, its helper and each group, less the benchmark's own, between two looks."""
-
-    def __init__(self, bench: Bench, agent: Agent, harness_ns: Callable[[], int]) -> None:
-        self._bench, self._agent, self._harness_ns = bench, agent, harness_ns
-        self._cost = OwnCost()
-        self._first = self._look()
-
-    def _look(self) -> tuple[int, int, int, dict[str, int], int]:
-        watched = self._agent._scheduler.watched
-        groups = {group.name: group.cpu_ns for group in watched}
-        pid = self._bench.nvml.helper_pid
-        # What its reads took is in the groups.
-        helper = (cpu_time_ns(pid) if pid else 0) - sum(group.helper_cpu_ns for group in watched)
-        count = self._bench.job.recording.connection.execute("SELECT count(*) FROM readings").fetchone()[0]
-        now = self._bench.clock.monotonic_ns()
-        return now, self._cost.cpu_ns() - self._harness_ns(), helper, groups, count
-
-    def measured(self, name: str, pss: list[int]) -> Measured:
-        """What it took since the first look."""
-        now, cpu, helper, groups, count = self._look()
-        then, cpu_then, helper_then, groups_then, count_then = self._first
-        passed = now - then
-        parts = {key: (value - groups_then[key]) / passed for key, value in groups.items()}
-        parts["NVML helper beside its reads: messages, events"] = (helper - helper_then) / passed
-        known = sum(parts.values())
-        ratio = (cpu - cpu_then) / passed
-        parts["loop, rings, recording, governor, live rules"] = ratio - known
-        rate = (count - count_then) / (passed / SECOND)
-        changes = self._bench.job.recording.connection.execute(
-            "SELECT count(*) FROM events WHERE kind = 'governor'"
-        ).fetchone()[0]
-        return Measured(name, passed / SECOND, ratio, parts, pss, rate, changes)
-
-
-def in_real_time(seconds: float, *, burst: bool) -> Measured:
-    """The agent on this host's clock."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        bench = Bench(Path(directory), SystemClock(), burst=burst)
-        agent = Agent([bench.job], bench.settings, bench.sources, clock=bench.clock)
-        began = time.monotonic()
-        meter: list[Meter] = []
-        result: list[Measured] = []
-
-        def each_round() -> None:
-            bench.ranks.follow()
-            passed = time.monotonic() - began
-            if burst and not agent._scheduler.bursting and passed > 1:
-                agent._scheduler.burst([gpu.uuid for gpu in bench.node.gpus] + [""])
-            if passed > WARM_UP_S and not meter:
-                meter.append(Meter(bench, agent, lambda: bench.ranks.cpu_ns))
-            if passed > WARM_UP_S + seconds:
-                pss = OwnCost().pss_bytes()
-                result.append(meter[0].measured("burst" if burst else "steady", [pss] if pss else []))
-                agent.stop("done")
-
-        agent.run(each_round)
-        bench.ranks.close()
-        return result[0]
-
-
-def in_simulated_time(seconds: float) -> Measured:
-    """An hour within a minute: memory every five minutes."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        clock = FakeClock(time.monotonic_ns(), time.time_ns())
-        bench = Bench(Path(directory), clock, burst=False)
-        simulated = SimulatedAgent([bench.job], bench.settings, bench.sources, clock)
+        simulated = SimulatedAgent([job], settings, sources, clock)
         began = clock.monotonic_ns()
-        meter: list[Meter] = []
         pss: list[int] = []
-        harness = [0]
 
         def passed() -> None:
-            bench.ranks.follow()
-            at = (clock.monotonic_ns() - began) / SECOND
-            if at > WARM_UP_S and not meter:
-                meter.append(Meter(bench, simulated.agent, lambda: simulated.harness_cpu_ns + harness[0]))
-            if at >= 300 * (len(pss) + 1):
+            node.ranks.follow()
+            if (clock.monotonic_ns() - began) / SECOND >= 300 * (len(pss) + 1):
                 pss.append(OwnCost().pss_bytes() or 0)
 
         simulated.run(seconds - 1, passed)
-        bench.ranks.close()
-        # The recording is closed by now: only the totals are left.
-        hour = Measured("an hour of simulated time", seconds, pss_bytes=pss)
-        hour.cpu_ratio = simulated.agent._governor.cpu_ratio
-        return hour
+        node.ranks.close()
+        return pss
 
 
-def markdown(runs: list[Measured], hour: Measured) -> str:
+def markdown(runs: list[Measured], hour_s: float, hour: list[int]) -> str:
     """The tables."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    what = f"{GPUS} GPUs with 18 NVLinks each, {GPUS} ranks"
     lines = [
-        f"{machine}, {time.strftime('%Y-%m-%d')}; {what}, real time, {runs[0].seconds:.0f} s each:",
+        f"{machine()}; {GPUS} GPUs with 18 NVLinks each, {GPUS} ranks, {runs[0].seconds:.0f} s each:",
         "",
         "| | " + " | ".join(run.name for run in runs) + " |",
         "|---|" + "---|" * len(runs),
         "| CPU, share of one core | " + " | ".join(f"{run.cpu_ratio:.2%}" for run in runs) + " |",
-        "| memory (PSS, agent and helper) | " + " | ".join(f"{run.pss_bytes[-1] / 1e6:.0f} MB" for run in runs) + " |",
+        "| memory (PSS, agent and helper) | " + " | ".join(f"{run.pss_bytes / 1e6:.0f} MB" for run in runs) + " |",
         "| readings a second | " + " | ".join(f"{run.readings_a_second:.0f}" for run in runs) + " |",
         "| changes by the governor | " + " | ".join(str(run.changes) for run in runs) + " |",
     ]
@@ -240,27 +246,30 @@ def markdown(runs: list[Measured], hour: Measured) -> str:
         f"| {part} | " + " | ".join(f"{run.parts.get(part, 0):.3%}" for run in runs) + " |"
         for part in sorted(runs[0].parts, key=lambda part: -runs[0].parts[part])
     ]
-    sizes = ", ".join(f"{size / 1e6:.0f}" for size in hour.pss_bytes)
-    lines += ["", f"Memory over {hour.seconds:.0f} s of simulated time, every five minutes, MB: {sizes}."]
+    sizes = ", ".join(f"{size / 1e6:.0f}" for size in hour)
+    lines += [
+        "",
+        f"Memory over {hour_s:.0f} s of simulated time, the benchmark's own included, every five minutes, MB: {sizes}.",
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure and print, or write into the document."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=60, help="real time of each run")
+    parser.add_argument("--seconds", type=float, default=120, help="real time of each run")
     parser.add_argument("--simulated-seconds", type=float, default=3600)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
+    table = Table(arguments.write, "table") if arguments.write else None
     runs = []
     for burst in (False, True):
         runs.append(in_real_time(arguments.seconds, burst=burst))
         print(f"{runs[-1].name}: {runs[-1].cpu_ratio:.2%} of a core", file=sys.stderr, flush=True)
-    text = markdown(runs, in_simulated_time(arguments.simulated_seconds))
+    text = markdown(runs, arguments.simulated_seconds, in_simulated_time(arguments.simulated_seconds))
     print(text)
-    if arguments.write is not None:
-        head, _, rest = arguments.write.read_text().partition(BEGIN)
-        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    if table is not None:
+        table.write(text)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,27 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
 
 
-def write_table(document: Path, name: str, text: str) -> None:
-    """Replace what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; ends the program where these are missing."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    try:
-        head, opened, rest = document.read_text().partition(begin)
-    except OSError as error:
-        sys.exit(f"{document}: {error.strerror}; name a document that has the table")
-    _, closed, tail = rest.partition(end)
-    if not (opened and closed):
-        sys.exit(f"{document}: no {begin} with its end; add the two marks where the table belongs")
-    document.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
+class Table:
+    """What stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a document."""
+
+    def __init__(self, document: Path, name: str) -> None:
+        """Ends the program where the document or the marks are missing: before minutes of measuring, not after."""
+        self._document = document
+        self._begin, self._end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        self._around()
+
+    def _around(self) -> tuple[str, str]:
+        try:
+            text = self._document.read_text()
+        except OSError as error:
+            sys.exit(f"{self._document}: {error.strerror}; name a document that has the table")
+        head, opened, rest = text.partition(self._begin)
+        _, closed, tail = rest.partition(self._end)
+        if not (opened and closed):
+            sys.exit(f"{self._document}: no {self._begin} with its end; add the two marks where the table belongs")
+        return head, tail
+
+    def write(self, text: str) -> None:
+        """Replace it."""
+        head, tail = self._around()
+        self._document.write_text(f"{head}{self._begin}\n{text}\n{self._end}{tail}")

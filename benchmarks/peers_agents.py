@@ -1,12 +1,12 @@
-"""What agents cost on one simulated node of 8 H100s: Rankscope beside nvitop-exporter, openlit, wandb's monitor and l9gpu.
+"""What agents cost on one simulated node of 8 H100s: Rankscope, nvitop-exporter, openlit, wandb's monitor and l9gpu.
 
     .venv/bin/python benchmarks/peers_agents.py --write docs/benchmarks.md
 
 All run at the same time on the same node over the same NVML library, each once at one second and once at its own
 default, so that what the machine does besides befalls all alike. CPU time and proportional memory are what the kernel
 counts for every process of theirs; calls, and the longest time without an answer from a GPU, are counted by the library
-itself; series are what arrives at an OTLP receiver, in a scrape, or in the file that is written. The library
-answers at once: what a driver takes is not in these figures. Peers are installed from PyPI into environments of their own.
+itself; series are what arrives at an OTLP receiver, in a scrape, or in the file that is written. The library answers
+at once: what a driver takes is not in these figures. Peers are installed from PyPI into environments of their own.
 """
 
 from __future__ import annotations
@@ -30,16 +30,27 @@ from pathlib import Path
 from typing import Any
 
 from agent_cost import Ranks
-from document import machine, write_table
+from document import Table, machine
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from peer_environment import peer_python
 
-from rankscope.agent.cost import cpu_time_ns
+from rankscope.agent.cost import cpu_time_ns, process_pss_bytes
 from rankscope.clock import SystemClock
 from rankscope.simulator.build import LIBRARY, build
 from rankscope.simulator.layout import MAX_GPUS
 from rankscope.simulator.state import STATE_VARIABLE, NodeState
 
+COLUMNS = (
+    "agent",
+    "interval",
+    "CPU s a minute",
+    "of Rankscope's",
+    "PSS, MB",
+    "NVML calls a minute",
+    "series",
+    "longest gap, s",
+    "with one GPU hanging 10 s",
+)
 GPUS = 8
 SECOND = 1_000_000_000
 HUNG_GPU = 3
@@ -60,7 +71,7 @@ import struct, sys
 from wandb.proto import wandb_internal_pb2
 data, at, whole, names = open(sys.argv[1], "rb").read(), 7, b"", set()
 while at + 7 <= len(data):
-    # Blocks of 32 KiB, as in a log of LevelDB: checksum, length and whether it is whole, the first, middle or last part.
+    # Blocks of 32 KiB, as in a log of LevelDB: checksum, length, and whether whole, the first, middle or last part.
     if 32768 - at % 32768 < 7:
         at += 32768 - at % 32768
         continue
@@ -116,15 +127,7 @@ class Subject:
 
     def pss(self) -> int:
         """Proportional memory of all its processes now."""
-        total = 0
-        for pid in self.pids():
-            try:
-                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            except OSError:
-                continue
-            found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-            total += int(found[1]) * 1024 if found else 0
-        return total
+        return sum(process_pss_bytes(Path(f"/proc/{pid}")) or 0 for pid in self.pids())
 
     def calls(self) -> list[tuple[int, int, int]]:
         """Calls, time of the last answer and longest gap between two, ns, of each GPU."""
@@ -215,7 +218,8 @@ def subjects(directory: Path, library: Path, rings: Path) -> list[Subject]:
         config = directory / f"rankscope-{period:.0f}.toml"
         config.write_text(
             f'[roots]\nnvml_library = "{library}"\n[rings]\ndirectory = "{rings}"\n'
-            f'[recording]\nstate_directory = "{directory / f"state-{period:.0f}"}"\n[export]\nperiod_seconds = {period}\n'
+            f'[recording]\nstate_directory = "{directory / f"state-{period:.0f}"}"\n'
+            f"[export]\nperiod_seconds = {period}\n"
         )
         command = [str(Path(sys.executable).with_name("rankscope")), "agent", "--config", str(config)]
         everyone.append(Subject("rankscope", interval, command))
@@ -305,8 +309,7 @@ def table(everyone: list[Subject], seconds: float, windows: int) -> str:
     rows = [
         f"{machine()}; {GPUS} simulated H100s; medians of {windows} windows of {seconds:.0f} s, all at the same time.",
         "",
-        "| agent | interval | CPU s a minute | of Rankscope's | PSS, MB | NVML calls a minute | series"
-        " | longest gap, s | with one GPU hanging 10 s |",
+        "| " + " | ".join(COLUMNS) + " |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for interval in ("1 s", "default"):
@@ -330,6 +333,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=float, default=30)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
+    document = Table(arguments.write, "agents") if arguments.write else None
     with tempfile.TemporaryDirectory(dir="/dev/shm", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         node = NodeState.create(directory / "node", profile="H100-SXM5-80GB", gpus=GPUS)
@@ -373,8 +377,8 @@ def main() -> None:
             sink.shutdown()
     text = table(everyone, arguments.seconds, arguments.windows)
     print(text)
-    if arguments.write is not None:
-        write_table(arguments.write, "agents", text)
+    if document is not None:
+        document.write(text)
 
 
 def follow(ranks: Ranks, stop: threading.Event) -> None:

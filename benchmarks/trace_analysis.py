@@ -191,9 +191,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="traces to compare on")
     parser.add_argument("--synthetic-mb", type=int, nargs="*", default=[], help="sizes of played traces")
     parser.add_argument("--times", type=int, default=5)
-    parser.add_argument(
-        "--cache", type=Path, default=cache_directory()
-    )
+    parser.add_argument("--cache", type=Path, default=cache_directory())
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)

@@ -50,10 +50,13 @@ class HelperProcess:
         self._ended = False
         self.pid = self._process.pid
 
-    def send(self, message: Message) -> bool:
-        """Send one message; False where the helper does not read or is gone. Messages fit one atomic write."""
+    def send(self, *messages: Message) -> bool:
+        """Send messages, each of which fits one atomic write; False where the helper does not read or is gone."""
+        packed = [pack(message) for message in messages]
+        # All at once where that is atomic too: it wakes the helper once.
+        writes = [b"".join(packed)] if sum(map(len, packed)) <= select.PIPE_BUF else packed
         try:
-            return self._to.write(pack(message)) is not None
+            return all(self._to.write(data) is not None for data in writes)
         except OSError:
             return False
 

@@ -48,8 +48,10 @@ class NvmlProbe:
         Group(
             "fast", SECOND, SECOND // 5, "the driver refreshes clocks, power and reasons every 100 ms", Priority.HIGH
         ),
-        Group("gpm", SECOND, SECOND // 5, "means between two reads, which must be 100 ms apart"),
-        Group("counters", SECOND, SECOND, "integrals: slower reads lose only the position of a change", Priority.HIGH),
+        Group("gpm", 2 * SECOND, SECOND // 5, "means between two reads, which must be 100 ms apart: none is missed"),
+        Group(
+            "counters", 2 * SECOND, SECOND, "integrals: slower reads lose only the position of a change", Priority.HIGH
+        ),
         Group(
             "samples", 3 * SECOND, 3 * SECOND, "the driver keeps 10 s at 139 ms: this loses none of it", Priority.HIGH
         ),
@@ -95,6 +97,9 @@ class NvmlProbe:
         #: Groups to be read at once, besides the one asked for.
         self._owed: list[str] = []
         self._gpus: dict[str, TrackedGpu] = {}
+        #: Of these, by index: asked for many times a second.
+        self._identities: tuple[GpuIdentity, ...] = ()
+        self._uuids: tuple[str, ...] = ()
         self._by_index: dict[int, TrackedGpu] = {}
         self._unreachable: set[int] = set()
         self._breaker_until_ns = 0
@@ -106,7 +111,7 @@ class NvmlProbe:
     @property
     def gpus(self) -> tuple[GpuIdentity, ...]:
         """Every GPU seen since the start, lost ones too, by index."""
-        return tuple(sorted((gpu.identity for gpu in self._gpus.values()), key=lambda gpu: gpu.index))
+        return self._identities
 
     @property
     def helper_pid(self) -> int | None:
@@ -131,7 +136,7 @@ class NvmlProbe:
     @property
     def devices(self) -> tuple[str, ...]:
         """UUID of every GPU seen since the start, by index."""
-        return tuple(gpu.uuid for gpu in self.gpus)
+        return self._uuids
 
     def read(self, group: str, now_ns: int) -> ProbeResult:
         """Ask every GPU for one group and return all that has arrived, of whichever request."""
@@ -155,10 +160,8 @@ class NvmlProbe:
             self._take(helper, gathered, now_ns)
             if self._greeted and not self._ending and now_ns >= self._breaker_until_ns:
                 owed, self._owed = self._owed, []
-                for each in owed:
-                    self._ask(helper, each, now_ns, None)
-                for group in groups:
-                    self._ask(helper, group, now_ns, devices)
+                self._ask(helper, owed, now_ns, None)
+                self._ask(helper, groups, now_ns, devices)
                 self._await(helper, gathered, groups, now_ns)
             self._watch(helper, gathered, now_ns)
         return gathered.results(groups)
@@ -209,20 +212,24 @@ class NvmlProbe:
 
     # Asking and taking
 
-    def _ask(self, helper: HelperProcess, group: str, now_ns: int, devices: frozenset[str] | None) -> None:
-        if group == _EVENTS:
-            return
-        free = [
-            index
-            for index, gpu in self._by_index.items()
-            if not gpu.lost and group not in gpu.awaited and (devices is None or gpu.identity.uuid in devices)
-        ]
-        request: Message = {"group": group, "gpus": free}
-        if group == "samples":
-            request["seen"] = {index: self._by_index[index].seen_us for index in free}
-        if free and helper.send(request):
-            for index in free:
-                self._by_index[index].awaited[group] = now_ns
+    def _ask(self, helper: HelperProcess, groups: Sequence[str], now_ns: int, devices: frozenset[str] | None) -> None:
+        requests: list[Message] = []
+        for group in groups:
+            free = [
+                index
+                for index, gpu in self._by_index.items()
+                if not gpu.lost and group not in gpu.awaited and (devices is None or gpu.identity.uuid in devices)
+            ]
+            if not free or group == _EVENTS:
+                continue
+            request: Message = {"group": group, "gpus": free}
+            if group == "samples":
+                request["seen"] = {index: self._by_index[index].seen_us for index in free}
+            requests.append(request)
+        if requests and helper.send(*requests):
+            for request in requests:
+                for index in request["gpus"]:
+                    self._by_index[index].awaited[request["group"]] = now_ns
 
     def _await(self, helper: HelperProcess, gathered: Gathered, groups: Sequence[str], now_ns: int) -> None:
         for _ in range(PATIENCE_MS):
@@ -284,6 +291,8 @@ class NvmlProbe:
                 gpu.lost = False
                 gathered.events.append(self._recovered(identity.uuid, 0, now_ns))
             self._by_index[identity.index] = gpu
+        self._identities = tuple(sorted((gpu.identity for gpu in self._gpus.values()), key=lambda gpu: gpu.index))
+        self._uuids = tuple(identity.uuid for identity in self._identities)
         present = {gpu.identity.uuid for gpu in self._by_index.values()}
         for uuid, gpu in self._gpus.items():
             if uuid not in present and not gpu.lost:

@@ -23,14 +23,14 @@ from rankscope.probes.nvml_reader import GpuReader
 from rankscope.reading import Outcome
 
 #: A wait for events ends this often, so that the helper can end, ms.
-EVENT_WAIT_MS = 200
+EVENT_WAIT_MS = 1000
 #: How long an orderly end may take before the helper just goes, s.
 FAREWELL_S = 2.0
 
 #: Exit status after an error of our own.
 INTERNAL_ERROR = 3
 
-Send = Callable[[Message], None]
+Send = Callable[..., None]
 
 
 class GpuWorker(threading.Thread):
@@ -54,15 +54,20 @@ class GpuWorker(threading.Thread):
         """Read until told to finish or until the GPU is down."""
         index = self._reader.gpu.identity.index
         accounted_ns = time.thread_time_ns()
+        messages: list[Message] = []
         while (asked := self._asked.get()) is not None:
             group, seen = asked
             before = time.monotonic_ns()
             sample = self._reader.read(group, before) if seen is None else self._reader.read(group, before, seen)
             message = sample_message(index, group, (before + time.monotonic_ns()) // 2, sample)
-            # With what it took to send the message before, and to wake up for this one.
+            # With what it took to send the messages before, and to wake up for this one.
             cpu_ns = time.thread_time_ns()
-            self._send(message | {"cpu_ns": cpu_ns - accounted_ns})
+            messages.append(message | {"cpu_ns": cpu_ns - accounted_ns})
             accounted_ns = cpu_ns
+            # What was asked for together is answered together: that wakes the agent once.
+            if self._asked.empty() or sample.down is not None:
+                self._send(*messages)
+                messages = []
             if sample.down is not None:
                 return
 
@@ -115,8 +120,8 @@ class Helper:
         self._send(_note(Outcome.FAILED, f"the NVML helper failed: {type(error).__name__}: {error}"))
         os._exit(INTERNAL_ERROR)
 
-    def _send(self, message: Message) -> None:
-        data = memoryview(pack(message))
+    def _send(self, *messages: Message) -> None:
+        data = memoryview(b"".join(map(pack, messages)))
         with self._write_lock:
             try:
                 while data:

@@ -8,9 +8,10 @@ apart by "kind": hello {driver, gpus: [identity], unreachable: [[index, code, te
 
 from __future__ import annotations
 
-import json
 import struct
 from typing import Any
+
+import msgspec
 
 from rankscope.errors import ProbeError
 from rankscope.probes.nvml_api import GpuEvent
@@ -59,7 +60,7 @@ def event_message(event: GpuEvent, time_ns: int) -> Message:
 
 def pack(message: Message) -> bytes:
     """A message as it travels."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = msgspec.json.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
@@ -81,8 +82,8 @@ class Unpacker:
             if len(self._pending) < end:
                 break
             try:
-                message = json.loads(self._pending[_LENGTH.size : end])
-            except ValueError as error:
+                message = msgspec.json.decode(self._pending[_LENGTH.size : end])
+            except msgspec.DecodeError as error:
                 raise ProbeError(f"no message: {error}", where="NVML helper") from None
             if not isinstance(message, dict):
                 raise ProbeError("no message: not an object", where="NVML helper")

@@ -113,7 +113,7 @@ class ProcessProbe:
     """Probe of the ranks' processes; `set_ranks` says which they are."""
 
     name = "process"
-    groups: Sequence[Group] = (Group("process", _NS, _NS // 5, "counters; only the state of workers is a sample"),)
+    groups: Sequence[Group] = (Group("process", 2 * _NS, _NS // 5, "counters; only the state of workers is a sample"),)
 
     def __init__(self, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
         self._proc = proc

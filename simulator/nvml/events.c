@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define POLL_NS 50000000u
+#define POLL_NS 100000000u
 #define MAX_SETS 64
 #define ALL_EVENTS (nvmlEventTypeXidCriticalError | nvmlEventTypeSingleBitEccError | nvmlEventTypeDoubleBitEccError | \
                     nvmlEventTypePState | nvmlEventTypeClock | nvmlEventTypeDramRetirementFailure | \

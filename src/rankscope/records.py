@@ -7,8 +7,9 @@ CLOCK_MONOTONIC or durations in nanoseconds unless the name says otherwise. docs
 from __future__ import annotations
 
 import math
+import operator
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
 from typing import Any, ClassVar
@@ -91,8 +92,9 @@ class MarkKind(IntEnum):
     WINDOW = 12
 
 
-def _absent(values: Iterable[int]) -> list[Any]:
-    return [None if value == MISSING else value for value in values]
+def _absent(values: Sequence[int]) -> Sequence[Any]:
+    # Most records lack nothing: to look costs less than to build them anew.
+    return [None if value == MISSING else value for value in values] if MISSING in values else values
 
 
 class _Integers:
@@ -272,8 +274,7 @@ class GroupRecord:
             unpacked = cls.layout.unpack(payload)
             values, group = list(unpacked[:6]), unpacked[6]
             rest = [*_absent(unpacked[7:13]), text_field(unpacked[13])]
-        first: list[Any] = _absent(values)
-        return cls(*[*first, text_field(group), *rest])
+        return cls(*[*_absent(values), text_field(group), *rest])
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,7 +428,7 @@ def text_bytes(text: str, size: int) -> bytes:
 def encode(record: RingRecord) -> bytes:
     """The payload bytes of a record."""
     if isinstance(record, (StepRecord, DeviceRecord)):
-        return record.layout.pack(*_present(getattr(record, name) for name in field_names(type(record))))
+        return record.layout.pack(*_present(_values(record)))
     if isinstance(record, GroupRecord):
         first = (record.step, record.size, record.count, record.own_ns, record.wait_ns, record.on_device)
         told = (record.group_kind, record.comm_ns, record.overlap_ns, record.contaminated)
@@ -450,8 +451,8 @@ def encode(record: RingRecord) -> bytes:
     return record.layout.pack(record.time_ns, record.step, record.mark, text_bytes(record.text, 192))
 
 
-def _present(values: Iterable[int | None]) -> Iterator[int]:
-    return (MISSING if value is None else value for value in values)
+def _present(values: Iterable[int | None]) -> list[int]:
+    return [MISSING if value is None else value for value in values]
 
 
 def decode(kind: int, payload: bytes) -> RingRecord | None:
@@ -470,6 +471,15 @@ def field_names(record: type[RingRecord]) -> tuple[str, ...]:
 
 StepRecord.layout = struct.Struct(f"<{len(field_names(StepRecord))}q")
 DeviceRecord.layout = struct.Struct(f"<{len(field_names(DeviceRecord))}q")
+
+_step_values = operator.attrgetter(*field_names(StepRecord))
+_device_values = operator.attrgetter(*field_names(DeviceRecord))
+
+
+def _values(record: StepRecord | DeviceRecord) -> tuple[int | None, ...]:
+    values: tuple[int | None, ...] = _step_values(record) if isinstance(record, StepRecord) else _device_values(record)
+    return values
+
 
 _KINDS: dict[int, Any] = {
     record.kind: record
