@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/agent_cost.py --write docs/agent-cost.md
 
-`rankscope agent` runs as a process of its own and watches 8 ranks and a simulated node through the real NVML helper and a
-library with NVML's own ABI, for `--seconds` at steady rates and again with every device bursting. CPU time and
-proportional memory are what the kernel counts for it and its helper; each group's part is what the agent records of itself.
+`rankscope agent` runs as a process of its own and watches 8 ranks and a simulated node through the real NVML helper
+and a library with NVML's own ABI, for `--seconds` at steady rates and again with every device bursting. CPU time and
+proportional memory are what the kernel counts for it and its helper; each group's part is what the agent records of
+itself.
 
 Then an hour of simulated time within a minute or so: the shipped loop in this process, only the clock replaced, to see
 whether memory stays flat. That figure holds the benchmark itself too.

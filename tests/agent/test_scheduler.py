@@ -266,3 +266,26 @@ def test_groups_that_are_due_together_are_read_together() -> None:
     assert set(gaps(probe.times("GPU-0", "slow"))) == {2.0}
     assert fast.helper_cpu_ns == slow.helper_cpu_ns == 4 * len(calls)
     scheduler.close()
+
+
+def test_what_the_kernel_announces_is_read_at_once_and_not_without_end() -> None:
+    """A hastened probe is read before its period is over, but no more often than in a burst."""
+    clock = FakeClock()
+    probe = FakeProbe()
+    other = FakeProbe("other")
+    group = Group("events", 100 * SECOND, SECOND // 10, "")
+    probe.groups = other.groups = (group,)
+    scheduler = Scheduler([probe, other], clock=clock, deadline_ns=SECOND, burst_ns=SECOND)
+    clock.advance(SECOND)
+    scheduler.tick()
+    assert scheduler.settle(30)
+    reads, others = probe.reads, other.reads
+    announced = range(100)
+    for _ in announced:
+        clock.advance(SECOND // 100)
+        scheduler.hasten(probe)
+        scheduler.tick()
+        assert scheduler.settle(30)
+    assert probe.reads - reads == 10
+    assert other.reads == others
+    scheduler.close()
