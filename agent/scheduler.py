@@ -122,11 +122,12 @@ class Scheduler:
         return now, until
 
     def hasten(self, probe: Probe) -> None:
-        """Something can be read there: read it now, or where it was read just now, a burst period later."""
+        """Something can be read there: read it now, or where it was read just now or rests, as soon as it may be."""
         now = self._clock.monotonic_ns()
         for task in self._tasks:
             if task.watched.probe is probe and not task.burst:
-                task.due_ns = min(task.due_ns, max(now, task.started_ns + task.watched.group.burst_ns))
+                soonest = max(now, task.started_ns + task.watched.group.burst_ns, task.watched.rest_until_ns)
+                task.due_ns = min(task.due_ns, soonest)
 
     @property
     def bursting(self) -> bool:
