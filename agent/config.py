@@ -19,6 +19,8 @@ from rankscope.errors import ConfigurationError
 
 Text = Annotated[str, Meta(max_length=4096)]
 Positive = Annotated[float, Meta(gt=0)]
+#: Of a core: what the rules take of the budget at most, unless told otherwise.
+LARGEST_SHARE = 0.005
 
 
 def _say(text: str) -> Meta:
@@ -148,6 +150,9 @@ class RuleSettings(Struct, forbid_unknown_fields=True, frozen=True):
     period_seconds: Annotated[
         Positive, _say("Least time between two runs of the rules; longer where they cost much.")
     ] = 5.0
+    cpu_ratio: Annotated[
+        Positive, _say("Most of a core that they may take; the budget may leave less. More tells a finding sooner.")
+    ] = LARGEST_SHARE
     window_seconds: Annotated[Positive, _say("Stretch of the recording that they look at.")] = 600.0
     history_file: Annotated[
         str,

@@ -65,9 +65,11 @@ def run_scenario(
     *,
     say: Callable[[str], None],
     progress: Callable[[Path], None] = lambda _recording: None,
+    adapt: Callable[[Settings], Settings] = lambda settings: settings,
 ) -> ScenarioRun:
     """Run a scenario in `directory` as `rankscope run -- torchrun ...` would run a job.
 
+    `adapt` changes the settings of its agent.
     Call it from the main thread. Raises SimulatorError where PyTorch, a compiler or the NVML header is missing, and
     RankscopeError where the job could not be watched.
     """
@@ -92,7 +94,7 @@ def run_scenario(
     try:
         result = run_job(
             command,
-            settings=_settings(node, directory, library),
+            settings=adapt(_settings(node, directory, library)),
             job=scenario.workload.kind,
             job_environ=node.job_environment() | {"OMP_NUM_THREADS": "1"},
             agent_environ=node.agent_environment(),

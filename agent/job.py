@@ -14,7 +14,7 @@ from rankscope.agent.fingerprint import HOST_KEY
 from rankscope.agent.hang import HangWatch
 from rankscope.agent.hook_budget import HookBudget
 from rankscope.agent.inspector_watch import InspectorWatch
-from rankscope.agent.live import LARGEST_SHARE, SMALLEST_SHARE, LiveRules
+from rankscope.agent.live import SMALLEST_SHARE, LiveRules
 from rankscope.agent.ranks import Rank, RankWatcher
 from rankscope.agent.recording import Recording, is_begun
 from rankscope.agent.scheduler import Tick
@@ -99,7 +99,7 @@ class WatchedJob:
         self._windows = WindowWatch(settings.windows, clock)
         self._inspector = InspectorWatch(clock)
         self._live = LiveRules(recording, settings.rules, clock)
-        self._standing = Standing()
+        self._standing = Standing(int(settings.export.period_seconds * 1e9))
         self._rules_trouble = ""
         self._gpus: list[str] = []
         self._commit_due_ns = self._scan_due_ns = self._hang_due_ns = 0
@@ -261,7 +261,7 @@ class WatchedJob:
 
     def set_rules_share(self, ratio: float) -> None:
         """Say how much of a core the live rules may take."""
-        self._live.share = min(LARGEST_SHARE, max(SMALLEST_SHARE, ratio))
+        self._live.share = min(self._settings.rules.cpu_ratio, max(SMALLEST_SHARE, ratio))
 
     def set_gpus(self, uuids: Sequence[str]) -> None:
         """Say which GPUs this host has, by index."""

@@ -14,8 +14,7 @@ from rankscope.finding import Advice, Finding
 
 #: Steps of each rank that the live rules look at.
 _MAX_STEPS = 5_000
-#: Of a core: the rules take what the budget leaves, no more and no less than this.
-LARGEST_SHARE = 0.005
+#: Of a core: the rules take what the budget leaves, no less than this.
 SMALLEST_SHARE = 0.001
 #: Beyond that, what cannot wait is looked at once in this time, ns.
 _HURRY_PAUSE_NS = 10 * 10**9
@@ -40,7 +39,7 @@ class LiveRules:
         #: What the last round found, the most important first.
         self.holding: tuple[Finding, ...] = ()
         #: Share of a core that rounds may take; what they took, for whoever counts it, ns.
-        self.share = LARGEST_SHARE
+        self.share = settings.cpu_ratio
         self.cpu_ns = 0
         #: Why the last round failed; "" while all is well.
         self.trouble = ""

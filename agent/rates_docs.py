@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rankscope.agent.live import LARGEST_SHARE, SMALLEST_SHARE
+from rankscope.agent.config import LARGEST_SHARE
+from rankscope.agent.live import SMALLEST_SHARE
 from rankscope.agent.scheduler import GROUP_SHARE, LONGEST_PERIOD_NS, TURNS
 from rankscope.probes.registry import built_in
 from rankscope.reading import Group

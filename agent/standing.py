@@ -9,7 +9,7 @@ from rankscope.finding import Finding
 from rankscope.metrics_rules import pack
 from rankscope.reading import Event, Reading
 
-#: As often as metrics are exported by default: a gauge that is not said again goes stale in the store.
+#: The export's own period by default: a gauge that is not said again goes stale in the store.
 PERIOD_NS = 15_000_000_000
 #: Findings told at once; more would be a storm, and the first ones matter most.
 MAX_FINDINGS = 32
@@ -20,7 +20,8 @@ MAX_EVENTS = 256
 class Standing:
     """Call `readings` now and then; it gives something once a period."""
 
-    def __init__(self) -> None:
+    def __init__(self, period_ns: int = PERIOD_NS) -> None:
+        self._period_ns = period_ns
         self._findings: Sequence[Finding] = ()
         self._counts: Counter[str] = Counter()
         self._due_ns = 0
@@ -40,7 +41,7 @@ class Standing:
         """What stands now, where it is time to say it."""
         if now_ns < self._due_ns:
             return []
-        self._due_ns = now_ns + PERIOD_NS
+        self._due_ns = now_ns + self._period_ns
         said: list[Reading] = []
         for finding in self._findings:
             where, impact = finding.where, finding.impact

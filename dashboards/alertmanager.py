@@ -1,6 +1,8 @@
 """An Alertmanager configuration to begin with: hardware to operators, code to the job's owner, one page a fault.
 
-Receivers are empty and are a site's to fill; a maintenance window is a time interval, or a silence by `host_name`.
+Operators are told by GPU or host and a job's owner by job, so that what has one root is one incident, whichever sign of it
+comes first. Receivers are empty and are a site's to fill; a maintenance window is a time interval, or a silence by
+`host_name`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ def configuration() -> dict[str, Any]:
     return {
         "route": {
             "receiver": _OWNER,
-            "group_by": ["rankscope_job", "incident", "host_name"],
+            "group_by": ["rankscope_job"],
             "group_wait": "30s",
             "group_interval": "5m",
             "repeat_interval": "4h",
@@ -24,7 +26,7 @@ def configuration() -> dict[str, Any]:
                 {
                     "matchers": ['team = "operators"'],
                     "receiver": _OPERATORS,
-                    "group_by": ["incident", "host_name", "hw_id"],
+                    "group_by": ["host_name", "hw_id"],
                     "mute_time_intervals": ["maintenance"],
                 },
                 {"matchers": ['team = "owner"'], "receiver": _OWNER},
@@ -35,6 +37,12 @@ def configuration() -> dict[str, Any]:
             {
                 "source_matchers": ['incident = "finding"'],
                 "target_matchers": ['incident = "job"'],
+                "equal": ["rankscope_job"],
+            },
+            # A rank whose slowness has a name is no straggler besides.
+            {
+                "source_matchers": ['alertname =~ "Rankscope(Hardware|Environment|Code)Finding"'],
+                "target_matchers": ['alertname = "RankscopeStraggler"'],
                 "equal": ["rankscope_job"],
             },
             # A GPU's counters are the finding's own evidence.

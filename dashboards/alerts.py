@@ -2,7 +2,7 @@
 
 JSON is YAML: the file is written as JSON, one rule an entry. Two windows must agree before a slow job pages: a short one says
 that it still holds, a long one that it is no single step. `team` routes hardware to operators and code to the job's
-owner; `incident` groups what has one root, so that one fault is one page.
+owner; by `incident` the signs of a fault are silenced beside the finding that names it, so that one fault is one page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Alert:
     side: str
     summary: str
     runbook: str
-    #: What it is grouped by: alerts of one incident on one job or host are one page.
+    #: What it tells of: a finding by name, or a sign seen at a GPU, a host or a job.
     incident: str
 
 
@@ -101,7 +101,7 @@ ALERTS = (
     ),
     Alert(
         "RankscopeStraggler",
-        "max by (rankscope_job, rankscope_rank) (rankscope_finding_cost_milliseconds) / 1000"
+        'max by (rankscope_job, rankscope_rank) (rankscope_finding_cost_milliseconds{rankscope_rank!=""}) / 1000'
         " > on (rankscope_job) group_left 0.1 * max by (rankscope_job) (rankscope_job:step_duration_seconds:mean10m)",
         "5m",
         "warning",

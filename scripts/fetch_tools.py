@@ -239,6 +239,10 @@ RECIPES: dict[str, tuple[Callable[[], bool], Callable[[], None]]] = {
         _debian("victoria-metrics", victoria_metrics="usr/bin/victoria-metrics", vmalert="usr/bin/vmalert"),
     ),
     "prometheus": (_command("prometheus"), _debian("prometheus", prometheus="usr/bin/prometheus")),
+    "alertmanager": (
+        _command("prometheus-alertmanager"),
+        _debian("prometheus-alertmanager", prometheus_alertmanager="usr/bin/prometheus-alertmanager"),
+    ),
     "promtool": (_command("promtool"), _debian("promtool", promtool="usr/bin/promtool")),
     "helm": (_command("helm"), _helm),
     "chromium": (_command("chromium"), _install("chromium", "fonts-dejavu-core")),

@@ -6,7 +6,7 @@ import json
 import urllib.parse
 import urllib.request
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import components
 from rankscope.agent.standing import PERIOD_NS, Standing
 from rankscope.exporters.otlp_settings import otlp_targets
 from rankscope.exporters.replay import replay
+from rankscope.finding import Finding
 from rankscope.simulator.generate import generate
 from rankscope.simulator.scenario import load_scenario
 from rankscope.window import Series, SeriesKey, Window
@@ -27,7 +28,7 @@ seed = 1
 [workload]
 kind = "ddp"
 ranks = {ranks}
-steps = 250
+steps = {steps}
 step_ms = 2400
 data_ms = 80
 host_ms = 240
@@ -39,15 +40,16 @@ driver = "580.95.05"
 """
 
 
-def generated(folder: Path, name: str, fault: str = "", ranks: int = 8) -> Window:
-    """The window of a job of ten minutes with a fault, its events counted as an agent counts them."""
+def generated(folder: Path, name: str, fault: str = "", ranks: int = 8, steps: int = 250) -> Window:
+    """The window of a job of ten minutes, or of so many steps of 2.4 s, with a fault, its events counted as an agent
+    counts them."""
     path = folder / f"{name}.toml"
-    path.write_text(_JOB.format(name=name, ranks=ranks, hosts=-(-ranks // 8)) + fault, encoding="utf-8")
+    path.write_text(_JOB.format(name=name, ranks=ranks, steps=steps, hosts=-(-ranks // 8)) + fault, encoding="utf-8")
     return with_counted_events(generate(load_scenario(path)))
 
 
-def with_counted_events(window: Window) -> Window:
-    """The window with the series that each host's agent exports beside its readings."""
+def with_counted_events(window: Window, held: Sequence[Finding] = ()) -> Window:
+    """The window with the series that each host's agent exports beside its readings, findings that it held included."""
     series = dict(window.series)
     for host in window.anchors:
         standing, found = Standing(), dict[tuple[str, str], Series]()
@@ -56,6 +58,7 @@ def with_counted_events(window: Window) -> Window:
             happened = [each for each in waiting if each.time_ns <= now_ns]
             waiting = waiting[len(happened) :]
             standing.count(happened)
+            standing.hold([each for each in held if each.since_ns <= now_ns])
             for reading in standing.readings(now_ns):
                 of = found.setdefault((reading.metric, reading.device), Series(array("q"), array("d")))
                 of.times_ns.append(reading.time_ns)
@@ -64,9 +67,10 @@ def with_counted_events(window: Window) -> Window:
     return replace(window, series=series)
 
 
-def send(window: Window, address: str) -> float:
-    """Replay it into a VictoriaMetrics; gives the job's end in seconds since the epoch."""
-    targets = otlp_targets({}, endpoint=f"{address}/opentelemetry")
+def send(window: Window, address: str, *, otlp: str = "") -> float:
+    """Replay it into a VictoriaMetrics, through another OTLP receiver if one is named; gives the job's end in seconds
+    since the epoch."""
+    targets = otlp_targets({}, endpoint=otlp or f"{address}/opentelemetry")
     balance = replay(window, {signal: target for signal, target in targets.items() if signal == "metrics"})
     assert not balance.dropped.points, balance
     end_s = next(iter(window.anchors.values())).to_wall_ns(window.end_ns) / 1e9

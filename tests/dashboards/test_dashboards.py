@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from array import array
@@ -317,6 +318,44 @@ def test_the_store_understands_every_alert(store: tuple[str, float], rule: dict[
     """VictoriaMetrics evaluates each alert's expression, too."""
     address, end_s = store
     assert isinstance(ask(address, rule["expr"], end_s), list)
+
+
+def test_silence_shows_an_hour_later(store: tuple[str, float]) -> None:
+    """The one panel that is empty while all is well names the host once it has been silent."""
+    address, end_s = store
+    (name,) = EMPTY_WHILE_WELL
+    assert ask(address, bare(PANELS[name]["targets"][0]["expr"]), end_s + 3600)
+
+
+def _minutes(values: str) -> list[float]:
+    """The values of promtool's notation: `AxN` and `A+BxN` are a value and N more."""
+    found: list[float] = []
+    for part in values.split():
+        begin, _, rest = part.partition("+")
+        rise, _, times = rest.partition("x") if rest else ("0", "", "")
+        if not rest:
+            begin, _, times = begin.partition("x")
+        found += [float(begin) + float(rise) * index for index in range(int(times) + 1)]
+    return found
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_every_alert_has_data_in_the_store_where_its_fault_is(tmp_path: Path, wrong: bool) -> None:
+    """On VictoriaMetrics, too, each expression gives series while its fault is there, and none in good order."""
+    at_s, minute = time.time() - 7200, 60_000
+    lines = [
+        f"{series} {value} {int(at_s * 1000) + index * minute}"
+        for series, values in SERIES.items()
+        for index, value in enumerate(_minutes(values[not wrong]))
+    ]
+    with components.victoria_metrics(tmp_path) as address:
+        body = "\n".join(lines).encode()
+        urllib.request.urlopen(f"{address}/api/v1/import/prometheus", data=body, timeout=30).read()
+        flush(address)
+        components.wait_for(lambda: bool(ask(address, "rankscope_rank_step", at_s + 95 * 60)), "the series")
+        rules = json.loads(RULES.read_text())["groups"][0]["rules"]
+        found = {rule["alert"] for rule in rules if ask(address, rule["expr"], at_s + 95 * 60)}
+        assert found == ({rule["alert"] for rule in rules} if wrong else set())
 
 
 def test_tails_are_recorded_in_order(store: tuple[str, float]) -> None:
