@@ -108,6 +108,25 @@ class ExportSettings(Struct, forbid_unknown_fields=True, frozen=True):
         Literal["", "grpc", "http/protobuf"], _say("Empty: `$OTEL_EXPORTER_OTLP_PROTOCOL`, else `http/protobuf`.")
     ] = ""
     period_seconds: Annotated[Positive, _say("Time between two batches.")] = 15.0
+    interval_seconds: Annotated[
+        float,
+        Meta(ge=0, le=600),
+        _say(
+            "Of each series of readings the first in every such interval is exported (of NVLinks and processes on a "
+            "GPU in every fourth); the recording keeps all. 0: every reading."
+        ),
+    ] = 15.0
+    level: Annotated[
+        Literal["node", "gpu", "rank", "link"],
+        _say(
+            "How finely a node is told apart: `node` (ranks merged), and each `gpu`, and each `rank`, and each NVLink "
+            "(`link`). See docs/otlp.md for the number of series."
+        ),
+    ] = "link"
+    temporality: Annotated[
+        Literal["cumulative", "delta"],
+        _say("Of counters and histograms. `delta` is for receivers that ask for it; most stores drop it."),
+    ] = "cumulative"
     outbox_max_bytes: Annotated[
         int, Meta(ge=100_000), _say("Quota of batches that wait for the receiver; the oldest go first, and it is said.")
     ] = 512_000_000

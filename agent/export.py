@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _OVERLAP_NS = 10_000_000_000
 #: Readings and encoded bytes that wait in memory where the file cannot be written.
 _MAX_WAITING_READINGS = 200_000
+#: The slowest series are exported in every fourth interval.
+_FILTER_INTERVALS = 4
 _MAX_WAITING_BYTES = 16_000_000
 
 
@@ -52,6 +55,7 @@ class Export:
         environ: Mapping[str, str],
         clock: Clock,
     ) -> None:
+        from rankscope.exporters.export_levels import ExportFilter, Level, level_named
         from rankscope.exporters.otlp_encode import OtlpEncoder
         from rankscope.exporters.otlp_exporter import Exporter
         from rankscope.exporters.otlp_settings import resource_attributes
@@ -60,13 +64,27 @@ class Export:
         # The recording's own: a replay, or an agent that takes over, has to give each reading the very same time.
         facts = dict(recording.connection.execute("SELECT key, value FROM meta WHERE key LIKE 'anchor_%'"))
         anchor = ClockAnchor(facts["anchor_monotonic_ns"], facts["anchor_wall_ns"])
-        self._encoder = OtlpEncoder(job=job, host=host, anchor=anchor, resource_attributes=resource_attributes(environ))
+        level = level_named(settings.level)
+        self._delta = settings.temporality == "delta"
+        self._encoder = OtlpEncoder(
+            job=job,
+            host=host,
+            anchor=anchor,
+            resource_attributes=resource_attributes(environ),
+            delta=self._delta,
+            per_rank=level >= Level.RANK,
+        )
+        self._filter = ExportFilter(level, settings.interval_seconds)
+        #: Whether something goes out that cannot wait, with the newest reading of every series.
+        self._urgent = False
+        self._series_said = False
         self._outbox = Outbox(recording.connection, quota_bytes=settings.outbox_max_bytes)
         self._exporter = Exporter(recording.path, targets, clock=clock)
         self._recording = recording
         self._clock = clock
         self._anchor = anchor
         self._period_ns = int(settings.period_seconds * 1e9)
+        self._interval_ns = int(settings.interval_seconds * 1e9)
         self._due_ns = clock.monotonic_ns() + self._period_ns
         self._readings: list[Reading] = []
         self._events: list[Event] = []
@@ -82,14 +100,21 @@ class Export:
         if row is None:
             return
         execute = self._recording.connection.execute
-        self._readings += [
+        since_ns = row[0]
+        # The filter goes by the same intervals as its predecessor's, and deltas begin where those ended.
+        before_ns = since_ns + _OVERLAP_NS if self._delta else since_ns
+        begin_ns = min(since_ns, before_ns - _FILTER_INTERVALS * self._interval_ns)
+        recorded = [
             Reading(*fields)
             for fields in execute(
                 "SELECT metric, value, time_ns, device FROM readings JOIN series ON series.id = series_id "
                 "WHERE time_ns > ? ORDER BY time_ns",
-                row,
+                (begin_ns,),
             )
         ]
+        before = self._filter.take(reading for reading in recorded if reading.time_ns <= before_ns)
+        self._encoder.begin_after(before) if self._delta else deque(before, maxlen=0)
+        self._readings += self._filter.take(reading for reading in recorded if reading.time_ns > before_ns)
         for kind, time_ns, text, severity, device, rank, attributes in execute(
             "SELECT kind, time_ns, text, severity, device, rank, attributes FROM events WHERE time_ns > ?", row
         ):
@@ -102,12 +127,13 @@ class Export:
         self, readings: Iterable[Reading] = (), events: Iterable[Event] = (), findings: Iterable[Finding] = ()
     ) -> None:
         """Take what goes out with the next batch; a critical event or a finding hastens it."""
-        self._readings += readings
+        self._readings += self._filter.take(readings)
         events, findings = list(events), list(findings)
         self._events += events
         self._findings += findings
         if findings or any(event.severity is Severity.CRITICAL for event in events):
             self._due_ns = 0
+            self._urgent = True
 
     def add_records(self, identity: RankIdentity, records: list[RingRecord]) -> None:
         """Count a rank's steps."""
@@ -120,6 +146,13 @@ class Export:
         if now < self._due_ns and not final:
             return
         self._due_ns = now + self._period_ns
+        # A successor could not know of deltas that were cut at no interval.
+        if final or (self._urgent and not self._delta):
+            self._readings += self._filter.flush()
+        self._urgent = False
+        if self._filter.left_out and not self._series_said:
+            self._series_said = True
+            self._events.append(_too_many(now, self._filter.series))
         self._batches += self._encoder.readings(self._readings)
         self._batches += self._encoder.steps(now)
         self._batches += self._encoder.events(self._events)
@@ -161,3 +194,9 @@ class Export:
     def balance(self) -> dict[str, object]:
         """The outbox's accounts, for the end of the run."""
         return asdict(self._outbox.balance())
+
+
+def _too_many(now_ns: int, series: int) -> Event:
+    text = f"this host has more than {series} series: readings of further ones are recorded and not exported"
+    attributes: dict[str, str | int | float | None] = {"series": series}
+    return Event("export-dropped", now_ns, text, Severity.WARNING, attributes=attributes)

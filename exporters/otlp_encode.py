@@ -22,12 +22,24 @@ class OtlpEncoder:
     """Encodes one job on one host. Not for several threads. Every time given is CLOCK_MONOTONIC ns of that host."""
 
     def __init__(
-        self, *, job: str, host: str, anchor: ClockAnchor, resource_attributes: Iterable[tuple[str, str]] = ()
+        self,
+        *,
+        job: str,
+        host: str,
+        anchor: ClockAnchor,
+        resource_attributes: Iterable[tuple[str, str]] = (),
+        delta: bool = False,
+        per_rank: bool = True,
     ) -> None:
+        """`delta`: counters and histograms say what came since their last point. Not `per_rank`: ranks are merged."""
         self._anchor = anchor
         self._resource = resource(job, host, resource_attributes)
-        self._readings = ReadingsEncoder(anchor, self._resource)
-        self._steps = StepsEncoder(anchor, self._resource)
+        self._readings = ReadingsEncoder(anchor, self._resource, delta=delta)
+        self._steps = StepsEncoder(anchor, self._resource, delta=delta, per_rank=per_rank)
+
+    def begin_after(self, readings: Iterable[Reading]) -> None:
+        """Take these as exported already, by an agent before: deltas go on from them."""
+        self._readings.begin_after(readings)
 
     def readings(self, readings: Iterable[Reading]) -> list[EncodedBatch]:
         """Every reading as a point with its own time. Readings of one series must come in order."""

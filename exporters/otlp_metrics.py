@@ -3,6 +3,9 @@
 Counters are monotonic cumulative sums. When a counter began to count is not known (a driver was loaded, a host booted),
 so the first point of a series starts at its own time, as the data model asks of an unknown start, and so does the first
 after a counter fell back. Values of a series are only ever to be subtracted from each other.
+
+As deltas, where asked for, each point is what came since the reading before it, of which its start is the time; the
+first reading of a series only begins it, and after a counter fell back what it shows has come since.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from rankscope.reading import Reading
 
 if TYPE_CHECKING:
     from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+    from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
     from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
     from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
@@ -64,12 +68,19 @@ def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
 class ReadingsEncoder:
     """Remembers where each counter's series began; one for the life of an agent."""
 
-    def __init__(self, anchor: ClockAnchor, resource: Resource) -> None:
+    def __init__(self, anchor: ClockAnchor, resource: Resource, *, delta: bool = False) -> None:
         self._anchor = anchor
         self._resource = resource
-        #: (metric, device) -> (start of the series, last value)
+        self._delta = delta
+        #: (metric, device) -> (start of the series, or as deltas of the next point; last value)
         self._counters: dict[tuple[str, str], tuple[int, float]] = {}
         self._attributes: dict[tuple[str, str], list[KeyValue]] = {}
+
+    def begin_after(self, readings: Iterable[Reading]) -> None:
+        """Take these as exported already."""
+        for reading in readings:
+            if metric_named(reading.metric).counter:
+                self._counters[reading.metric, reading.device] = self._anchor.to_wall_ns(reading.time_ns), reading.value
 
     def encode(self, readings: Iterable[Reading]) -> Iterator[EncodedBatch]:
         """Requests of at most MAX_POINTS points; readings of one series must come in order.
@@ -77,6 +88,8 @@ class ReadingsEncoder:
         What is for the recording alone is left out.
         """
         remaining = (reading for reading in readings if not metric_named(reading.metric).recorded_only)
+        if self._delta:
+            remaining = (reading for reading in remaining if not self._begins(reading))
         while chunk := list(islice(remaining, MAX_POINTS)):
             yield self._encode_chunk(chunk)
 
@@ -88,35 +101,55 @@ class ReadingsEncoder:
         return metrics_batch(self._resource, messages, len(readings))
 
     def _metric(self, metric: Metric, readings: list[Reading]) -> MetricMessage:
-        from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
         from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
 
         message = MetricMessage(name=metric.otel, unit=metric.unit, description=metric.description)
         summed = metric.counter or metric.otel in _UP_DOWN
         if summed:
-            message.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
+            # What can go down has no deltas that a store could use.
+            message.sum.aggregation_temporality = temporality(delta=self._delta and metric.counter)
             message.sum.is_monotonic = metric.counter
         points = message.sum.data_points if summed else message.gauge.data_points
         for reading in readings:
             wall_ns = self._anchor.to_wall_ns(reading.time_ns)
-            start_ns = self._start(reading, wall_ns) if metric.counter else 0
-            point = points.add(time_unix_nano=wall_ns, start_time_unix_nano=start_ns, as_double=reading.value)
+            start_ns, value = self._point(reading, wall_ns) if metric.counter else (0, reading.value)
+            point = points.add(time_unix_nano=wall_ns, start_time_unix_nano=start_ns, as_double=value)
             point.attributes.extend(self._series(reading))
         return message
 
-    def _start(self, reading: Reading, wall_ns: int) -> int:
+    def _begins(self, reading: Reading) -> bool:
+        """Whether this is a counter's first reading, from which deltas are counted."""
         key = (reading.metric, reading.device)
+        if key in self._counters or not metric_named(reading.metric).counter:
+            return False
+        self.begin_after((reading,))
+        return True
+
+    def _point(self, reading: Reading, wall_ns: int) -> tuple[int, float]:
+        """(start, value) of a counter's point."""
+        key = (reading.metric, reading.device)
+        if self._delta:
+            start_ns, last = self._counters[key]
+            self._counters[key] = (wall_ns, reading.value)
+            return start_ns, reading.value - last if reading.value >= last else reading.value
         start_ns, last = self._counters.get(key, (wall_ns, reading.value))
         if reading.value < last:
             start_ns = wall_ns
         self._counters[key] = (start_ns, reading.value)
-        return start_ns
+        return start_ns, reading.value
 
     def _series(self, reading: Reading) -> list[KeyValue]:
         key = (reading.metric, reading.device)
         if key not in self._attributes:
             self._attributes[key] = key_values(series_attributes(*key))
         return self._attributes[key]
+
+
+def temporality(*, delta: bool) -> AggregationTemporality.ValueType:
+    """Whether a point says what came since the one before it, or since the series began."""
+    from opentelemetry.proto.metrics.v1 import metrics_pb2
+
+    return metrics_pb2.AGGREGATION_TEMPORALITY_DELTA if delta else metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
 
 
 def metrics_batch(resource: Resource, messages: Iterable[MetricMessage], points: int) -> EncodedBatch:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rankscope.clock import ClockAnchor
 from rankscope.exporters.histogram import ExponentialHistogram
 from rankscope.exporters.otlp_common import EncodedBatch, Scalar, key_values
-from rankscope.exporters.otlp_metrics import metrics_batch
+from rankscope.exporters.otlp_metrics import metrics_batch, temporality
 from rankscope.identity import RankIdentity
 from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, RingRecord, StepRecord
 
@@ -93,6 +93,11 @@ class _Series:
         self.pending.append(duration_ns)
         if len(self.pending) >= _PENDING:
             self.count()
+
+    def begin_anew(self) -> None:
+        """Forget what was counted: it is exported."""
+        self.histogram = ExponentialHistogram()
+        self.exported = 0
 
     def count(self) -> None:
         """Count what is pending; what no clock can have measured (a damaged ring) is left out."""
@@ -175,10 +180,13 @@ class _Rank:
 class StepsEncoder:
     """Counts what the ranks recorded; one for the life of an agent. Counts go on over restarts of a rank."""
 
-    def __init__(self, anchor: ClockAnchor, resource: Resource) -> None:
+    def __init__(self, anchor: ClockAnchor, resource: Resource, *, delta: bool = False, per_rank: bool = True) -> None:
         self._anchor = anchor
         self._resource = resource
-        self._ranks: dict[int, _Rank] = {}
+        self._delta = delta
+        self._per_rank = per_rank
+        #: By number; without a number each, all ranks are one.
+        self._ranks: dict[int | None, _Rank] = {}
 
     @property
     def impossible(self) -> int:
@@ -187,9 +195,10 @@ class StepsEncoder:
 
     def add(self, identity: RankIdentity, records: Iterable[RingRecord]) -> None:
         """Count the durations in `records` of one rank."""
-        rank = self._ranks.get(identity.rank)
+        number = identity.rank if self._per_rank else None
+        rank = self._ranks.get(number)
         if rank is None:
-            rank = self._ranks[identity.rank] = _Rank(identity)
+            rank = self._ranks[number] = _Rank(identity)
         rank.identity = identity
         for record in records:
             rank.add(record)
@@ -198,15 +207,15 @@ class StepsEncoder:
         """What changed since the last call, as of `until_ns`: one request, or none."""
         messages: dict[str, MetricMessage] = {}
         points = 0
-        for number, rank in sorted(self._ranks.items()):
+        for number, rank in sorted(self._ranks.items(), key=lambda each: each[0] or 0):
             if rank.start_ns is None:
                 continue
             points += self._rank_points(messages, number, rank, until_ns)
         if points:
             yield metrics_batch(self._resource, messages.values(), points)
 
-    def _rank_points(self, messages: dict[str, MetricMessage], number: int, rank: _Rank, until_ns: int) -> int:
-        from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE, Metric
+    def _rank_points(self, messages: dict[str, MetricMessage], number: int | None, rank: _Rank, until_ns: int) -> int:
+        from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
         points = 0
         start_wall_ns = self._anchor.to_wall_ns(rank.start_ns or 0)
@@ -218,7 +227,7 @@ class StepsEncoder:
             series.exported = histogram.count
             if name not in messages:
                 messages[name] = Metric(name=name, unit="s", description=HISTOGRAMS[name])
-                messages[name].exponential_histogram.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
+                messages[name].exponential_histogram.aggregation_temporality = temporality(delta=self._delta)
             offset, counts = histogram.buckets()
             point = messages[name].exponential_histogram.data_points.add(
                 start_time_unix_nano=start_wall_ns,
@@ -234,13 +243,17 @@ class StepsEncoder:
             point.positive.bucket_counts.extend(counts)
             point.attributes.extend(key_values({"rankscope.rank": number, **dict(series.label)}))
             points += 1
-        if rank.changed:
-            rank.changed = False
+            if self._delta:
+                series.begin_anew()
+        if self._delta and points:
+            rank.start_ns = until_ns
+        if rank.changed and number is not None:
             for name, unit, value, attributes in _rank_gauges(number, rank):
                 message = messages.setdefault(name, Metric(name=name, unit=unit, description=_GAUGES[name]))
                 gauge_point = message.gauge.data_points.add(time_unix_nano=wall_ns, as_double=value)
                 gauge_point.attributes.extend(key_values(attributes))
                 points += 1
+        rank.changed = False
         return points
 
 

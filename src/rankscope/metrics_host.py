@@ -339,4 +339,10 @@ AGENT_METRICS = (
         "rankscope.agent.probe.driver",
         "Time that a group's calls into a driver took by its own account (NVML: latencyUsec)",
     ),
+    gauge(
+        "agent.series_left_out",
+        "{series}",
+        "rankscope.agent.series_left_out",
+        "Series that are not exported because this host has too many",
+    ),
 )
