@@ -3,8 +3,8 @@
     python benchmarks/collector_outage.py --write docs/otlp.md
 
 The shipped agent - loop, probes, NVML helper, recording, encoder, outbox and its sender - watches 8 ranks and a
-simulated node for an hour of simulated time, in which nobody listens at the endpoint. Then a receiver starts, and what waits is
-sent in real time. Every batch received is compared with the one before it.
+simulated node for an hour of simulated time, in which nobody listens at the endpoint. Then a receiver starts, and what
+waits is sent in real time. Every batch received is compared with the one before it.
 """
 
 from __future__ import annotations
