@@ -207,8 +207,14 @@ def test_slow_code_is_one_incident_of_the_jobs_owner(tmp_path: Path) -> None:
         store, collector, _logs = stack.enter_context(collected(tmp_path))
         began_s = time.time() - (window.end_ns - window.begin_ns) / 1e9
         stored_jobs.send(window, store, otlp=collector)
+        components.wait_for(
+            lambda: bool(components.query(store, "rankscope_finding_confidence_ratio[40s]")), "the newest finding"
+        )
         rules = {name: json.loads((alert_chain.RULES / name).read_text()) for name in (RECORDING, ALERTS)}
         alert_chain.evaluate_past(tmp_path / "past", store, rules, began_s, time.time())
+        # Since when alerts hold is looked up once, when vmalert begins.
+        firing = 'ALERTS{alertstate="firing", alertname="RankscopeCodeFinding"}'
+        components.wait_for(lambda: bool(components.query(store, f"last_over_time({firing}[30m])")), "the past")
         pages, quiet = stack.enter_context(alert_chain.on_call(tmp_path, store, rules))
         components.wait_for(lambda: bool(pages.alerts()), "the owner to be told")
         assert pages.incidents() == {("job-owner", '{}/{team="owner"}:{rankscope_job="loader"}')}
