@@ -6,7 +6,7 @@ batch) cancels out; a level it always had is an offset (silicon, placement), a l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,8 @@ _STRETCHES = 24
 DATA_SMOOTH = 6
 #: Links that flap hold up single steps: means over this many show the level.
 TRANSFER_SMOOTH = 12
+#: What a held-up step is taken to cost at most, as a share of the usual step.
+HELD_UP = 0.4
 #: Timed collectives must cover this share of the steps before a change over time is looked for in them.
 TIMED_SHARE = 0.6
 
@@ -191,8 +193,33 @@ def transfer_shift(frame: Frame) -> Shift | None:
     for signal in signals:
         values = judged(frame, signal)
         steady = shift_of(values, LEAST_FRACTION * frame.typical_ms)
-        found.append(steady or shift_of(values, LEAST_FRACTION * frame.typical_ms, smooth=TRANSFER_SMOOTH))
+        smooth = steady or shift_of(values, LEAST_FRACTION * frame.typical_ms, smooth=TRANSFER_SMOOTH)
+        found.append(smooth or _recurring_holdups(frame, values))
     return max((shift for shift in found if shift is not None), key=lambda shift: shift.excess, default=None)
+
+
+def _recurring_holdups(frame: Frame, values: FloatArray) -> Shift | None:
+    """Single steps that are held up, again and again: how often, whatever each of them costs.
+
+    What one takes differs by so much that means over steps drown in it; above the steps around it, and cut off at the
+    same height, it does not.
+    """
+    above = np.clip(values - _around(values), 0.0, HELD_UP * frame.typical_ms)
+    shift = shift_of(above, LEAST_FRACTION * frame.typical_ms, smooth=TRANSFER_SMOOTH)
+    if shift is None:
+        return None
+    return replace(shift, excess=mean(values[shift.mask]) - mean(values[shift.baseline]))
+
+
+def _around(values: FloatArray) -> FloatArray:
+    """For each step the median of those around it, of which few are held up."""
+    there = np.flatnonzero(np.isfinite(values))
+    if there.size <= 2 * TRANSFER_SMOOTH:
+        return np.full_like(values, middle(values))
+    padded = np.pad(values[there], TRANSFER_SMOOTH, mode="reflect")
+    usual = np.full_like(values, np.nan)
+    usual[there] = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * TRANSFER_SMOOTH + 1), axis=1)
+    return usual
 
 
 def _least(waits: FloatArray) -> FloatArray:

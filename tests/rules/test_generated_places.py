@@ -77,3 +77,13 @@ def test_sequences_of_all_lengths_do_not_hide_a_slow_gpu(first):
     assert (told.class_slug, told.where.rank) == ("gpu-clocks-locked", 3)
     assert told.detected_step is not None
     assert 145 <= told.detected_step <= 175
+
+
+@pytest.mark.parametrize("seed", [9, 17, 20, 32])
+def test_a_link_that_flaps_in_a_short_run_is_told(first, seed: int):
+    """Two steps in twelve held up by very different times: how often they are counts, not what each of them took."""
+    text = TWO_HOSTS.replace("ranks = 16\nsteps = 300", "ranks = 32\nsteps = 220").replace("hosts = 2", "hosts = 4")
+    fault = '[[fault]]\nclass = "network-link-flap"\nhost = 1\nseverity = 4\nfrom_step = 80\n'
+    told = first(f"seed = {seed}\n{text}{fault}")
+    assert told is not None
+    assert (told.class_slug, told.where.host) == ("network-link-flap", "node001")
