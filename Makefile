@@ -46,8 +46,10 @@ verify: install ## what takes long: every scenario with three seeds and the expe
 	$(BIN)/python benchmarks/hook_cost.py --write docs/hook-cost.md
 	$(BIN)/python benchmarks/agent_cost.py --write docs/agent-cost.md
 
-bench: install ## benchmarks, printed
-	@for script in $(wildcard benchmarks/[a-z]*.py); do echo "$$script"; $(BIN)/python $$script || exit 1; done
+bench: install ## beside other tools, results into docs/benchmarks.md
+	$(BIN)/python benchmarks/peers_agents.py --write docs/benchmarks.md
+	$(BIN)/python benchmarks/peers_hooks.py --write docs/benchmarks.md
+	$(BIN)/python benchmarks/peers_sketches.py --write docs/benchmarks.md
 
 format: install ## rewrite the sources in the house format
 	$(BIN)/ruff format .

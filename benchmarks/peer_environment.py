@@ -14,8 +14,10 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rankscope"
 
 
-def peer_python(name: str, *requirements: str, cache: Path | None = None) -> Path:
+def peer_python(name: str, *requirements: str, cache: Path | None = None, dependencies: bool = True) -> Path:
     """The interpreter of an environment that holds `requirements` (pinned), made where there is none.
+
+    Without `dependencies` it holds nothing else, to be used beside another environment.
 
     Raises `subprocess.CalledProcessError` where they cannot be installed; what was begun is then made anew next time.
     """
@@ -27,7 +29,7 @@ def peer_python(name: str, *requirements: str, cache: Path | None = None) -> Pat
         quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         # pip's own resolver needs many minutes for some of these.
         subprocess.run([str(python), *quiet, "uv"], check=True)
-        install = [str(directory / "bin/uv"), "pip", "install", "--quiet", "--python", str(python), *requirements]
-        subprocess.run(install, check=True)
+        install = [str(directory / "bin/uv"), "pip", "install", "--quiet", "--python", str(python)]
+        subprocess.run([*install, *([] if dependencies else ["--no-deps"]), *requirements], check=True)
         (directory / ".complete").touch()
     return python
