@@ -80,10 +80,11 @@ def test_a_window_of_the_slow_rank_tells_host_from_device(bound: str, strength: 
     from rankscope.rules.frame import Frame
     from rankscope.rules.locate import suspects
     from rankscope.rules.telemetry import Telemetry
+    from rankscope.rules.whatif_price import Prices
 
     window = with_window(job(THERMAL), 2, 150, bound)
     frame = Frame(window)
-    suspect = next(each for each in suspects(frame) if each.located)
+    suspect = next(each for each in suspects(Prices(frame)) if each.located)
     seen = starved(Case(frame, Telemetry(window), suspect, suspect.rows[0]))
     assert seen.strength == strength
     assert "sgemm" in seen.what
