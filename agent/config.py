@@ -135,6 +135,21 @@ class ExportSettings(Struct, forbid_unknown_fields=True, frozen=True):
     ] = 5.0
 
 
+class PrometheusSettings(Struct, forbid_unknown_fields=True, frozen=True):
+    """An endpoint that Prometheus may scrape, off unless a port is given (docs/prometheus.md)."""
+
+    port: Annotated[int, Meta(ge=0, le=65535), _say("Port of `/metrics`. 0: no endpoint.")] = 0
+    address: Annotated[Text, _say("Address to listen on.")] = "127.0.0.1"
+    certificate: Annotated[Text, _say("Certificate chain (PEM). Empty: no TLS.")] = ""
+    key: Annotated[Text, _say("Its key, where it is not in the same file.")] = ""
+    client_authority: Annotated[Text, _say("Certificates (PEM) that a client has to be signed by. Empty: none.")] = ""
+    token_file: Annotated[Text, _say("File with a bearer token that a client has to send. Empty: none.")] = ""
+    user: Annotated[Text, _say("User that a client has to name, with a password. Empty: none.")] = ""
+    password_file: Annotated[
+        Text, _say("File with the hash of that password (`python -m rankscope.exporters.prometheus_auth`).")
+    ] = ""
+
+
 class BudgetSettings(Struct, forbid_unknown_fields=True, frozen=True):
     """What watching may cost. The governor lowers rates to hold it."""
 
@@ -191,6 +206,7 @@ class Settings(Struct, forbid_unknown_fields=True, frozen=True):
     probes: ProbeSettings = ProbeSettings()
     roots: RootSettings = RootSettings()
     export: ExportSettings = ExportSettings()
+    prometheus: PrometheusSettings = PrometheusSettings()
     budget: BudgetSettings = BudgetSettings()
     rules: RuleSettings = RuleSettings()
     windows: WindowSettings = WindowSettings()

@@ -16,12 +16,13 @@ from pathlib import Path
 from rankscope.agent.config import Settings
 from rankscope.agent.containers import ContainerDirectories
 from rankscope.agent.cost import OwnCost
+from rankscope.agent.exposition import open_exposition
 from rankscope.agent.job import WatchedJob
 from rankscope.agent.loop import Agent, waker
 from rankscope.agent.plan import read_plan
 from rankscope.agent.sources import build_sources
 from rankscope.clock import Clock, SystemClock
-from rankscope.errors import RankscopeError
+from rankscope.errors import ConfigurationError, RankscopeError
 from rankscope.identity import host_name
 
 #: What the agent says when the job may begin.
@@ -82,6 +83,12 @@ def watch_plan(path: Path) -> None:
     if plan.follow_parent:
         go_on_when_parent_dies()
     clock = SystemClock()
+    try:
+        exposition = open_exposition(plan.settings, clock)
+    except ConfigurationError as error:
+        # Another run of this host may have the port: the job is watched all the same.
+        sys.stderr.write(f"rankscope: {error}\n")
+        exposition = None
     job = WatchedJob(
         job=plan.job,
         host=host_name(),
@@ -92,6 +99,7 @@ def watch_plan(path: Path) -> None:
         environ=os.environ,
         restart=plan.restart,
         containers=ContainerDirectories(Path(plan.rings), clock).paths,
+        exposition=exposition,
     )
     agent = build_agent([job], plan.settings, clock)
     if plan.follow_parent:
@@ -103,7 +111,7 @@ def watch_plan(path: Path) -> None:
         agent.wake_on(0, parent)
     job.poll()
     os.write(1, READY)
-    agent.run()
+    agent.run(exposition.refresh if exposition is not None else lambda: None)
 
 
 def main(arguments: Sequence[str]) -> int:

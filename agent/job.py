@@ -10,6 +10,7 @@ from pathlib import Path
 from rankscope.agent.attribution import GpuUse, RankProcess
 from rankscope.agent.config import Settings
 from rankscope.agent.export import Export, export_targets
+from rankscope.agent.exposition import Exposition
 from rankscope.agent.fingerprint import HOST_KEY
 from rankscope.agent.hang import HangWatch
 from rankscope.agent.hook_budget import HookBudget
@@ -53,6 +54,7 @@ class WatchedJob:
         only_job: str | None = None,
         restart: int = 0,
         containers: Callable[[], Sequence[Path]] = tuple,
+        exposition: Exposition | None = None,
     ) -> None:
         """`only_job` leaves rings of other jobs in the same directory alone; `containers` names further directories.
 
@@ -83,6 +85,8 @@ class WatchedJob:
             self._export = Export(
                 self.recording, targets, job=job, host=host, settings=settings.export, environ=environ, clock=clock
             )
+        self._exposition = exposition
+        self._shown = None if exposition is None else exposition.job(job, host)
         # root reads every user's ring; anybody else only his own.
         owners = frozenset({os.getuid()}) if os.getuid() else None
         self.watcher = RankWatcher(
@@ -149,6 +153,8 @@ class WatchedJob:
             self.recording.set_outcome(probe, group, device, now_ns, outcome, reason)
         if self._export is not None:
             self._export.add(readings=tick.readings)
+        if self._shown is not None:
+            self._shown.add(tick.readings)
         self._add_events(tick.events)
         self._add_events(self._uses.take(tick.readings, tick.events, self._rank_processes(), now_ns))
         if any(event.kind in HARDWARE_EVENTS and not event.attributes.get("history") for event in tick.events):
@@ -166,6 +172,8 @@ class WatchedJob:
         self.recording.add_readings(readings)
         if self._export is not None:
             self._export.add(readings=readings)
+        if self._shown is not None:
+            self._shown.add(readings)
 
     def add_events(self, events: list[Event]) -> None:
         """Record events of the agent itself."""
@@ -292,6 +300,8 @@ class WatchedJob:
 
     def close(self, reason: str) -> None:
         """Read what is left, write it, let the outbox drain and leave one file."""
+        if self._exposition is not None:
+            self._exposition.drop(self.name)
         self._windows.close()
         self._add_events(self.watcher.scan())
         self._add_events(self.watcher.poll(look=True))

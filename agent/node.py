@@ -9,6 +9,7 @@ from pathlib import Path
 from rankscope.agent.config import Settings
 from rankscope.agent.containers import ContainerDirectories
 from rankscope.agent.daemon import build_agent
+from rankscope.agent.exposition import open_exposition
 from rankscope.agent.job import WatchedJob
 from rankscope.agent.places import find_process, sees_every_process
 from rankscope.agent.recording import new_recording_path, state_directory
@@ -31,6 +32,7 @@ def watch_node(
     clock = SystemClock()
     directory = Path(settings.rings.directory or os.environ.get("RANKSCOPE_DIR", "") or DEFAULT_DIRECTORY)
     state = settings.recording.state_directory
+    exposition = open_exposition(settings, clock)
     jobs: list[WatchedJob] = []
     agent = build_agent(jobs, settings, clock)
     containers = ContainerDirectories(directory, clock)
@@ -38,6 +40,8 @@ def watch_node(
     looked_at: set[str] = set()
 
     def look() -> None:
+        if exposition is not None:
+            exposition.refresh()
         rings = [path for place in (directory, *containers.paths()) for path in sorted(place.glob(f"*{SUFFIX}"))]
         for name in sorted(_jobs(rings, looked_at, refuse) - {job.name for job in agent.jobs}):
             path = new_recording_path(Path(state) if state else state_directory(), name, host_name())
@@ -51,6 +55,7 @@ def watch_node(
                 environ=os.environ,
                 only_job=name,
                 containers=containers.paths,
+                exposition=exposition,
             )
             agent.jobs.append(job)
             say(name, path)

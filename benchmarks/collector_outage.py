@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,8 +29,10 @@ from scripted_receiver import http_receiver  # noqa: E402
 
 from rankscope.agent.config import BudgetSettings, ExportSettings, Settings  # noqa: E402
 from rankscope.agent.job import WatchedJob  # noqa: E402
+from rankscope.agent.scheduler import Tick  # noqa: E402
 from rankscope.agent.sources import build_sources  # noqa: E402
 from rankscope.exporters.otlp_exporter import Exporter, connect  # noqa: E402
+from rankscope.exporters.otlp_metrics import GPU_FAMILIES  # noqa: E402
 from rankscope.exporters.otlp_settings import otlp_targets  # noqa: E402
 from rankscope.exporters.outbox import Balance, Outbox  # noqa: E402
 from rankscope.identity import host_name  # noqa: E402
@@ -38,6 +41,17 @@ from rankscope.simulator.state import STATE_VARIABLE  # noqa: E402
 from rankscope.testing import FakeClock, SimulatedAgent  # noqa: E402
 
 BEGIN, END = "<!-- outage: begin -->", "<!-- outage: end -->"
+
+
+class OneClock(WatchedJob):
+    """Puts what the NVML helper read, which has the host's real clock, onto the simulated one."""
+
+    def add(self, tick: Tick, now_ns: int) -> None:
+        readings = [
+            replace(each, time_ns=now_ns) if each.metric.partition(".")[0] in GPU_FAMILIES else each
+            for each in tick.readings
+        ]
+        super().add(replace(tick, readings=readings), now_ns)
 
 
 def outage(directory: Path, seconds: float) -> tuple[Path, Balance]:
@@ -53,7 +67,7 @@ def outage(directory: Path, seconds: float) -> tuple[Path, Balance]:
         settings, roots=msgspec.structs.replace(settings.roots, nvml_library=str(node.library))
     )
     sources = build_sources(settings, lambda: pids)
-    job = WatchedJob(
+    job = OneClock(
         job="bench",
         host=host_name(),
         recording=directory / "bench.db",

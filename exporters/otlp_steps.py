@@ -180,7 +180,10 @@ class _Rank:
 class StepsEncoder:
     """Counts what the ranks recorded; one for the life of an agent. Counts go on over restarts of a rank."""
 
-    def __init__(self, anchor: ClockAnchor, resource: Resource, *, delta: bool = False, per_rank: bool = True) -> None:
+    def __init__(
+        self, anchor: ClockAnchor, resource: Resource | None, *, delta: bool = False, per_rank: bool = True
+    ) -> None:
+        """Without a resource, for `snapshot` alone."""
         self._anchor = anchor
         self._resource = resource
         self._delta = delta
@@ -203,6 +206,18 @@ class StepsEncoder:
         for record in records:
             rank.add(record)
 
+    def snapshot(self) -> Iterator[tuple[str, str, dict[str, Scalar | None], ExponentialHistogram | float]]:
+        """(name, description, attributes, a histogram of its own or a gauge's value) of everything counted so far."""
+        for number, rank in self._ranks.items():
+            for series in rank.series():
+                if series.histogram.count:
+                    copy = ExponentialHistogram()
+                    copy.merge(series.histogram)
+                    yield series.name, HISTOGRAMS[series.name], {"rankscope.rank": number, **dict(series.label)}, copy
+            if number is not None and rank.start_ns is not None:
+                for name, _, value, attributes in _rank_gauges(number, rank):
+                    yield name, _GAUGES[name], attributes, float(value)
+
     def encode(self, until_ns: int) -> Iterator[EncodedBatch]:
         """What changed since the last call, as of `until_ns`: one request, or none."""
         messages: dict[str, MetricMessage] = {}
@@ -211,7 +226,7 @@ class StepsEncoder:
             if rank.start_ns is None:
                 continue
             points += self._rank_points(messages, number, rank, until_ns)
-        if points:
+        if points and self._resource is not None:
             yield metrics_batch(self._resource, messages.values(), points)
 
     def _rank_points(self, messages: dict[str, MetricMessage], number: int | None, rank: _Rank, until_ns: int) -> int:
