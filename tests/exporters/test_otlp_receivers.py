@@ -205,3 +205,32 @@ def test_metrics_and_logs_pass_through_a_collector(tmp_path: Path, protocol: str
         )
         assert record.time_unix_nano == anchor.to_wall_ns(3 * SECOND_NS)
         assert {pair.key for pair in record.attributes} == {"hw.id", "hw.type", "rankscope.xid.number"}
+
+
+def test_an_hour_without_a_store_is_read_from_it_afterwards(tmp_path: Path) -> None:
+    """What waited for an hour is taken by VictoriaMetrics beside what is new: every sample at its own time, those of
+    the hour after the newest one of their series was there already."""
+    now = (time.time_ns() // MS) * MS
+    anchor, path = ClockAnchor(0, now - 3_700 * SECOND_NS), tmp_path / "r.db"
+    producer = Producer(path, anchor)
+    with components.victoria_metrics(tmp_path / "store") as store:
+        old = [Reading("gpu.temperature_celsius", 40 + at / 100, at * SECOND_NS, GPU) for at in range(0, 3_600, 15)]
+        new = [Reading("gpu.temperature_celsius", 90.0, 3_650 * SECOND_NS, GPU)]
+        # Another encoder: an agent that was there for the newest sample alone.
+        first = Producer(tmp_path / "first.db", anchor)
+        for each, readings in ((first, new), (producer, old)):
+            with _exporter(tmp_path / f"{'first' if each is first else 'r'}.db", endpoint=f"{store}/opentelemetry"):
+                for begin in range(0, len(readings), 40):
+                    each.add(each.encoder.readings(readings[begin : begin + 40]))
+                components.wait_for(each.settled, "the delivery")
+                assert each.outbox.balance().acknowledged == each.outbox.balance().produced
+        with urllib.request.urlopen(f"{store}/internal/force_flush", timeout=10):
+            pass
+        expected = _expected(anchor, "gpu.temperature_celsius", [*old, *new])
+
+        def stored() -> list[tuple[int, float]]:
+            found = components.query(store, 'hw_temperature_celsius{rankscope_job="llama"}[2h]')
+            return [(round(at * 1000), float(value)) for series in found for at, value in series["values"]]
+
+        components.wait_for(lambda: len(stored()) == len(expected), "every sample")
+        assert stored() == expected
