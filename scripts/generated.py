@@ -28,6 +28,15 @@ GENERATED = {
     "dashboards/rules/rankscope.rules.json": "dashboards.alerts:rules_json",
     "dashboards/rules/recording.prometheus.json": "dashboards.recording:prometheus_json",
     "dashboards/rules/recording.victoriametrics.json": "dashboards.recording:victoriametrics_json",
+    # A chart reads only files of its own.
+    "helm/rankscope/files/dashboards/agent.json": "dashboards.agent:AGENT.json",
+    "helm/rankscope/files/dashboards/fleet.json": "dashboards.fleet:FLEET.json",
+    "helm/rankscope/files/dashboards/hardware.json": "dashboards.hardware:HARDWARE.json",
+    "helm/rankscope/files/dashboards/job.json": "dashboards.job:JOB_DASHBOARD.json",
+    "helm/rankscope/files/dashboards/rank.json": "dashboards.rank:RANK.json",
+    "helm/rankscope/files/rules/alerts.json": "dashboards.alerts:rules_json",
+    "helm/rankscope/files/rules/recording.prometheus.json": "dashboards.recording:prometheus_json",
+    "helm/rankscope/files/rules/recording.victoriametrics.json": "dashboards.recording:victoriametrics_json",
 }
 
 

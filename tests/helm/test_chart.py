@@ -13,14 +13,15 @@ import kubernetes_validate
 import pytest
 import yaml
 
-CHART = Path(__file__).parents[2] / "helm" / "rankscope"
-EXPORTING = ["otlp.endpoint=http://collector:4318", "otlp.headersSecret=otlp"]
-VALUES = {
-    "default": [],
-    "kernel log and export": ["kernelLog=true", *EXPORTING],
-    "other users": ["otherUsers=true"],
-    "nvidia runtime": ["runtimeClassName=nvidia", "hostPID=false", "settings.hang.floor_seconds=12.5"],
-}
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "rankscope"
+#: Sets of values that ship with the chart, as Helm's own tools look for them.
+SETS = {path.name.removesuffix("-values.yaml"): path for path in sorted((CHART / "ci").glob("*-values.yaml"))}
+KUBERNETES = ("1.28", "1.31")
+#: Of the Prometheus operator: Kubernetes' schemas do not know them.
+CUSTOM = {"PrometheusRule", "ServiceMonitor"}
+#: A ConfigMap holds no more (Kubernetes' own limit), and Helm's release a third of it compressed.
+LARGEST_CONFIGMAP_BYTES = 1 << 20
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,14 +29,26 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([components.need("helm"), *arguments], capture_output=True, text=True, check=False)
 
 
-def manifests(tmp_path: Path, values: list[str]) -> list[dict[str, Any]]:
+def manifests(*arguments: str) -> list[dict[str, Any]]:
     """What the chart makes of some values, each checked against the schemas of Kubernetes."""
-    settings = [word for value in values for word in ("--set-json" if "settings" in value else "--set", value)]
-    done = helm("template", "r", str(CHART), "--namespace", "watch", *settings)
+    done = helm("template", "r", str(CHART), "--namespace", "watch", *arguments)
     assert done.returncode == 0, done.stderr
     found = [document for document in yaml.safe_load_all(done.stdout) if document]
     for document in found:
-        kubernetes_validate.validate(document, "1.30", strict=True)
+        if document["kind"] not in CUSTOM:
+            for version in KUBERNETES:
+                kubernetes_validate.validate(document, version, strict=True)
+    return found
+
+
+def of_set(name: str) -> list[dict[str, Any]]:
+    """The manifests of one of the sets that ship."""
+    return manifests("--values", str(SETS[name]))
+
+
+def named(documents: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    """The document of a kind and a name."""
+    (found,) = [each for each in documents if each["kind"] == kind and each["metadata"]["name"] == name]
     return found
 
 
@@ -45,53 +58,165 @@ def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     return found
 
 
-def test_lint() -> None:
-    """`helm lint` finds nothing, and a value that nothing knows is refused by the values' schema."""
-    assert helm("lint", "--strict", str(CHART)).returncode == 0
-    wrong = helm("template", "r", str(CHART), "--set", "kernellog=true")
+@pytest.mark.parametrize("name", SETS)
+def test_lint(name: str) -> None:
+    """`helm lint` finds nothing in any set of values that ships."""
+    done = helm("lint", "--strict", str(CHART), "--values", str(SETS[name]))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--set=kernellog=true", "kernellog"),
+        ("--set=analyzer.enabled=true", "name the metric store to judge"),
+        ("--set=collector.enabled=true", "name where the collector writes on to"),
+        ("--set=analyzer.shards=0", "shards"),
+        ("--set=prometheusRule.store=influx", "store"),
+        ("--set=ringDirectory=shm", "ringDirectory"),
+        ("--set=collector.remoteWriteURL=prometheus:9090", "remoteWriteURL"),
+    ],
+)
+def test_nonsense_is_refused(words: str, said: str) -> None:
+    """A value that nothing knows or that makes no sense is named, and nothing is made of it."""
+    wrong = helm("template", "r", str(CHART), words)
     assert wrong.returncode != 0
-    assert "kernellog" in wrong.stderr
+    assert said in wrong.stderr
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_manifests_are_kubernetes_own(tmp_path: Path, name: str) -> None:
-    """Every manifest of every set of values is one that Kubernetes' schemas know, field by field."""
-    kinds = {document["kind"] for document in manifests(tmp_path, VALUES[name])}
-    assert kinds == {"ConfigMap", "ServiceAccount", "DaemonSet"}
+def test_each_set_makes_what_it_says() -> None:
+    """Every manifest is one that Kubernetes' schemas know, field by field, and no set makes more than it asks for."""
+    agent = {"ConfigMap", "ServiceAccount", "DaemonSet"}
+    expected = {
+        "minimal": agent,
+        "restricted": agent | {"NetworkPolicy"},
+        "step-up": agent,
+        "analyzer": agent | {"StatefulSet", "Service"},
+        "collector": agent | {"Deployment", "Service", "PrometheusRule", "ServiceMonitor"},
+        "everything": agent | CUSTOM | {"StatefulSet", "Deployment", "Service", "NetworkPolicy"},
+    }
+    assert {name: {each["kind"] for each in of_set(name)} for name in SETS} == expected
 
 
-def test_least_privilege_unless_asked(tmp_path: Path) -> None:
-    """Nothing is privileged; root and each capability come with what needs them only."""
-    for name, added in (
-        ("default", []),
-        ("kernel log and export", ["SYSLOG"]),
-        ("other users", ["DAC_READ_SEARCH", "SYS_PTRACE"]),
-    ):
-        pod = of_kind(manifests(tmp_path, VALUES[name]), "DaemonSet")["spec"]["template"]["spec"]
+@pytest.mark.parametrize("name", SETS)
+def test_least_privilege_unless_asked(name: str) -> None:
+    """Nothing is privileged or on the host's network; root and each capability come with what needs them only."""
+    added = {"step-up": ["SYSLOG", "DAC_READ_SEARCH", "SYS_PTRACE"], "everything": ["SYSLOG"]}.get(name, [])
+    pods = [each["spec"]["template"]["spec"] for each in of_set(name) if "template" in each.get("spec", {})]
+    assert pods
+    for pod in pods:
+        assert not pod.get("hostNetwork")
+        assert pod["automountServiceAccountToken"] is False
         (container,) = pod["containers"]
         context = container["securityContext"]
+        assert not context.get("privileged")
         assert not context["allowPrivilegeEscalation"]
         assert context["readOnlyRootFilesystem"]
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         assert context["capabilities"]["drop"] == ["ALL"]
-        assert (context["runAsUser"] == 0) == bool(added)
-        assert context["capabilities"].get("add", []) == added
-        assert "ports" not in container
+        mine = added if container["name"] == "agent" else []
+        assert context["capabilities"].get("add", []) == mine
+        assert (context["runAsUser"] == 0) == bool(mine)
+        assert container["resources"]["limits"]["memory"]
+        assert container["name"] == "collector" or "ports" not in container
+        writable = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+        assert writable <= {"rings", "state", "scratch"}
 
 
-def test_settings_are_the_agents_own(tmp_path: Path) -> None:
+def test_settings_are_the_agents_own() -> None:
     """The configuration that the chart writes is one the agent takes, with numbers as numbers."""
     from rankscope.agent.config import parse_settings
 
-    text = of_kind(manifests(tmp_path, VALUES["nvidia runtime"]), "ConfigMap")["data"]["rankscope.toml"]
-    assert tomllib.loads(text)["recording"]["max_bytes"] == 2_000_000_000
+    text = named(of_set("step-up"), "ConfigMap", "r-agent")["data"]["rankscope.toml"]
+    assert tomllib.loads(text)["recording"]["max_bytes"] == 500_000_000
     settings = parse_settings(text)
     assert settings.hang.floor_seconds == 12.5
 
 
-def test_export_headers_come_from_a_secret(tmp_path: Path) -> None:
+def test_export_headers_come_from_a_secret() -> None:
     """The endpoint is in the environment, the headers only by reference."""
-    pod = of_kind(manifests(tmp_path, VALUES["kernel log and export"]), "DaemonSet")["spec"]["template"]["spec"]
+    pod = of_kind(of_set("step-up"), "DaemonSet")["spec"]["template"]["spec"]
     environment = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
-    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"]["value"] == "http://collector:4318"
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"]["value"] == "http://collector:4317"
     assert environment["OTEL_EXPORTER_OTLP_HEADERS"]["valueFrom"]["secretKeyRef"] == {"name": "otlp", "key": "headers"}
     assert "headers" not in json.dumps([e for e in environment.values() if "value" in e]).lower()
+
+
+def test_agents_find_the_charts_own_collector() -> None:
+    """Without an endpoint of one's own, agents send to the service whose selector finds the collector's pods."""
+    documents = of_set("collector")
+    environment = of_kind(documents, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://r-collector:4318"} in environment
+    service = named(documents, "Service", "r-collector")["spec"]
+    template = of_kind(documents, "Deployment")["spec"]["template"]
+    assert service["selector"].items() <= template["metadata"]["labels"].items()
+    named_ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+    for port in service["ports"]:
+        assert named_ports[port["targetPort"]] == port["port"]
+    # The agents' own pods are not the collector's, whatever else they share.
+    agent = of_kind(documents, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
+    assert not service["selector"].items() <= agent.items()
+
+
+def test_each_pipeline_of_the_collector_ends_in_what_is_configured() -> None:
+    """Every component that a pipeline names is there, and every one that is there is named."""
+    for name in ("collector", "everything"):
+        text = named(of_set(name), "ConfigMap", "r-collector")["data"]["collector.yaml"]
+        configuration = yaml.safe_load(text)
+        pipelines = configuration["service"]["pipelines"]
+        assert set(pipelines) == {"metrics", "logs", "traces"}
+        for part in ("receivers", "processors", "exporters"):
+            assert {each for pipeline in pipelines.values() for each in pipeline[part]} == set(configuration[part])
+
+
+def test_shards_are_told_apart_by_their_pods() -> None:
+    """Each analyzer is told which share of the jobs is its own, out of as many as there are pods."""
+    stateful = of_kind(of_set("analyzer"), "StatefulSet")["spec"]
+    (container,) = stateful["template"]["spec"]["containers"]
+    assert stateful["replicas"] == 4
+    assert container["args"][-2:] == ["--shard", "$(SHARD)/4"]
+    (shard,) = [entry for entry in container["env"] if entry["name"] == "SHARD"]
+    assert shard["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['apps.kubernetes.io/pod-index']"
+
+
+@pytest.mark.parametrize(("name", "store"), [("everything", "prometheus"), ("collector", "victoriametrics")])
+def test_rules_are_those_of_the_project(name: str, store: str) -> None:
+    """Alerts and recording rules arrive as they are committed, `{{ $labels }}` and all, in the store's own words."""
+    documents = of_set(name)
+    for rule, committed in (("r-alerts", "rankscope.rules.json"), (f"r-recording-{store}", f"recording.{store}.json")):
+        spec = named(documents, "PrometheusRule", rule)["spec"]
+        assert spec == json.loads((ROOT / "dashboards/rules" / committed).read_text())
+
+
+def test_dashboards_are_those_of_the_project() -> None:
+    """Each is a ConfigMap that Grafana's sidecar finds, no larger than one may be."""
+    maps = [each for each in of_set("everything") if "grafana_dashboard" in each["metadata"]["labels"]]
+    found = {name: json.loads(text) for each in maps for name, text in each["data"].items()}
+    assert found == {path.name: json.loads(path.read_text()) for path in (ROOT / "dashboards/grafana").glob("*.json")}
+    assert all(len(json.dumps(each)) < LARGEST_CONFIGMAP_BYTES for each in maps)
+    assert {each["metadata"]["annotations"]["grafana_folder"] for each in maps} == {"Rankscope"}
+
+
+def test_nothing_comes_in_but_to_the_collector() -> None:
+    """Each pod has a policy; agents and analyzers take no connection at all."""
+    policies = [each["spec"] for each in of_set("everything") if each["kind"] == "NetworkPolicy"]
+    by_component = {each["podSelector"]["matchLabels"]["app.kubernetes.io/component"]: each for each in policies}
+    assert set(by_component) == {"agent", "analyzer", "collector"}
+    for component, policy in by_component.items():
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        ports = [port["port"] for rule in policy.get("ingress", []) for port in rule["ports"]]
+        assert ports == ([4317, 4318, 8888] if component == "collector" else [])
+
+
+def test_the_sidecar_is_a_pod_that_a_restricted_namespace_takes() -> None:
+    """No hostPath, no host namespace, one user, and both containers share the rings."""
+    pod = yaml.safe_load((ROOT / "examples/kubernetes-sidecar.yaml").read_text())
+    kubernetes_validate.validate(pod, "1.31", strict=True)
+    spec = pod["spec"]
+    assert not {"hostPID", "hostNetwork", "hostIPC"} & spec.keys()
+    assert all("emptyDir" in volume for volume in spec["volumes"])
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert {"name": "rings", "mountPath": "/rings"} in container["volumeMounts"]
+        assert {"name": "RANKSCOPE_DIR", "value": "/rings"} in container["env"]
