@@ -71,6 +71,7 @@ def test_lint(name: str) -> None:
         ("--set=kernellog=true", "kernellog"),
         ("--set=analyzer.enabled=true", "name the metric store to judge"),
         ("--set=collector.enabled=true", "name where the collector writes on to"),
+        ("--set=scrape.enabled=true", "name the Secret"),
         ("--set=analyzer.shards=0", "shards"),
         ("--set=prometheusRule.store=influx", "store"),
         ("--set=ringDirectory=shm", "ringDirectory"),
@@ -118,7 +119,7 @@ def test_least_privilege_unless_asked(name: str) -> None:
         assert context["capabilities"].get("add", []) == mine
         assert (context["runAsUser"] == 0) == bool(mine)
         assert container["resources"]["limits"]["memory"]
-        assert container["name"] == "collector" or "ports" not in container
+        assert container["name"] == "collector" or name == "everything" or "ports" not in container
         writable = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
         assert writable <= {"rings", "state", "scratch"}
 
@@ -198,14 +199,33 @@ def test_dashboards_are_those_of_the_project() -> None:
 
 
 def test_nothing_comes_in_but_to_the_collector() -> None:
-    """Each pod has a policy; agents and analyzers take no connection at all."""
+    """Each pod has a policy: what is scraped or sent to is open, and nothing else."""
     policies = [each["spec"] for each in of_set("everything") if each["kind"] == "NetworkPolicy"]
     by_component = {each["podSelector"]["matchLabels"]["app.kubernetes.io/component"]: each for each in policies}
     assert set(by_component) == {"agent", "analyzer", "collector"}
     for component, policy in by_component.items():
         assert policy["policyTypes"] == ["Ingress", "Egress"]
         ports = [port["port"] for rule in policy.get("ingress", []) for port in rule["ports"]]
-        assert ports == ([4317, 4318, 8888] if component == "collector" else [])
+        assert ports == {"collector": [4317, 4318, 8888], "agent": [9464], "analyzer": []}[component]
+    (policy,) = [each["spec"] for each in of_set("restricted") if each["kind"] == "NetworkPolicy"]
+    assert "ingress" not in policy
+
+
+def test_agents_are_scraped_over_tls_with_a_token() -> None:
+    """What the agent is configured with is what is mounted, and what the operator is told to send."""
+    from rankscope.agent.config import parse_settings
+
+    documents = of_set("everything")
+    settings = parse_settings(named(documents, "ConfigMap", "r-agent")["data"]["rankscope.toml"]).prometheus
+    pod = of_kind(documents, "DaemonSet")["spec"]["template"]["spec"]
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "scrape"]
+    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "scrape"]
+    mounted = {f"{mount['mountPath']}/{item['path']}" for item in volume["secret"]["items"]}
+    assert {settings.certificate, settings.key, settings.token_file} == mounted
+    assert pod["containers"][0]["ports"] == [{"name": "metrics", "containerPort": settings.port}]
+    (endpoint,) = named(documents, "ServiceMonitor", "r-agent")["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["authorization"]["credentials"] == {"name": volume["secret"]["secretName"], "key": "token"}
 
 
 def test_the_sidecar_is_a_pod_that_a_restricted_namespace_takes() -> None:
