@@ -123,6 +123,9 @@ class ExportSettings(Struct, forbid_unknown_fields=True, frozen=True):
             "(`link`). See docs/otlp.md for the number of series."
         ),
     ] = "link"
+    traces: Annotated[
+        bool, _say("Whether slow steps, and no others, are sent as traces too; the receiver has to take traces.")
+    ] = False
     temporality: Annotated[
         Literal["cumulative", "delta"],
         _say("Of counters and histograms. `delta` is for receivers that ask for it; most stores drop it."),

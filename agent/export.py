@@ -37,8 +37,10 @@ def export_targets(settings: ExportSettings, environ: Mapping[str, str]) -> dict
     if not any(explicit.values()) and not any(name.startswith("OTEL_EXPORTER_OTLP") for name in environ):
         return {}
     from rankscope.exporters.otlp_settings import otlp_targets
+    from rankscope.exporters.outbox import Signal
 
-    return otlp_targets(environ, **explicit)
+    signals = [signal for signal in Signal if settings.traces or signal is not Signal.TRACES]
+    return otlp_targets(environ, signals, **explicit)
 
 
 class Export:
@@ -73,6 +75,7 @@ class Export:
             resource_attributes=resource_attributes(environ),
             delta=self._delta,
             per_rank=level >= Level.RANK,
+            traces=settings.traces,
         )
         self._filter = ExportFilter(level, settings.interval_seconds)
         #: Whether something goes out that cannot wait, with the newest reading of every series.
@@ -155,6 +158,7 @@ class Export:
             self._events.append(_too_many(now, self._filter.series))
         self._batches += self._encoder.readings(self._readings)
         self._batches += self._encoder.steps(now)
+        self._batches += self._encoder.traces()
         self._batches += self._encoder.events(self._events)
         self._batches += self._encoder.findings(self._findings, now)
         self._readings, self._events, self._findings = [], [], []

@@ -48,7 +48,7 @@ class OneClock(WatchedJob):
 
     def add(self, tick: Tick, now_ns: int) -> None:
         readings = [
-            replace(each, time_ns=now_ns) if each.metric.partition(".")[0] in GPU_FAMILIES else each
+            each._replace(time_ns=now_ns) if each.metric.partition(".")[0] in GPU_FAMILIES else each
             for each in tick.readings
         ]
         super().add(replace(tick, readings=readings), now_ns)

@@ -12,6 +12,7 @@ from rankscope.exporters.otlp_common import EncodedBatch, resource
 from rankscope.exporters.otlp_logs import event_records, finding_records, logs_batch
 from rankscope.exporters.otlp_metrics import ReadingsEncoder
 from rankscope.exporters.otlp_steps import StepsEncoder
+from rankscope.exporters.otlp_traces import SlowSteps
 from rankscope.finding import Finding
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event, Reading
@@ -30,11 +31,13 @@ class OtlpEncoder:
         resource_attributes: Iterable[tuple[str, str]] = (),
         delta: bool = False,
         per_rank: bool = True,
+        traces: bool = False,
     ) -> None:
         """`delta`: counters and histograms say what came since their last point. Not `per_rank`: ranks are merged."""
         self._anchor = anchor
         self._resource = resource(job, host, resource_attributes)
         self._readings = ReadingsEncoder(anchor, self._resource, delta=delta)
+        self._slow = SlowSteps(anchor, self._resource) if traces else None
         self._steps = StepsEncoder(anchor, self._resource, delta=delta, per_rank=per_rank)
 
     def begin_after(self, readings: Iterable[Reading]) -> None:
@@ -51,11 +54,19 @@ class OtlpEncoder:
 
     def add_records(self, identity: RankIdentity, records: Iterable[RingRecord]) -> None:
         """Count a rank's records; `steps` gives the sums out."""
+        records = list(records)
         self._steps.add(identity, records)
+        if self._slow is not None:
+            for slow in self._slow.add(identity, records):
+                self._steps.add_exemplar(slow)
 
     def steps(self, until_ns: int) -> list[EncodedBatch]:
         """The histograms of steps and phases that changed since the last call, as of `until_ns`."""
         return list(self._steps.encode(until_ns))
+
+    def traces(self) -> list[EncodedBatch]:
+        """The spans of slow steps since the last call, where they are asked for."""
+        return [] if self._slow is None else self._slow.encode()
 
     def events(self, events: Iterable[Event]) -> list[EncodedBatch]:
         """Events as log records, each at its own time."""

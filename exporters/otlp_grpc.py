@@ -29,6 +29,7 @@ _RETRYABLE = frozenset(
 _METHODS = {
     Signal.METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+    Signal.TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
 }
 # Repeats are ours: the outbox counts them, and another layer's would hide an outage.
 _OPTIONS = (("grpc.enable_retries", 0), ("grpc.primary_user_agent", "rankscope"))

@@ -6,7 +6,7 @@ milliseconds (the Python SDK reads seconds). Nothing is exported unless an endpo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -61,19 +61,21 @@ class Target:
         return f"{scheme}{'s' if self.tls else ''}://{self.authority}{self.path}"
 
 
-def otlp_targets(environ: Mapping[str, str], **explicit: str) -> dict[Signal, Target]:
+def otlp_targets(
+    environ: Mapping[str, str], signals: Sequence[Signal] = (Signal.METRICS, Signal.LOGS), **explicit: str
+) -> dict[Signal, Target]:
     """The receivers by signal; {} where no endpoint is named.
 
     `explicit` holds settings by the variables' names without their prefix, in lower case (endpoint, logs_endpoint,
     protocol, headers, timeout, compression, certificate, client_key, client_certificate, insecure); each goes before
-    every variable of that setting. OTEL_METRICS_EXPORTER=none and OTEL_LOGS_EXPORTER=none switch a signal off. Raises
+    every variable of that setting. OTEL_METRICS_EXPORTER=none, and so for the others, switches a signal off. Raises
     ConfigurationError.
     """
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return {}
     targets = (
         _target(signal, environ, explicit)
-        for signal in Signal
+        for signal in signals
         if environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").lower() != "none"
     )
     return {target.signal: target for target in targets if target is not None}

@@ -16,6 +16,7 @@ from rankscope.clock import ClockAnchor
 from rankscope.exporters.histogram import ExponentialHistogram
 from rankscope.exporters.otlp_common import EncodedBatch, Scalar, key_values
 from rankscope.exporters.otlp_metrics import metrics_batch, temporality
+from rankscope.exporters.otlp_traces import SlowStep
 from rankscope.identity import RankIdentity
 from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, RingRecord, StepRecord
 
@@ -79,7 +80,7 @@ _DEVICE_SERIES: tuple[tuple[str, Label], ...] = (
 class _Series:
     """One histogram on its way, and the durations not yet counted in it."""
 
-    __slots__ = ("exported", "histogram", "impossible", "label", "name", "pending")
+    __slots__ = ("exemplars", "exported", "histogram", "impossible", "label", "name", "pending")
 
     def __init__(self, name: str, label: Label) -> None:
         self.name = name
@@ -88,6 +89,8 @@ class _Series:
         self.pending: list[int] = []
         self.exported = 0
         self.impossible = 0
+        #: Of the host's clock, the slow steps since the last export.
+        self.exemplars: list[SlowStep] = []
 
     def add(self, duration_ns: int) -> None:
         self.pending.append(duration_ns)
@@ -206,6 +209,11 @@ class StepsEncoder:
         for record in records:
             rank.add(record)
 
+    def add_exemplar(self, slow: SlowStep) -> None:
+        """Link the next point of this rank's step times to the trace of one of them."""
+        rank = self._ranks[slow.rank if self._per_rank else None]
+        rank.step_series[0].exemplars.append(slow)
+
     def snapshot(self) -> Iterator[tuple[str, str, dict[str, Scalar | None], ExponentialHistogram | float]]:
         """(name, description, attributes, a histogram of its own or a gauge's value) of everything counted so far."""
         for number, rank in self._ranks.items():
@@ -254,6 +262,14 @@ class StepsEncoder:
                 scale=histogram.scale,
                 zero_count=histogram.zero_count,
             )
+            for slow in series.exemplars:
+                point.exemplars.add(
+                    time_unix_nano=self._anchor.to_wall_ns(slow.end_ns),
+                    as_double=slow.duration_ns * 1e-9,
+                    trace_id=slow.trace,
+                    span_id=slow.span,
+                )
+            series.exemplars.clear()
             point.positive.offset = offset
             point.positive.bucket_counts.extend(counts)
             point.attributes.extend(key_values({"rankscope.rank": number, **dict(series.label)}))

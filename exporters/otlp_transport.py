@@ -69,11 +69,15 @@ def delivered(signal: Signal, body: bytes) -> Reply:
     from google.protobuf.message import DecodeError
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
     try:
         if signal is Signal.METRICS:
             metrics = ExportMetricsServiceResponse.FromString(body).partial_success
             rejected, message = metrics.rejected_data_points, metrics.error_message
+        elif signal is Signal.TRACES:
+            traces = ExportTraceServiceResponse.FromString(body).partial_success
+            rejected, message = traces.rejected_spans, traces.error_message
         else:
             logs = ExportLogsServiceResponse.FromString(body).partial_success
             rejected, message = logs.rejected_log_records, logs.error_message

@@ -57,6 +57,7 @@ class Signal(StrEnum):
 
     METRICS = "metrics"
     LOGS = "logs"
+    TRACES = "traces"
 
 
 @dataclass(frozen=True, slots=True)
