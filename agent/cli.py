@@ -98,6 +98,15 @@ def main() -> None:
 @click.option("--html", type=_FILE, help="Verdict as one HTML page.")
 @click.option("--perfetto", type=_FILE, help="Timeline as a trace for ui.perfetto.dev.")
 @click.option("--fail-on", multiple=True, type=click.Choice(_SIDES), help="End with 1 where the verdict is this side.")
+@click.option(
+    "--store", is_flag=True, help="A VictoriaMetrics beside the run, with its page to look at; gone after it."
+)
+@click.option(
+    "--store-directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the store's data here, and show what is there already; implies --store.",
+)
+@click.option("--store-program", type=_FILE, help="VictoriaMetrics, where it is not on PATH; implies --store.")
 @click.option("--quiet", is_flag=True, help="Say nothing on the terminal.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
@@ -109,6 +118,9 @@ def run(
     html: Path | None,
     perfetto: Path | None,
     fail_on: Sequence[str],
+    store: bool,
+    store_directory: Path | None,
+    store_program: Path | None,
     quiet: bool,
     command: Sequence[str],
 ) -> None:
@@ -121,7 +133,14 @@ def run(
         if not quiet:
             click.echo(line, err=True)
 
-    result = run_job(command, settings=settings, job=job, say=say)
+    if store or store_directory or store_program:
+        from rankscope.agent.local_store import run_beside_store
+
+        result = run_beside_store(
+            command, settings=settings, job=job, say=say, program=store_program, directory=store_directory
+        )
+    else:
+        result = run_job(command, settings=settings, job=job, say=say)
     try:
         _tell(result, json_file, html, perfetto, quiet)
     except Exception as error:
