@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 #: sun_path holds 107 bytes and a zero (unix(7)).
@@ -16,7 +17,7 @@ _LONGEST_PATH = 107
 
 
 class FlightSocket:
-    """torch's worker server at a path, unless RANKSCOPE_FLIGHT is "0"; torch says so in one line of its log."""
+    """torch's worker server at a path, unless RANKSCOPE_FLIGHT is "0"."""
 
     def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
         self._path = path
@@ -33,7 +34,8 @@ class FlightSocket:
             return False
         try:
             self._path.unlink(missing_ok=True)
-            _keep(server(str(self._path), -1))
+            with _without_notice():
+                _keep(server(str(self._path), -1))
         except Exception:
             # A torch built without it, or another signature: a signal less.
             return False
@@ -49,6 +51,35 @@ class FlightSocket:
 def flight_path(ring: Path, pid: int) -> Path:
     """Where the rank that writes `ring` answers."""
     return ring.with_name(f"{pid}.flight")
+
+
+#: Part of the line that torch's C++ writes to standard error where a server starts, whatever its log level.
+_NOTICE = b"Server listening"
+
+
+@contextmanager
+def _without_notice() -> Iterator[None]:
+    """Keep torch's notice of the new server, a line for every rank, from the job's standard error, and nothing else.
+
+    What is written meanwhile, by any thread, goes to a file in memory and from there to where it belongs.
+    """
+    held = os.memfd_create("rankscope", os.MFD_CLOEXEC)
+    try:
+        error_output = os.dup(2)
+        try:
+            os.dup2(held, 2)
+            try:
+                yield
+            finally:
+                os.dup2(error_output, 2)
+        finally:
+            os.close(error_output)
+        written = os.pread(held, os.fstat(held).st_size, 0)
+        rest = b"".join(line for line in written.splitlines(keepends=True) if _NOTICE not in line)
+        if rest:
+            os.write(2, rest)
+    finally:
+        os.close(held)
 
 
 def _keep(server: object) -> None:

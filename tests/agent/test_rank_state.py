@@ -86,6 +86,20 @@ def test_socket_only_in_a_private_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "1.flight").exists()
 
 
+def test_socket_opens_in_silence(tmp_path: Path) -> None:
+    """A rank's standard error holds what the job says, and not torch's word of the new socket."""
+    script = (
+        "import os, sys, torch.distributed; from pathlib import Path\n"
+        "from rankscope.torch_hooks.flight_socket import FlightSocket\n"
+        "os.write(2, b'before;'); opened = FlightSocket(Path(sys.argv[1]), {}).open(); os.write(2, b'after')\n"
+        "os._exit(not opened)"
+    )
+    tmp_path.chmod(0o700)
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "1.flight")]
+    done = subprocess.run(command, env=os.environ | {"RANKSCOPE_ATTACH": ""}, stderr=subprocess.PIPE, check=True)
+    assert done.stderr.endswith(b"before;after")
+
+
 def serve(path: Path, reply: bytes, pause: float = 0.0) -> None:
     """Answer one request with anything."""
     listener = socket.socket(socket.AF_UNIX)
