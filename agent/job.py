@@ -121,6 +121,8 @@ class WatchedJob:
     def _heard(self, identity: RankIdentity, records: list[RingRecord]) -> None:
         if self._export is not None:
             self._export.add_records(identity, records)
+        if self._shown is not None:
+            self._shown.add_records(identity, records)
         following = self._inspector.following
         row = next(rank.row for rank in self.watcher.ranks if rank.identity is identity) if following else 0
         for record in records:
