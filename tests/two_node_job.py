@@ -1,0 +1,31 @@
+"""Ranks of a real job over two nodes: a small model under DDP on gloo, some milliseconds of work a step.
+
+Arguments: number of steps, and a file that is written when rank 0 begins the step in the middle."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+STEPS, MIDDLE = int(sys.argv[1]), Path(sys.argv[2])
+
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)))
+optimizer = torch.optim.SGD(model.parameters(), 0.01)
+data = torch.utils.data.TensorDataset(torch.randn(STEPS * 8, 64), torch.randn(STEPS * 8, 8))
+for step, (inputs, targets) in enumerate(torch.utils.data.DataLoader(data, batch_size=8)):
+    if step == STEPS // 2 and dist.get_rank() == 0:
+        MIDDLE.touch()
+    optimizer.zero_grad()
+    loss = torch.nn.functional.mse_loss(model(inputs), targets)
+    time.sleep(0.02)
+    loss.backward()
+    optimizer.step()
+dist.barrier()
+dist.destroy_process_group()
