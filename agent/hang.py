@@ -69,7 +69,7 @@ class HangWatch:
             events.append(_hung(rank, now, waited[rank.row]))
         for rank in live:
             self._by_row[rank.row] = rank
-            self._states.take(rank.row, rank.identity.pid, _flight_path(rank))
+            self._states.take(rank.row, rank.identity.pid, flight_path(rank))
             if self._states.pyspy is None:
                 events += self._ask(rank, now)
         return events
@@ -182,7 +182,8 @@ def _hung(rank: Rank, now: int, waited_ns: int) -> Event:
     )
 
 
-def _flight_path(rank: Rank) -> Path | None:
+def flight_path(rank: Rank) -> Path | None:
+    """Where a rank answers for its flight recorder, if it said that it does."""
     return rank.reader.path.with_name(f"{rank.identity.pid}.flight") if rank.tells_flight else None
 
 

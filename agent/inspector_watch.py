@@ -202,7 +202,7 @@ def _records(
     for each, ended_us in zip(operations, _ends(tail, operations), strict=True):
         ended_ns = int(ended_us * 1000) - anchor.wall_ns + anchor.monotonic_ns
         duration_ns = each.duration_us * 1000
-        step = _step(tail.steps, ended_ns)
+        step = step_at(tail.steps, ended_ns)
         if step is None:
             continue
         # The moment of enqueueing is part of a row's key, and the library writes many at once.
@@ -254,7 +254,7 @@ def _ends(tail: _Tail, operations: Sequence[TimedOperation]) -> list[float]:
     return ends
 
 
-def _step(steps: deque[tuple[int, int]], moment_ns: int) -> int | None:
+def step_at(steps: deque[tuple[int, int]], moment_ns: int) -> int | None:
     """The step that was under way; None before the first that is known."""
     if not steps:
         return None

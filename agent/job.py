@@ -12,6 +12,7 @@ from rankscope.agent.config import Settings
 from rankscope.agent.export import Export, export_targets
 from rankscope.agent.exposition import Exposition
 from rankscope.agent.fingerprint import HOST_KEY
+from rankscope.agent.flight_watch import FlightWatch
 from rankscope.agent.hang import HangWatch
 from rankscope.agent.hook_budget import HookBudget
 from rankscope.agent.inspector_watch import InspectorWatch
@@ -102,6 +103,7 @@ class WatchedJob:
         self._hooks = HookBudget(settings.budget.hook_ratio, clock)
         self._windows = WindowWatch(settings.windows, clock)
         self._inspector = InspectorWatch(clock)
+        self._flight = FlightWatch(clock)
         self._live = LiveRules(recording, settings.rules, clock)
         self._standing = Standing(int(settings.export.period_seconds * 1e9))
         self._rules_trouble = ""
@@ -123,16 +125,17 @@ class WatchedJob:
             self._export.add_records(identity, records)
         if self._shown is not None:
             self._shown.add_records(identity, records)
-        following = self._inspector.following
-        row = next(rank.row for rank in self.watcher.ranks if rank.identity is identity) if following else 0
+        row = next(rank.row for rank in self.watcher.ranks if rank.identity is identity)
         for record in records:
-            if following and isinstance(record, StepRecord | DeviceRecord):
+            if isinstance(record, StepRecord | DeviceRecord):
                 self._inspector.heard(row, record)
             if isinstance(record, StepRecord):
+                self._flight.heard(row, record)
                 usual = self._usual_step_ns(identity, record.step)
                 if usual and record.end_ns - record.start_ns > _SLOW_STEP * usual:
                     self._slow[identity.rank] = identity
                     self._windows.suspect(identity.rank)
+                    self._flight.slow()
 
     def _usual_step_ns(self, identity: RankIdentity, step: int) -> int | None:
         """What is usual for a rank, looked at anew every few steps."""
@@ -211,10 +214,12 @@ class WatchedJob:
             self.commit()
 
     def _take_timed(self, *, final: bool = False) -> None:
-        """Record what the communication library timed."""
+        """Record what the communication library timed, and what flight recorders told."""
         timed, events = self._inspector.check(self.watcher.ranks, final=final)
         for rank, records in timed:
             self.recording.add_records(rank.row, records, rank.reader.position)
+        for rank, enqueued in self._flight.check(self.watcher.ranks):
+            self.recording.add_records(rank.row, enqueued, rank.reader.position)
         self._add_events(events)
 
     @property

@@ -278,10 +278,10 @@ class _Reader:
     def _collectives(self, number: int, begin: int) -> list[CollectiveRecord]:
         query = (
             f"SELECT {', '.join(COLLECTIVE_FIELDS)}, operation, name FROM collectives "
-            "WHERE rank_id = ? AND step >= ? AND on_device < 2 ORDER BY enqueued_ns LIMIT ?"
+            "WHERE rank_id = ? AND step >= ? AND on_device < 2 ORDER BY enqueued_ns DESC LIMIT ?"
         )
         found = []
-        for row in self._rows(query, (number, begin, MAX_COLLECTIVES)):
+        for row in reversed(self._rows(query, (number, begin, MAX_COLLECTIVES))):
             record = CollectiveRecord(*row)
             times = (record.enqueued_ns + self._shift, _moved(record.started_ns, self._shift))
             found.append(

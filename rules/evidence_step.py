@@ -9,9 +9,13 @@ import numpy as np
 from rankscope.rules.evidence import Case, Observation, graded, unseen
 from rankscope.rules.frame import COMPUTE, NS_PER_MS, BoolArray, mean, median, middle
 from rankscope.rules.kernel_windows import IDLE_FOR_HOST
+from rankscope.rules.lateness import LEAST_MEETINGS
 
 #: Share of an excess that must lie in a phase, or be explained by a stall, to speak and to speak fully.
 _MOST = (0.3, 0.7)
+#: A host that enqueues last in this share of the held-up collectives is late, and what that alone is worth.
+_HOST_LAST = 0.5
+_HOST_ONLY = 0.5
 #: A device that runs behind its host by less than this share of the step waits for the host.
 _STARVED = 0.06
 
@@ -40,15 +44,19 @@ def arrival(case: Case) -> Observation:
     timed = case.frame.timed
     by_library = timed is not None and timed.last(case.row, case.mask) is not None
     waits = timed.wait_ms if timed is not None and by_library else case.frame.wait_ms
+    host, order = _enqueues_last(case)
     if case.suspect.contaminated:
-        return unseen("waits for other ranks lie inside own times, where nothing tells them")
+        # Only whose host is late is told: a device that is slow behind a host that runs ahead does not show.
+        if host is None or host < _HOST_LAST:
+            return unseen("waits for other ranks lie inside own times, where nothing tells them" + order)
+        return Observation(_HOST_ONLY, f"its waits are hidden{order}", round(host, 3))
     own = middle(waits[case.row][case.mask])
     others = middle(median(waits[case.peers][:, case.mask]))
     if not (np.isfinite(own) and np.isfinite(others)):
-        return unseen("no waits in collectives")
+        return unseen("no waits in collectives" + order)
     gap = (others - own) / max(case.suspect.ms_per_step, 1e-9)
     source = " (each collective timed on the device)" if by_library else ""
-    what = f"it waits {own:.1f} ms a step for the others, they {others:.1f} ms{source}"
+    what = f"it waits {own:.1f} ms a step for the others, they {others:.1f} ms{source}{order}"
     return Observation(graded(gap, 0.2, 0.6), what, round(own, 2), round(others, 2))
 
 
@@ -63,6 +71,18 @@ def starved(case: Case) -> Observation:
     strength = graded(seen.idle_for_host, *IDLE_FOR_HOST) if seen.host_bound else 0.0
     what = seen.said if told.strength is None else f"{told.what}; {seen.said}"
     return Observation(strength, what, round(seen.idle_for_host, 3), told.peers)
+
+
+def _enqueues_last(case: Case) -> tuple[float | None, str]:
+    """Share of held-up collectives in which the rank's host enqueued last, and that in words; None, "" if untold."""
+    ranking = case.frame.enqueue_order(case.mask)
+    row = None if ranking is None else next((r for r in ranking.rows if r.who == case.frame.ranks[case.row]), None)
+    if ranking is None or row is None:
+        return None, ""
+    if ranking.with_last < LEAST_MEETINGS:
+        return 0.0, f"; no host enqueues late ({ranking.meetings} collectives of flight recorders)"
+    share = row.times_last / ranking.with_last
+    return share, f"; its host enqueues last in {row.times_last} of {ranking.with_last} collectives (flight recorders)"
 
 
 def _told_by(case: Case) -> Sequence[int]:

@@ -25,7 +25,7 @@ _SYNCHRONISING = (
     "all_to_all",
 )
 #: Hosts enqueue as much apart as this on any day: the interpreter, the allocator, another launch in between.
-_HOST_NOISE_NS = 500_000.0
+HOST_NOISE_NS = 500_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,11 @@ def arrivals(dumps: Sequence[RankFlight], clocks: Clocks) -> list[Meeting[int]]:
     found: dict[tuple[GroupKey, int, str], dict[int, float]] = {}
     for dump in dumps:
         for each in dump.operations:
-            if _synchronising(each) and each.created_ns is not None:
+            if synchronising(each) and each.created_ns is not None:
                 moment = float(each.created_ns - clocks.offsets_ns[dump.rank])
                 found.setdefault((each.group, each.sequence, each.name), {})[dump.rank] = moment
     # Of two ranks that were both compared with the first, each may be off.
-    error = max(2.0 * (clocks.error_ns or 0), _HOST_NOISE_NS)
+    error = max(2.0 * (clocks.error_ns or 0), HOST_NOISE_NS)
     return [
         Meeting(group.name, {rank: moment - min(ranks.values()) for rank, moment in ranks.items()}, error)
         for (group, _, _), ranks in found.items()
@@ -76,9 +76,10 @@ def _times(dump: RankFlight) -> dict[tuple[str, int], Stay]:
     return {
         (f"{each.group.name} {each.name}", each.sequence): Stay(each.created_ns, each.ended_ns)
         for each in dump.operations
-        if each.created_ns is not None and each.ended_ns is not None and _synchronising(each)
+        if each.created_ns is not None and each.ended_ns is not None and synchronising(each)
     }
 
 
-def _synchronising(operation: Operation) -> bool:
+def synchronising(operation: Operation) -> bool:
+    """Whether nobody leaves it before the last has come."""
     return not operation.point_to_point and operation.name.lstrip("_").startswith(_SYNCHRONISING)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from rankscope.finding import Basis
 from rankscope.identity import RankIdentity
 from rankscope.records import GroupKind
+from rankscope.rules.enqueue_order import enqueue_order
 from rankscope.rules.kernel_windows import KernelWindow, kernel_windows
+from rankscope.rules.lateness import Ranking
 from rankscope.rules.timed_steps import TimedSteps, timed_steps
 from rankscope.window import Columns, RankWindow, Window
 
@@ -217,6 +219,11 @@ class Frame:
             if within:
                 return found
         return None
+
+    def enqueue_order(self, mask: BoolArray) -> Ranking[int] | None:
+        """Whose host enqueued last in the steps of `mask`, as flight recorders tell; None where none was asked then."""
+        told = frozenset(self.steps[mask].tolist())
+        return enqueue_order([self.of(row) for row in range(len(self.ranks))], told, self.window.clocks)
 
     @cached_property
     def contaminated(self) -> BoolArray:
