@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint verify bench format generate tools constraints clean
+.PHONY: help install demo test check lint verify bench format generate tools constraints audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -63,6 +63,13 @@ tools: install ## the real components that tests run against, into .tools
 
 constraints: install ## pin what is installed now
 	$(BIN)/python scripts/freeze.py
+
+audit: install ## a bill of materials into build/, and known vulnerabilities (needs the network)
+	@mkdir -p build
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet \
+		'pip-audit>=2.7,<3' 'cyclonedx-bom>=5,<8'; }
+	build/audit/bin/cyclonedx-py environment $(BIN)/python --output-file build/sbom.json
+	build/audit/bin/pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 clean: ## remove what was made, .tools excepted
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -42,6 +42,7 @@ from rankscope.records import (
     SignalRecord,
     StepRecord,
 )
+from rankscope.redact import without_secrets
 from rankscope.ring import RingHeader
 
 DEFAULT_MAX_BYTES = 2_000_000_000
@@ -202,7 +203,9 @@ class Recording:
                 *values, blocks, free_blocks = astuple(record)
                 self._add("memory", (rank_id, *values, json.dumps(blocks), json.dumps(free_blocks)))
             elif isinstance(record, MarkRecord):
-                self._add("marks", (rank_id, record.time_ns, record.step, record.mark, record.text))
+                # Hooks take secrets out of what they write; a ring may be of another version, or of no hooks at all.
+                said = without_secrets(record.text)
+                self._add("marks", (rank_id, record.time_ns, record.step, record.mark, said))
         self._positions[rank_id] = position
 
     def holds(self, rank_id: int) -> bool:
