@@ -80,6 +80,9 @@ class Dashboard:
                     "type": "dashboards",
                     "title": "Rankscope",
                     "tags": ["rankscope"],
+                    "icon": "external link",
+                    "tooltip": "",
+                    "targetBlank": False,
                     "asDropdown": True,
                     "includeVars": True,
                     "keepTime": True,
@@ -163,7 +166,7 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
 
 
 def _options(kind: str) -> dict[str, Any]:
-    legend = {"displayMode": "list", "placement": "bottom", "showLegend": True}
+    legend = {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []}
     if kind == "timeseries":
         return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
     if kind == "status-history":
@@ -176,5 +179,9 @@ def _options(kind: str) -> dict[str, Any]:
             "textMode": "auto",
             "colorMode": "value",
             "graphMode": "none",
+            "justifyMode": "auto",
+            "wideLayout": True,
+            "showPercentChange": False,
+            "percentChangeColorMode": "standard",
         }
-    return {"showHeader": True, "cellHeight": "sm", "footer": {"show": False, "reducer": ["sum"], "countRows": False}}
+    return {"showHeader": True, "cellHeight": "sm", "frameIndex": 0}

