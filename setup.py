@@ -1,4 +1,4 @@
-"""The one build step that setuptools has no setting for: start-up files at the root of site-packages.
+"""What setuptools has no setting for: start-up files at the root of site-packages, and an optional extension.
 
 `rankscope_attach.pth` is read by every Python; `rankscope_attach.start` (PEP 829) takes its place from
 Python 3.15 on. Everything else about the build stands in pyproject.toml.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from setuptools import Command, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build import build
 
 START_UP_FILES = ("rankscope_attach.pth", "rankscope_attach.start")
@@ -58,4 +58,7 @@ class Build(build):
     sub_commands: ClassVar = [*build.sub_commands, ("build_start_up_files", None)]
 
 
-setup(cmdclass={"build": Build, "build_start_up_files": BuildStartUpFiles})
+# Where it cannot be compiled the wheel does without: torch_hooks/boundaries.py does the same, slower.
+BOUNDARIES = Extension("rankscope.torch_hooks._boundaries", ["torch_hooks/_boundaries.c"], optional=True)
+
+setup(ext_modules=[BOUNDARIES], cmdclass={"build": Build, "build_start_up_files": BuildStartUpFiles})

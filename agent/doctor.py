@@ -215,7 +215,9 @@ def _torch() -> Found:
         return Found("torch", State.ABSENT, f"not installed beside {sys.executable}", todo)
     from importlib.metadata import version
 
-    return Found("torch", State.OK, version("torch"), "")
+    from rankscope.torch_hooks.boundaries import fastest, name_of
+
+    return Found("torch", State.OK, f"{version('torch')}; the hooks' boundaries: {name_of(fastest())}", "")
 
 
 def _pidfd() -> Found:

@@ -26,6 +26,7 @@ from rankscope.identity import rank_identity
 from rankscope.records import MarkKind, Phase
 from rankscope.ring import RingWriter, ring_path
 from rankscope.torch_hooks.allocator import AllocatorWatch, make_watch
+from rankscope.torch_hooks.boundaries import name_of
 from rankscope.torch_hooks.clocks import choose_clock, device_undecided
 from rankscope.torch_hooks.collectives import CollectiveWatch, process_group_is_there
 from rankscope.torch_hooks.fingerprint import write_fingerprint
@@ -225,6 +226,7 @@ class Scope:
         self._stop_watching.append(pipelines.remove)
         self._patches.install_after("torch.distributed.pipelining.stage", "pipeline stages", pipelines.install)
         can = f"stacks={dumper.install()} flight={int(flight.open())}"
+        can = f"{can} boundaries={name_of(StepClock)}"
         clock.mark(MarkKind.ATTACHED, f"{can} torch={torch.__version__} python={sys.executable}")
         for line in self._patches.unavailable:
             clock.mark(MarkKind.DEGRADED, line)

@@ -122,6 +122,22 @@ class RingWriter:
         """Records written so far."""
         return self._next - 1
 
+    @property
+    def mapped(self) -> mmap.mmap:
+        """The mapped file, for a writer of its own in the training thread: `take` says where its record goes."""
+        return self._map
+
+    @property
+    def slots(self) -> int:
+        """Records that the ring holds."""
+        return self._slots
+
+    def take(self) -> int:
+        """Sequence number of a record that the caller writes now."""
+        sequence = self._next
+        self._next = sequence + 1
+        return sequence
+
     def append(self, kind: RecordKind, payload: bytes) -> None:
         """Write one record over the oldest."""
         sequence = self._next
@@ -151,10 +167,6 @@ class RingWriter:
             self._next = sequence + 1
 
         return append
-
-    def status_target(self) -> tuple[Callable[..., None], mmap.mmap, int]:
-        """(function, its first two arguments) that write the status: the hot path adds time, doing, time ^ doing."""
-        return _STATUS.pack_into, self._map, STATUS_OFFSET
 
     def set_status(self, time_ns: int, step: int, phase: int, depth: int = 0) -> None:
         """Say what the training thread does from `time_ns` on."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -29,7 +32,26 @@ def test_each_room_is_a_link_in_src(root: Path, rooms: tuple[str, ...]) -> None:
 def test_wheel_holds_every_file_of_the_rooms_and_no_other(wheel: Path, to_ship: set[str]) -> None:
     """Sources, C files, templates, tables and the start-up files arrive; builds add nothing."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == to_ship
+    compiled = {
+        name for name in names if name.startswith("rankscope/torch_hooks/_boundaries.") and name.endswith(".so")
+    }
+    assert names - compiled == to_ship
+    assert len(compiled) == (shutil.which("cc") is not None)
+
+
+def test_wheel_without_a_compiler(tree: Path, tmp_path: Path) -> None:
+    """Where nothing can be compiled a wheel is built all the same, without the extension."""
+    copy = tmp_path / "tree"
+    shutil.copytree(tree, copy, symlinks=True, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    script = "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1])"
+    environ = {**os.environ, "CC": "/nonexistent/cc"}
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=copy, env=environ, check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "rankscope/torch_hooks/boundaries.py" in names
+    assert not [name for name in names if name.endswith(".so")]
 
 
 def test_source_distribution_holds_the_tree(sdist: Path, tree: Path) -> None:
