@@ -83,6 +83,14 @@ class ProbeSettings(Struct, forbid_unknown_fields=True, frozen=True):
         Positive, _say("A read that takes longer counts as stalled; the other probes go on without it.")
     ] = 2.0
     burst_seconds: Annotated[Positive, _say("How long a trigger (Xid, throttling, slow step) raises the rates.")] = 30.0
+    replace_stuck_seconds: Annotated[
+        float,
+        Meta(ge=0),
+        _say(
+            "Age of an NVML call that does not return at which its helper is killed and started anew. 0: never, it is "
+            "waited for: monitors killed inside the driver have been followed by firmware faults."
+        ),
+    ] = 0.0
 
 
 class RootSettings(Struct, forbid_unknown_fields=True, frozen=True):

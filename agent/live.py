@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 from rankscope.agent.config import RuleSettings
@@ -16,8 +17,9 @@ from rankscope.finding import Advice, Finding
 _MAX_STEPS = 5_000
 #: Of a core: the rules take what the budget leaves, no less than this.
 SMALLEST_SHARE = 0.001
-#: Beyond that, what cannot wait is looked at once in this time, ns.
-_HURRY_PAUSE_NS = 10 * 10**9
+#: Beyond that, what cannot wait is looked at so often in this time, ns: GPUs fail one after the other, a log may flood.
+_HURRIES = 5
+_HURRY_NS = 50 * 10**9
 
 
 class LiveRules:
@@ -31,8 +33,8 @@ class LiveRules:
         self._results: queue.SimpleQueue[tuple[tuple[Finding, ...], int, str]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._known: set[tuple[object, ...]] = set()
-        #: When the last round was asked for that could not wait, and whether one is to follow the round that runs.
-        self._hurried_ns: int | None = None
+        #: When the last rounds were asked for that could not wait, and whether one is to follow the round that runs.
+        self._hurries_ns: deque[int] = deque(maxlen=_HURRIES)
         self._again = False
         #: Whether such a round runs, or is about to.
         self.hurried = False
@@ -72,14 +74,14 @@ class LiveRules:
     def hurry(self) -> None:
         """Something was recorded that cannot wait for the next round: start one as soon as may be."""
         now = self._clock.monotonic_ns()
-        at = now if self._hurried_ns is None else max(now, self._hurried_ns + _HURRY_PAUSE_NS)
+        at = now if len(self._hurries_ns) < _HURRIES else max(now, self._hurries_ns[0] + _HURRY_NS)
         if self._thread is not None:
             # The round that runs may have read the recording before this was in it.
             self._again = self._again or at == now
         else:
             self._due_ns = min(self._due_ns, at)
         if at == now:
-            self._hurried_ns = now
+            self._hurries_ns.append(now)
             self.hurried = self._settings.live
 
     def _round(self, since_ns: int) -> None:

@@ -56,6 +56,7 @@ def build_sources(settings: Settings, ranks: Callable[[], Mapping[int, int]]) ->
             kernel_log=Path(roots.kernel_log),
             nvml_library=roots.nvml_library or None,
             nvml_deadline_ns=int(settings.probes.deadline_seconds * 1e9),
+            nvml_replace_stuck_after_ns=int(settings.probes.replace_stuck_seconds * 1e9) or None,
         )
     )
     brought = third_party_probes({probe.name for probe in every})

@@ -99,7 +99,10 @@ class Arena:
             recording=RecordingSettings(commit_seconds=0.1),
             rings=RingSettings(poll_seconds=0.05),
             probes=ProbeSettings(disabled=DISABLED),
-            export=ExportSettings(endpoint=f"http://127.0.0.1:{self._port}", period_seconds=0.3, drain_seconds=30.0),
+            # Every reading leaves: what was recorded is to be what arrived.
+            export=ExportSettings(
+                endpoint=f"http://127.0.0.1:{self._port}", period_seconds=0.3, interval_seconds=0.0, drain_seconds=30.0
+            ),
             roots=RootSettings(nvml_library=str(library / LIBRARY)),
         )
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("RANKSCOPE", "OTEL"))}
