@@ -398,6 +398,8 @@ PyMODINIT_FUNC PyInit__boundaries(void)
     if (PyType_Ready(&type) < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
+    if (made != NULL && PyModule_AddIntConstant(made, "FIELDS", FIELDS) < 0)
+        Py_CLEAR(made);
     Py_INCREF(&type);
     if (made != NULL && PyModule_AddObject(made, "Boundaries", (PyObject *)&type) < 0) {
         Py_DECREF(&type);

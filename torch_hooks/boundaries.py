@@ -196,6 +196,9 @@ def fastest(environ: Mapping[str, str] = os.environ) -> type[Boundaries]:
         compiled: Any = importlib.import_module("rankscope.torch_hooks._boundaries")
     except ImportError:
         return Boundaries
+    # One left over from an older source tree writes another record.
+    if getattr(compiled, "FIELDS", None) != StepRecord.layout.size // 8:
+        return Boundaries
     return cast(type[Boundaries], compiled.Boundaries)
 
 

@@ -165,6 +165,13 @@ def test_choice() -> None:
     assert name_of(fastest({})) == name_of(compiled()) == "compiled"
 
 
+def test_a_stale_build_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extension that writes another record than this source is passed by."""
+    compiled()
+    monkeypatch.setattr("rankscope.torch_hooks._boundaries.FIELDS", 37)
+    assert fastest({}) is Boundaries
+
+
 def test_loops_in_python() -> None:
     """The loops of the other tests, watched without the extension, give the same steps."""
     tests = str(Path(__file__).with_name("test_steps.py"))
