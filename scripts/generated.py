@@ -28,6 +28,7 @@ GENERATED = {
     "dashboards/rules/rankscope.rules.json": "dashboards.alerts:rules_json",
     "dashboards/rules/recording.prometheus.json": "dashboards.recording:prometheus_json",
     "dashboards/rules/recording.victoriametrics.json": "dashboards.recording:victoriametrics_json",
+    "helm/rankscope/values.schema.json": "scripts.chart_schema:values_schema_json",
     # A chart reads only files of its own.
     "helm/rankscope/files/dashboards/agent.json": "dashboards.agent:AGENT.json",
     "helm/rankscope/files/dashboards/fleet.json": "dashboards.fleet:FLEET.json",

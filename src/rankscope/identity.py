@@ -34,9 +34,10 @@ def safe_name(text: str, limit: int = 63) -> str:
     return _UNSAFE.sub("-", text).strip("-.")[:limit] or "unnamed"
 
 
-def host_name() -> str:
-    """The host's own name, first label only."""
-    return safe_name(socket.gethostname().split(".")[0])
+def host_name(environ: Mapping[str, str] | None = None) -> str:
+    """The host's own name, first label only; $RANKSCOPE_HOST where a container has another than its node."""
+    named = (os.environ if environ is None else environ).get("RANKSCOPE_HOST", "")
+    return safe_name((named or socket.gethostname()).split(".")[0])
 
 
 def job_name(environ: Mapping[str, str]) -> str:
@@ -82,7 +83,7 @@ def rank_identity(
         rank=environment_integer(environ, ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"), 0),
         world_size=max(1, environment_integer(environ, ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"), 1)),
         local_rank=environment_integer(environ, ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"), 0),
-        host=host_name(),
+        host=host_name(environ),
         pid=pid,
         start_ticks=start_ticks(pid, proc),
         boot_id=boot_id,
