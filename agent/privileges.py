@@ -66,7 +66,7 @@ GRANTS = (
         "the kernel log",
         lambda facts: facts.kernel_log,
         "Xids with their text, GPUs fallen off the bus, PCIe and memory errors, kills for memory, tasks that hang",
-        "the node's /var/log/journal mounted, and the group of its files or root; /dev/kmsg is closed unless privileged",
+        "the node's /var/log/journal mounted, and its group or root; /dev/kmsg is closed unless privileged",
         "AmbientCapabilities=CAP_SYSLOG, or the group systemd-journal where journald keeps the kernel's log",
         "privileged",
     ),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -76,6 +79,14 @@ def test_lint(name: str) -> None:
         ("--set=prometheusRule.store=influx", "store"),
         ("--set=ringDirectory=shm", "ringDirectory"),
         ("--set=collector.remoteWriteURL=prometheus:9090", "remoteWriteURL"),
+        ("--set=settings.recording.max_byte=1000000", "max_byte"),
+        ("--set=settings.budget.pss_bytes=big", "/settings/budget/pss_bytes"),
+        ("--set=resources.limits.memory=64Mi", "64Mi is less than the 100000000 bytes"),
+        ("--set=resources.limits.memory=0.2G,settings.budget.pss_bytes=300000000", "0.2G is less than the 300000000"),
+        ("--set=resources.limits.memory=plenty", "/resources/limits/memory"),
+        ("--set=scrape.enabled=true,scrape.secret=s,settings.prometheus.port=9464", "the one or the other"),
+        ("--set=tolerations[0].efect=NoSchedule", "efect"),
+        ("--set=journalDirectory=journal", "journalDirectory"),
     ],
 )
 def test_nonsense_is_refused(words: str, said: str) -> None:
@@ -94,34 +105,126 @@ def test_each_set_makes_what_it_says() -> None:
         "step-up": agent,
         "analyzer": agent | {"StatefulSet", "Service"},
         "collector": agent | {"Deployment", "Service", "PrometheusRule", "ServiceMonitor"},
+        "sidecar": {"ConfigMap", "ServiceAccount", "StatefulSet", "Deployment", "Service", "NetworkPolicy"},
         "everything": agent | CUSTOM | {"StatefulSet", "Deployment", "Service", "NetworkPolicy"},
     }
     assert {name: {each["kind"] for each in of_set(name)} for name in SETS} == expected
 
 
+def pods_of(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pods that a set of manifests starts."""
+    return [each["spec"]["template"]["spec"] for each in documents if "template" in each.get("spec", {})]
+
+
+#: The capabilities that a container has in a set of values; none where it is not named.
+ADDED = {("step-up", "agent"): ["DAC_READ_SEARCH", "SYS_PTRACE"], ("everything", "directories"): ["CHOWN"]}
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_least_privilege_unless_asked(name: str) -> None:
     """Nothing is privileged or on the host's network; root and each capability come with what needs them only."""
-    added = {"step-up": ["SYSLOG", "DAC_READ_SEARCH", "SYS_PTRACE"], "everything": ["SYSLOG"]}.get(name, [])
-    pods = [each["spec"]["template"]["spec"] for each in of_set(name) if "template" in each.get("spec", {})]
+    pods = pods_of(of_set(name))
     assert pods
     for pod in pods:
-        assert not pod.get("hostNetwork")
+        assert not {"hostNetwork", "hostIPC"} & pod.keys()
         assert pod["automountServiceAccountToken"] is False
-        (container,) = pod["containers"]
-        context = container["securityContext"]
-        assert not context.get("privileged")
-        assert not context["allowPrivilegeEscalation"]
-        assert context["readOnlyRootFilesystem"]
-        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert context["capabilities"]["drop"] == ["ALL"]
-        mine = added if container["name"] == "agent" else []
-        assert context["capabilities"].get("add", []) == mine
-        assert (context["runAsUser"] == 0) == bool(mine)
-        assert container["resources"]["limits"]["memory"]
-        assert container["name"] == "collector" or name == "everything" or "ports" not in container
-        writable = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
-        assert writable <= {"rings", "state", "scratch"}
+        for container in (*pod.get("initContainers", []), *pod["containers"]):
+            context = container["securityContext"]
+            assert not context.get("privileged")
+            assert not context["allowPrivilegeEscalation"]
+            assert context["readOnlyRootFilesystem"]
+            assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert context["capabilities"]["drop"] == ["ALL"]
+            mine = ADDED.get((name, container["name"]), [])
+            assert context["capabilities"].get("add", []) == mine
+            assert (context["runAsUser"] == 0) == bool(mine)
+            assert container["resources"]["limits"]["memory"]
+            assert container["name"] == "collector" or name == "everything" or "ports" not in container
+            writable = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+            assert writable <= {"rings", "state", "scratch"}
+
+
+def refused_by_restricted(pod: dict[str, Any]) -> set[str]:
+    """What of a pod the Pod Security level "restricted" refuses (Pod Security Standards of Kubernetes 1.31)."""
+    refused = {key for key in ("hostPID", "hostIPC", "hostNetwork") if pod.get(key)}
+    allowed = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    refused |= {kind for volume in pod.get("volumes", []) for kind in volume.keys() - {"name"} - allowed}
+    above = pod.get("securityContext", {})
+    for container in (*pod.get("initContainers", []), *pod["containers"]):
+        context = {**above, **container.get("securityContext", {})}
+        capabilities = context.get("capabilities", {})
+        wanted = {
+            "privileged": not context.get("privileged"),
+            "allowPrivilegeEscalation": context.get("allowPrivilegeEscalation") is False,
+            "capabilities": "ALL" in capabilities.get("drop", [])
+            and set(capabilities.get("add", [])) <= {"NET_BIND_SERVICE"},
+            "runAsNonRoot": context.get("runAsNonRoot") is True,
+            "runAsUser": context.get("runAsUser") != 0,
+            "seccompProfile": context.get("seccompProfile", {}).get("type") in {"RuntimeDefault", "Localhost"},
+            "hostPort": not any(port.get("hostPort") for port in container.get("ports", [])),
+        }
+        refused |= {key for key, fine in wanted.items() if not fine}
+    return refused
+
+
+def test_which_pod_security_each_part_needs() -> None:
+    """Analyzer, collector and sidecar are admitted as restricted; the node's agent is not, for its directories."""
+    sidecar = yaml.safe_load((ROOT / "examples/kubernetes-sidecar.yaml").read_text())["spec"]
+    parts = pods_of(of_set("sidecar"))
+    assert len(parts) == 2
+    assert [refused_by_restricted(pod) for pod in (*parts, sidecar)] == [set()] * 3
+    assert [refused_by_restricted(pod) for pod in pods_of(of_set("restricted"))] == [{"hostPath"}]
+    assert [refused_by_restricted(pod) for pod in pods_of(of_set("minimal"))] == [{"hostPath", "hostPID"}]
+
+
+def test_the_kernel_log_needs_a_group_or_root_and_no_capability() -> None:
+    """The journal's files are read by the group that is named, else as root; the closed device is not asked for."""
+    (by_group,) = pods_of(manifests("--set=kernelLog=true,journalGroup=190"))
+    (by_root,) = pods_of(manifests("--set=kernelLog=true"))
+    assert by_group["securityContext"]["supplementalGroups"] == [190]
+    assert by_group["containers"][0]["securityContext"]["runAsUser"] == 10001
+    assert by_root["containers"][0]["securityContext"]["runAsUser"] == 0
+    for pod in (by_group, by_root):
+        assert pod["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert {v["hostPath"]["path"]: v["hostPath"]["type"] for v in pod["volumes"] if v["name"] == "journal"} == {
+            "/var/log/journal": "Directory"
+        }
+
+
+def test_directories_are_prepared_with_one_capability(tmp_path: Path) -> None:
+    """The init container's own words as root with CAP_CHOWN only: rings for all, recordings for the agent; twice."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can be root with one capability")
+    (pod,) = pods_of(manifests("--set=prepareDirectories=true"))
+    (container,) = pod["initContainers"]
+    assert container["securityContext"]["capabilities"]["add"] == ["CHOWN"]
+    for name in ("rings", "state"):
+        (tmp_path / name).mkdir(mode=0o755)
+    program, flags, script = container["command"]
+    script = script.replace("/rings", str(tmp_path / "rings")).replace("/state", str(tmp_path / "state"))
+    command = ["setpriv", "--bounding-set=-all,+chown", "--no-new-privs", program, flags, script]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        rings, state = ((tmp_path / name).stat() for name in ("rings", "state"))
+        assert (oct(rings.st_mode & 0o7777), rings.st_uid) == ("0o1777", 0)
+        assert (oct(state.st_mode & 0o7777), state.st_uid) == ("0o700", 10001)
+
+
+def test_the_agent_is_told_its_node() -> None:
+    """Findings and series name the node, and not the pod that looked."""
+    (pod,) = pods_of(of_set("minimal"))
+    (told,) = [entry for entry in pod["containers"][0]["env"] if entry["name"] == "RANKSCOPE_HOST"]
+    assert told["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
 
 
 def test_settings_are_the_agents_own() -> None:
@@ -209,6 +312,68 @@ def test_nothing_comes_in_but_to_the_collector() -> None:
         assert ports == {"collector": [4317, 4318, 8888], "agent": [9464], "analyzer": []}[component]
     (policy,) = [each["spec"] for each in of_set("restricted") if each["kind"] == "NetworkPolicy"]
     assert "ingress" not in policy
+
+
+def egress(documents: list[dict[str, Any]]) -> dict[str, set[int]]:
+    """Ports by component that its policy lets out, but for name look-ups."""
+    found = {}
+    for each in documents:
+        if each["kind"] == "NetworkPolicy":
+            component = each["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+            found[component] = {port["port"] for rule in each["spec"]["egress"] for port in rule["ports"]} - {53}
+    return found
+
+
+def test_only_what_the_values_name_is_called() -> None:
+    """A policy lets each component out to the ports of its own URLs, whatever they are, and to those a site adds."""
+    assert egress(of_set("everything")) == {"agent": {4318}, "analyzer": {4318, 9090}, "collector": {9090, 4318}}
+    assert egress(of_set("sidecar")) == {"analyzer": {4318, 8428}, "collector": {8428}}
+    words = "--set=networkPolicy.enabled=true"
+    assert egress(manifests(words)) == {"agent": set()}
+    assert egress(manifests(words, "--set=otlp.endpoint=https://otlp.example.org/v1")) == {"agent": {443}}
+    assert egress(manifests(words, "--set=otlp.endpoint=http://[fd00::1]")) == {"agent": {80}}
+    more = manifests(words, "--set=otlp.endpoint=http://o:4318", "--set=networkPolicy.egressPorts={9009,4318}")
+    assert egress(more) == {"agent": {4318, 9009}}
+
+
+#: Of the definitions of prometheus-operator 0.82: fields of a group and of a rule, and how durations are written.
+GROUP = {"name", "interval", "labels", "limit", "partial_response_strategy", "query_offset", "rules"}
+RULE = {"alert", "annotations", "expr", "for", "keep_firing_for", "labels", "record"}
+DURATION = re.compile(r"(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?")
+
+
+@pytest.mark.parametrize("name", ["everything", "collector"])
+def test_rules_are_such_as_the_operator_takes(name: str) -> None:
+    """Its definition knows every field, durations are its own, groups have names of their own, a rule is one of two."""
+    for spec in (each["spec"] for each in of_set(name) if each["kind"] == "PrometheusRule"):
+        assert spec.keys() == {"groups"}
+        names = [group["name"] for group in spec["groups"]]
+        assert len(set(names)) == len(names)
+        for group in spec["groups"]:
+            assert group.keys() <= GROUP
+            for rule in group["rules"]:
+                assert rule.keys() <= RULE
+                assert ("alert" in rule) != ("record" in rule)
+                assert isinstance(rule["expr"], str)
+                durations = [rule[key] for key in ("for", "keep_firing_for") if key in rule]
+                assert all(DURATION.fullmatch(each) for each in (*durations, group.get("interval", "1m")))
+                texts = [*rule.get("labels", {}).values(), *rule.get("annotations", {}).values()]
+                assert all(isinstance(text, str) for text in texts)
+
+
+def test_the_schema_of_the_values_says_what_each_is() -> None:
+    """Each value that the chart has stands in its schema with a description, and no object takes what nobody reads."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert schema["properties"].keys() - {"global"} == values.keys()
+    assert all(each.get("description") for each in schema["properties"].values() if "$ref" not in each)
+    free = {"nodeSelector", "global"}
+    for name, each in schema["properties"].items():
+        if each.get("type") == "object" and name not in free:
+            assert each["additionalProperties"] is False, name
+            assert isinstance(values[name], dict)
+            if name != "settings":
+                assert values[name].keys() <= each["properties"].keys()
 
 
 def test_agents_are_scraped_over_tls_with_a_token() -> None:

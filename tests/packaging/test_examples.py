@@ -124,6 +124,65 @@ def test_tasks_are_told_where_rings_lie() -> None:
     assert subprocess.run(["bash", "-n", str(EXAMPLES / "slurm/train.sbatch")], check=False).returncode == 0
 
 
+class Cluster:
+    """A `kubectl` on PATH over some nodes, that writes down taints and refuses what the real one would."""
+
+    def __init__(self, directory: Path, *nodes: str) -> None:
+        self.directory, self.calls = directory, directory / "calls"
+        self.calls.touch()
+        names = " ".join(f"node/{node}" for node in nodes)
+        path = directory / "kubectl"
+        path.write_text(
+            "#!/bin/sh\n"
+            f'case "$*" in "get nodes -o name") printf "%s\\n" {names} ;;\n'
+            f'"taint nodes "*":NoSchedule --overwrite") [ $# = 5 ] && echo "$*" >> {self.calls} ;;\n'
+            '*) echo "error: unknown command: $*" >&2; exit 1 ;; esac\n'
+        )
+        path.chmod(0o755)
+
+    def taint(self, verdict: str, *arguments: str) -> tuple[int, list[str], str]:
+        """Hand a verdict to the script; returns its status, the taints that were set and what it said."""
+        done = subprocess.run(
+            [str(EXAMPLES / "kubernetes-taint.sh"), *arguments],
+            input=verdict,
+            env={"PATH": f"{self.directory}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, self.calls.read_text().splitlines(), done.stdout + done.stderr
+
+
+def test_a_kubernetes_node_is_tainted_only_by_request(tmp_path: Path) -> None:
+    """A dry run says what it would do; with --apply the node whose first label the verdict names gets the class."""
+    cluster = Cluster(tmp_path, "gpu-8.example.org", "gpu-7.example.org")
+    taint = "taint nodes gpu-7.example.org rankscope/hardware=gpu-ecc-uncorrectable:NoSchedule --overwrite"
+    assert cluster.taint(verdict()) == (0, [], f"would run: kubectl {taint}\n")
+    assert cluster.taint(verdict(), "--apply") == (0, [taint], "")
+
+
+@pytest.mark.parametrize("host", ["gpu-9", "gpu", "gpu-7;reboot", "$(id)", "", None, "gpu-6"])
+def test_a_node_that_is_not_one_is_not_tainted(tmp_path: Path, host: str | None) -> None:
+    """Unknown and hostile names, and one that two nodes begin with, are left alone."""
+    cluster = Cluster(tmp_path, "gpu-7.example.org", "gpu-6.example.org", "gpu-6.example.com")
+    status, calls, _ = cluster.taint(verdict(where={"host": host, "rank": 3}), "--apply")
+    assert (status, calls) == (0, [])
+
+
+@pytest.mark.parametrize("changes", [{"side": "code"}, {"confidence": 0.89}, {"advice": "watch"}, {"class": "x y"}])
+def test_doubt_taints_no_node(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Code, doubt and an advice to watch leave every node alone."""
+    assert Cluster(tmp_path, "gpu-7").taint(verdict(**changes), "--apply")[:2] == (0, [])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"findings": [{}]}', '{"findings": 3}', "\0"])
+def test_what_is_no_verdict_taints_no_node(tmp_path: Path, text: str) -> None:
+    """One line, status 2, and no call."""
+    status, calls, said = Cluster(tmp_path, "gpu-7").taint(text, "--apply")
+    assert (status, calls, said) == (2, [], "kubernetes-taint: no verdict on standard input\n")
+    assert Cluster(tmp_path, "gpu-7").taint(verdict(), "--aply")[:2] == (2, [])
+
+
 def test_the_service_may_do_little(tmp_path: Path) -> None:
     """The unit holds what docs/privileges.md lists and nothing more; systemd takes it where it is installed."""
     unit = configparser.RawConfigParser(strict=False)
