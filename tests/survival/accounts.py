@@ -148,6 +148,14 @@ def counted_steps(requests: Iterable[tuple[str, bytes]]) -> Counter[int]:
     return counts
 
 
+def steps_so_far(recording: Path) -> int | None:
+    """Steps in the recording; None where it cannot be read now: on a full disk a second reader may not begin."""
+    try:
+        return recorded_steps(recording).total()
+    except sqlite3.OperationalError:
+        return None
+
+
 def recorded_steps(recording: Path) -> Counter[int]:
     """Steps of each rank in the recording."""
     connection = sqlite3.connect(recording, timeout=30)

@@ -95,10 +95,11 @@ def _strike(
             told.struck[fault.split()[0]] += pid is not None
         else:
             running.begin(fault)
-            before = accounts.recorded_steps(running.recording).total()
+            before = accounts.steps_so_far(running.recording)
             time.sleep(lasts_s)
-            recorded = accounts.recorded_steps(running.recording).total() - before
+            after = accounts.steps_so_far(running.recording)
             running.end(fault)
+            recorded = "unread" if before is None or after is None else f"{after - before}"
             what = f"{fault} for {lasts_s:.3f} s, {recorded} steps recorded meanwhile"
             told.struck[fault] += 1
         balance = running.balance()
