@@ -70,7 +70,7 @@ def main() -> int:
     sizes = [
         f"after {size.restarts:,} {size.descriptors} descriptors, {size.maps} maps, {size.threads} threads,"
         f" {size.pss_bytes / 1e6:.0f} MB"
-        for size in restarted.sizes
+        for size in (restarted.sizes[0], restarted.sizes[-1])
     ]
     lines = [
         f"{machine()}.",
