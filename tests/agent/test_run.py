@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -98,8 +99,10 @@ def rank(*words: str) -> list[str]:
 def agent_of(run: subprocess.Popen[bytes]) -> int | None:
     """The agent's process id, once it is there."""
     for pid in descendants(run.pid):
-        if b"rankscope.agent.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
+        # Some of them end while they are looked at.
+        with contextlib.suppress(OSError):
+            if b"rankscope.agent.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
     return None
 
 

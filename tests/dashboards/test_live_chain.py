@@ -146,6 +146,8 @@ def test_every_panel_answers_while_the_job_runs(hot: Seen) -> None:
     assert not {"fleet: Xids", "hardware: Xids in the last hour", "agent: Agents that fell silent"} & hot.answered
 
 
+# The finding has to come within the job's twenty seconds, which a busy machine may not leave the live rules.
+@pytest.mark.verify
 def test_a_hot_gpu_is_one_incident_of_the_operators(hot: Seen) -> None:
     """The finding and its counters fire, no alert of another cause does, and one group of pages goes to operators."""
     assert "RankscopeHardwareFinding" in hot.fired, hot.output
@@ -155,6 +157,8 @@ def test_a_hot_gpu_is_one_incident_of_the_operators(hot: Seen) -> None:
     assert len(hot.incidents) == 1
 
 
+# The finding has to come within the job's twenty seconds, which a busy machine may not leave the live rules.
+@pytest.mark.verify
 def test_a_maintenance_window_is_silent(hot: Seen) -> None:
     """The same alerts, sent to an Alertmanager in its maintenance window, page nobody."""
     assert hot.told
