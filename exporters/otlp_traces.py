@@ -55,6 +55,9 @@ class _Rank:
     seen: int = 0
     told: deque[int] = field(default_factory=deque)
     parts: deque[CollectiveRecord | PhaseRecord] = field(default_factory=lambda: deque(maxlen=MAX_CHILDREN))
+    #: Parts of the step under way, and slow steps since the last trace, that are not told: there were enough of them.
+    parts_left_out: int = 0
+    steps_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,6 @@ class SlowSteps:
         self._resource = resource
         self._ranks: dict[int, _Rank] = {}
         self._spans: list[Span] = []
-        #: Slow steps that were no traces, because their rank had enough of them in that minute.
-        self.left_out = 0
 
     def add(self, identity: RankIdentity, records: Iterable[RingRecord]) -> list[SlowStep]:
         """Look at records of one rank; returns its slow steps."""
@@ -85,11 +86,13 @@ class SlowSteps:
         found: list[SlowStep] = []
         for record in records:
             if isinstance(record, (CollectiveRecord, PhaseRecord)):
+                rank.parts_left_out += len(rank.parts) == MAX_CHILDREN
                 rank.parts.append(record)
             elif isinstance(record, StepRecord):
                 if self._is_slow(rank, record):
                     found.append(self._tell(identity, rank, record))
                 rank.parts.clear()
+                rank.parts_left_out = 0
         return found
 
     def encode(self) -> list[EncodedBatch]:
@@ -116,7 +119,7 @@ class SlowSteps:
         while rank.told and rank.told[0] <= record.end_ns - _MINUTE_NS:
             rank.told.popleft()
         if len(rank.told) >= _A_MINUTE:
-            self.left_out += 1
+            rank.steps_left_out += 1
             return False
         rank.told.append(record.end_ns)
         return True
@@ -130,7 +133,10 @@ class SlowSteps:
             "rankscope.step": record.step,
             "process.pid": identity.pid,
             "hw.id": identity.gpu_uuid,
+            "rankscope.slow_steps_left_out": rank.steps_left_out or None,
+            "rankscope.parts_left_out": rank.parts_left_out or None,
         }
+        rank.steps_left_out = 0
         self._add(trace, span, b"", "rankscope.step", record.start_ns, record.end_ns, whole)
         begin_ns = record.start_ns
         for phase, duration_ns in record.phases_ns().items():

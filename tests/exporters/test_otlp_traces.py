@@ -104,11 +104,30 @@ def test_the_histogram_links_to_the_trace_once() -> None:
 
 
 def test_a_job_that_stumbles_all_the_time_is_bounded() -> None:
-    """Every eighth step of 600 (over a minute) slow: at most four traces a minute of a rank."""
+    """Every eighth step of 600 (over a minute) slow: at most four traces a minute of a rank; the others are counted."""
     encoder = _encoder()
     encoder.add_records(_identity(0), _records(600, set(range(40, 600, 8))))
     roots = [span for span in _spans(encoder.traces()) if not span.parent_span_id]
     assert 4 <= len(roots) <= 8
+    counts = [{each.key: each.value.int_value for each in root.attributes} for root in roots]
+    left_out = [each.get("rankscope.slow_steps_left_out", 0) for each in counts]
+    # Between the fourth trace and the fifth every eighth step of a minute was slow.
+    assert left_out[:4] == [0, 0, 0, 0]
+    if len(roots) > 4:
+        assert left_out[4] == (counts[4]["rankscope.step"] - counts[3]["rankscope.step"]) // 8 - 1
+
+
+def test_parts_of_a_step_beyond_the_limit_are_counted() -> None:
+    """A slow step of a hundred named phases tells the latest 64, and how many more there were."""
+    encoder = _encoder()
+    records = _records(100, {70})
+    (at,) = [place for place, each in enumerate(records) if isinstance(each, StepRecord) and each.step == 70]
+    begin = records[at].start_ns
+    named = [PhaseRecord(70, begin + number, begin + number + 1, f"part {number}") for number in range(100)]
+    encoder.add_records(_identity(0), [*records[: at - 2], *named, *records[at:]])
+    root, *children = _spans(encoder.traces())
+    assert {each.key: each.value.int_value for each in root.attributes}["rankscope.parts_left_out"] == 36
+    assert [child.name for child in children if child.name.startswith("part")] == [f"part {n}" for n in range(36, 100)]
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
