@@ -16,7 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-BEGIN, END = "<!-- ranks: begin -->", "<!-- ranks: end -->"
 Blocks = list[tuple[str, list[int]]]
 
 

@@ -18,6 +18,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from document import Table, machine
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
@@ -39,8 +41,6 @@ from rankscope.identity import host_name  # noqa: E402
 from rankscope.probes.nvml import NvmlProbe  # noqa: E402
 from rankscope.simulator.state import STATE_VARIABLE  # noqa: E402
 from rankscope.testing import FakeClock, SimulatedAgent  # noqa: E402
-
-BEGIN, END = "<!-- outage: begin -->", "<!-- outage: end -->"
 
 
 class OneClock(WatchedJob):
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
+    document = Table(arguments.write, "outage") if arguments.write else None
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory, http_receiver() as receiver:
         path, waiting = outage(Path(directory), arguments.seconds)
         assert waiting.holds
@@ -165,14 +166,13 @@ def main() -> None:
         f"{after.waiting.points} + {after.dropped.points}",
         "most labels of a series, with the resource's": labels,
     }
-    machine = f"{GPUS} GPUs of 18 NVLinks, {GPUS} ranks at 5 steps a second; {os.cpu_count()} cores, shared"
-    lines = [f"{machine}:", "", *lines, "", "| after the outage | |", "|---|---|"]
+    node = f"{GPUS} GPUs of 18 NVLinks, {GPUS} ranks at 5 steps a second"
+    lines = [f"{machine()}; {node}:", "", *lines, "", "| after the outage | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in figures.items()]
     text = "\n".join(lines)
     print(text)
-    if arguments.write is not None:
-        head, _, rest = arguments.write.read_text().partition(BEGIN)
-        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    if document is not None:
+        document.write(text)
 
 
 if __name__ == "__main__":

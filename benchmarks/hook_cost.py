@@ -15,8 +15,6 @@ instructions, which do not depend on the machine's load.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import random
 import statistics
 import sys
@@ -28,11 +26,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from document import Table, machine
 from torch.utils.data import DataLoader, TensorDataset
 
 from rankscope.torch_hooks import Scope
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 #: Steps at the begin of a block that are not counted: the ring is made in the first, caches fill in the others.
 SETTLING_STEPS = 5
 #: Share of a block's steps left out at each end before the mean: interrupts on one side, luck on the other.
@@ -205,10 +203,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="measure in a job of so many ranks")
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
+    document = Table(arguments.write, "table" if arguments.ranks == 1 else "ranks") if arguments.write else None
     random.seed(1)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     unit = "microseconds a step, median over quartets (95 % bootstrap interval)"
-    lines = [f"{machine}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; {unit}:", ""]
+    lines = [f"{machine()}, torch {torch.__version__}; {unit}:", ""]
     if arguments.ranks > 1:
         import _hook_cost_ranks
 
@@ -225,10 +223,8 @@ def main() -> None:
             torch.distributed.destroy_process_group()
     text = "\n".join(lines)
     print(text)
-    if arguments.write is not None:
-        begin, end = (BEGIN, END) if arguments.ranks == 1 else (_hook_cost_ranks.BEGIN, _hook_cost_ranks.END)
-        head, _, rest = arguments.write.read_text().partition(begin)
-        arguments.write.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+    if document is not None:
+        document.write(text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-BEGIN, END = "<!-- instructions: begin -->", "<!-- instructions: end -->"
+from document import Table
+
 WARM_STEPS, STEPS = 40, 32
 MARKS = """
 #include <valgrind/callgrind.h>
@@ -129,6 +130,7 @@ def main() -> None:
     if arguments.inside:
         count_inside(arguments.inside)
         return
+    document = Table(arguments.write, "instructions") if arguments.write else None
     lines = ["| loop | instructions a step, plain | hooks add | null | share |", "|---|---|---|---|---|"]
     names = ("one process, 2 modules", "one process, 64 modules", "DDP, 2 modules", "DDP and 20 collectives")
     for number, found in sorted(count().items()):
@@ -139,9 +141,8 @@ def main() -> None:
         )
     text = "\n".join(lines)
     print(text)
-    if arguments.write is not None:
-        head, _, rest = arguments.write.read_text().partition(BEGIN)
-        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    if document is not None:
+        document.write(text)
 
 
 if __name__ == "__main__":

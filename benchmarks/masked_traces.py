@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from document import Table
 
 from rankscope.agent.kineto import read_trace
 from rankscope.clock import ClockAnchor
@@ -31,7 +32,6 @@ from rankscope.rules.trace.seen import Seen, masked, seen_of
 from rankscope.simulator.traces import TraceJob, TracePlan
 from rankscope.window import Columns, RankWindow, Window
 
-MARKS = ("<!-- masked: begin -->", "<!-- masked: end -->")
 STEPS = 40
 
 
@@ -116,14 +116,12 @@ def main() -> None:
     parser.add_argument("--real", type=Path, help="Folder with real traces.")
     parser.add_argument("--write", type=Path, help="Document whose table is replaced.")
     options = parser.parse_args()
+    document = Table(options.write, "masked") if options.write else None
     table = "| what is slow | whole trace | masked | masked, by the rules of a recording |\n|---|---|---|---|\n"
     table += "\n".join([*lines(options.seeds), *(real_lines(options.real) if options.real else ())])
     print(table)
-    if options.write:
-        text = options.write.read_text()
-        before, _, rest = text.partition(MARKS[0])
-        _, _, after = rest.partition(MARKS[1])
-        options.write.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+    if document is not None:
+        document.write(table)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,20 @@ with a profiler that does nothing: what it shows is how much the steps differ by
 from __future__ import annotations
 
 import argparse
-import platform
 import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from document import Table, machine
 
 from rankscope.profiler_window import SHARE, STEPS
 from rankscope.torch_hooks.window import KinetoProfiler, Profiler, Window
 
-BEGIN, END = "<!-- window: begin -->", "<!-- window: end -->"
 #: Steps between two windows, which say what a usual step takes.
 BETWEEN = 20
 
@@ -87,10 +85,9 @@ def table(windows: int) -> str:
     begin = time.perf_counter()
     profiler.warm_up()
     warm_ms = (time.perf_counter() - begin) * 1e3
-    machine = f"{platform.machine()}, one core, Python {platform.python_version()}, torch {torch.__version__}"
     count = f"{windows} windows of {STEPS} steps each; warm-up {warm_ms:.1f} ms; not yet run on a GPU:"
     lines = [
-        f"{machine}, {datetime.now(UTC):%Y-%m-%d}; {count}",
+        f"{machine()}, one of them, torch {torch.__version__}; {count}",
         "",
         f"| step | cost of a window, median (quartiles) | null | trace | {SHARE:.1%} of the training after |",
         "|---|---|---|---|---|",
@@ -112,11 +109,11 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
+    document = Table(arguments.write, "window") if arguments.write else None
     text = table(arguments.windows)
     print(text)
-    if arguments.write is not None:
-        head, _, rest = arguments.write.read_text().partition(BEGIN)
-        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    if document is not None:
+        document.write(text)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from document import Table
+
 from rankscope.clock import ClockAnchor
 from rankscope.finding import Finding, Side
 from rankscope.records import DeviceRecord, GroupRecord, RingRecord, StepRecord
@@ -30,9 +32,9 @@ from rankscope.simulator.scenario import load_scenario
 from rankscope.window import Columns, RankWindow, Window
 
 RANKS, STEPS, STEP_MS, FROM_STEP, CULPRIT = 4, 120, 100, 40, 2
-MARKS = {
-    "ddp": ("<!-- table: begin -->", "<!-- table: end -->"),
-    "fsdp": ("<!-- fsdp: begin -->", "<!-- fsdp: end -->"),
+TABLES = {
+    "ddp": "table",
+    "fsdp": "fsdp",
 }
 
 
@@ -162,14 +164,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
+    document = Table(arguments.write, TABLES[arguments.kind]) if arguments.write else None
     text = table(arguments.kind, arguments.seeds)
     print(text)
-    if arguments.write is not None:
-        document = arguments.write.read_text()
-        begin, end = MARKS[arguments.kind]
-        head, _, rest = document.partition(begin)
-        _, _, tail = rest.partition(end)
-        arguments.write.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
+    if document is not None:
+        document.write(text)
 
 
 if __name__ == "__main__":

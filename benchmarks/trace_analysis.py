@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import resource
 import statistics
@@ -22,15 +21,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from document import Table, machine
 from peer_environment import cache_directory, peer_python
 
 from rankscope.simulator.traces import TraceJob, TracePlan
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 HTA = "HolisticTraceAnalysis==0.5.0"
 #: Address space of either tool, so that a trace too large for one ends it and not the machine.
 LIMIT_BYTES = 14 * 1024**3
@@ -172,8 +170,7 @@ def synthetic(megabytes: int, cache: Path) -> Path:
 def table(traces: list[Path], cache: Path, times: int) -> Iterator[str]:
     """The table, a line at a time."""
     python = peer_python("hta", HTA, cache=cache)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    yield f"{machine}, {HTA}, {datetime.now(UTC):%Y-%m-%d}"
+    yield f"{machine()}, {HTA}"
     yield f"medians of {times} runs of each in turn (one run above 100 MB), whole processes:"
     yield ""
     yield (
@@ -194,6 +191,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=cache_directory())
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
+    document = Table(arguments.write, "table") if arguments.write else None
     arguments.cache.mkdir(parents=True, exist_ok=True)
     traces = sorted(arguments.folder.glob("*.json*")) if arguments.folder else []
     traces += [synthetic(size, arguments.cache) for size in arguments.synthetic_mb]
@@ -201,11 +199,8 @@ def main() -> None:
     for text in table(traces, arguments.cache, arguments.times):
         print(text, flush=True)
         lines.append(text)
-    if arguments.write is not None:
-        document = arguments.write.read_text()
-        head, _, rest = document.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        arguments.write.write_text(f"{head}{BEGIN}\n{chr(10).join(lines)}\n{END}{tail}")
+    if document is not None:
+        document.write("\n".join(lines))
 
 
 if __name__ == "__main__":
