@@ -194,7 +194,7 @@ class WatchedJob:
         """Read every ring; look for new ones, for hangs and for findings where it is time to; commit."""
         now = self._clock.monotonic_ns()
         if now >= self._scan_due_ns:
-            # A rank's first seconds are in its ring: half a second until it is found loses nothing.
+            # A rank's first seconds are in its ring: a moment until it is found loses nothing.
             self._scan_due_ns = now + _SECOND_NS // 2
             self._add_events(self.watcher.scan())
         said = self.watcher.poll()
