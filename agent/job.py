@@ -35,6 +35,8 @@ _SECOND_NS = 1_000_000_000
 #: A step this many times the rank's usual (p99) asks the probes for more detail.
 _SLOW_STEP = 2
 _USUAL_EVERY_STEPS = 8
+#: What the end of a job waits for a round of the live rules that runs: one takes well under a second.
+_ROUND_SECONDS = 2.0
 #: The first steps of a job are slow by nature.
 _USUAL_FROM_STEPS = 32
 
@@ -310,6 +312,8 @@ class WatchedJob:
         if self._exposition is not None:
             self._exposition.drop(self.name)
         self._windows.close()
+        self._live.close(_ROUND_SECONDS)
+        self._take_findings(self._clock.monotonic_ns())
         self._add_events(self.watcher.scan())
         self._add_events(self.watcher.poll(look=True))
         self._take_timed(final=True)

@@ -45,6 +45,7 @@ class LiveRules:
         self.cpu_ns = 0
         #: Why the last round failed; "" while all is well.
         self.trouble = ""
+        self._closed = False
 
     def poll(self) -> list[Finding]:
         """New findings of a round that ended. Never waits."""
@@ -65,7 +66,7 @@ class LiveRules:
                 if key not in self._known:
                     self._known.add(key)
                     found.append(finding)
-        if self._settings.live and self._thread is None and now >= self._due_ns:
+        if self._settings.live and self._thread is None and now >= self._due_ns and not self._closed:
             since = now - int(self._settings.window_seconds * 1e9)
             self._thread = threading.Thread(target=self._round, args=(since,), name="rankscope-rules", daemon=True)
             self._thread.start()
@@ -83,6 +84,13 @@ class LiveRules:
         if at == now:
             self._hurries_ns.append(now)
             self.hurried = self._settings.live
+
+    def close(self, seconds: float) -> None:
+        """Start no further round, and wait so long for one that runs: while it reads, a recording cannot be closed as
+        one file. What it finds is `poll`'s to give."""
+        self._closed = True
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def _round(self, since_ns: int) -> None:
         began = time.thread_time_ns()

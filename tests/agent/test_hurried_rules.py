@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from rankscope.agent.bell import Bell
-from rankscope.agent.config import RuleSettings
+from rankscope.agent.config import RuleSettings, Settings
+from rankscope.agent.job import WatchedJob
 from rankscope.agent.live import LiveRules
 from rankscope.agent.recording import Recording
+from rankscope.finding import Advice, Basis, Finding, Impact, Side, Where
+from rankscope.reading import Severity
 from rankscope.testing import FakeClock
 
 SECOND = 1_000_000_000
@@ -68,6 +72,54 @@ def test_what_comes_while_a_round_runs_is_looked_at_by_the_next(
     assert live.hurried
     finish(live, wait_until)
     assert not live.hurried
+
+
+def test_the_end_waits_for_a_round_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is closed in the middle of a round has its findings, and leaves one file and no thread."""
+    reading, go_on = threading.Event(), threading.Event()
+    found = Finding(
+        "disk-full",
+        Side.ENVIRONMENT,
+        0.9,
+        Severity.WARNING,
+        Advice.WATCH,
+        Where(host="a"),
+        Basis.HOST,
+        SECOND,
+        None,
+        Impact(),
+        (),
+        (),
+        "",
+        "",
+        "",
+    )
+
+    def judge(live: LiveRules, _since_ns: int) -> tuple[Finding, ...]:
+        connection = sqlite3.connect(live._recording)
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM meta").fetchone()
+        reading.set()
+        go_on.wait(30)
+        connection.close()
+        return (found,)
+
+    monkeypatch.setattr(LiveRules, "_judge", judge)
+    clock, path, before = FakeClock(), tmp_path / "host.db", threading.enumerate()
+    settings = Settings(rules=RuleSettings(period_seconds=1))
+    job = WatchedJob(
+        job="test", host="a", recording=path, rings=tmp_path / "rings", settings=settings, clock=clock, environ={}
+    )
+    clock.advance(2 * SECOND)
+    job.poll()
+    assert reading.wait(30)
+    threading.Timer(0.1, go_on.set).start()
+    job.close("the time is over")
+    assert [thread.name for thread in threading.enumerate() if thread not in before] == []
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["host.db"]
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT class FROM findings").fetchall() == [("disk-full",)]
+    connection.close()
 
 
 def test_rules_that_are_off_are_not_hurried(recording: Path) -> None:

@@ -16,6 +16,7 @@ from survival.arena import wait_until
 from rankscope.agent.config import HangSettings, ProbeSettings, RecordingSettings, RingSettings, RuleSettings, Settings
 from rankscope.agent.plan import Plan, write_plan
 from rankscope.agent.ranks import MAX_GONE
+from rankscope.agent.sources import build_sources
 from rankscope.agent.supervisor import AgentProcess
 
 #: Restarts between two looks at the agent.
@@ -112,6 +113,9 @@ def restarts(place: Path, count: int, say: Callable[[str], None] = print) -> Res
     assert launcher.stdout is not None
     try:
         assert agent.wait_ready()
+        # A probe keeps the files open that it reads: until each was read once, descriptors grow without any restart.
+        groups = _groups(settings)
+        wait_until(lambda: _answered(recording) == groups, "the first answer of each probe")
         for line in launcher.stdout:
             done = int(line)
             wait_until(lambda done=done: _exits(recording) >= done, f"the end of rank {done}")
@@ -132,6 +136,19 @@ def restarts(place: Path, count: int, say: Callable[[str], None] = print) -> Res
         launcher.kill()
         launcher.communicate()
     return told
+
+
+def _groups(settings: Settings) -> int:
+    """How many groups of probes the agent reads."""
+    probes = build_sources(settings, dict).probes
+    for probe in probes:
+        probe.close()
+    return sum(len(probe.groups) for probe in probes)
+
+
+def _answered(recording: Path) -> int:
+    """How many of them have said once how they fare, well or not."""
+    return accounts.count(recording, "SELECT count(*) FROM (SELECT DISTINCT probe, probe_group FROM sources)")
 
 
 def _exits(recording: Path) -> int:
