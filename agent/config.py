@@ -77,8 +77,13 @@ class ProbeSettings(Struct, forbid_unknown_fields=True, frozen=True):
     """Which sources are read."""
 
     disabled: Annotated[
-        tuple[Text, ...], _say("Names of probes that are not read (`rankscope doctor` lists them).")
+        tuple[Text, ...],
+        _say("Probes that are not read, or groups of one: `nvml`, `nvml/gpm` (docs/rates.md lists them)."),
     ] = ()
+    period_seconds: Annotated[
+        dict[str, Positive],
+        _say('Steady periods in place of those in docs/rates.md, by group: `{"nvml/slow" = 1.0}`.'),
+    ] = {}
     deadline_seconds: Annotated[
         Positive, _say("A read that takes longer counts as stalled; the other probes go on without it.")
     ] = 2.0

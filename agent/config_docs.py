@@ -8,12 +8,19 @@ import sys
 import types
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from msgspec import Meta, Struct
+from msgspec import NODEFAULT, Meta, Struct
 from msgspec.structs import fields
 
 from rankscope.agent.config import Settings
 
-_TYPES = {bool: "true or false", int: "integer", float: "number", str: "text", tuple: "list of text"}
+_TYPES = {
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    tuple: "list of text",
+    dict: "table of numbers",
+}
 
 
 def configuration_markdown() -> str:
@@ -33,7 +40,7 @@ def configuration_markdown() -> str:
         hints = get_type_hints(kind, include_extras=True)
         for field in fields(kind):
             about = _about(hints[field.name])
-            default = json.dumps(field.default)
+            default = json.dumps(field.default_factory() if field.default is NODEFAULT else field.default)
             lines.append(f"| `{field.name}` | {_type_name(hints[field.name])} | `{default}` | {about} |")
     return "\n".join(lines) + "\n"
 

@@ -7,11 +7,12 @@ import queue
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rankscope.agent.brevity import brief
@@ -23,7 +24,7 @@ from rankscope.agent.recording import state_directory
 from rankscope.agent.sources import build_sources
 from rankscope.clock import SystemClock
 from rankscope.errors import Absent, PermissionDenied, ProbeError, Unsupported
-from rankscope.reading import DeviceProbe, Event, Outcome, Probe, Reading
+from rankscope.reading import DeviceProbe, Event, Group, Outcome, Probe, Reading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,9 +76,10 @@ class Found:
 
 @dataclass(slots=True)
 class Heard:
-    """What one probe said to all its groups."""
+    """What one probe said to all its groups that are read."""
 
     probe: Probe
+    groups: Sequence[Group]
     readings: list[Reading] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     answered: set[str] = field(default_factory=set)
@@ -115,7 +117,7 @@ class Heard:
     def found(self) -> Iterator[Found]:
         """The lines about this probe, the good one first."""
         name = self.probe.name
-        silent = [group.name for group in self.probe.groups if group.name not in self.answered]
+        silent = [group.name for group in self.groups if group.name not in self.answered]
         if silent:
             self.note(Outcome.FAILED, f"no answer within {_ASK_FOR_SECONDS:g} s ({', '.join(silent)})", "")
         if self.metrics or not self.troubles:
@@ -135,7 +137,7 @@ class Heard:
 def examine(settings: Settings) -> list[Found]:
     """Read every source and look at what a run needs. Raises ConfigurationError."""
     sources = build_sources(settings, lambda: {0: os.getpid()})
-    found = [line for heard in ask(sources.probes) for line in heard.found()]
+    found = [line for heard in ask(sources.probes, sources.groups) for line in heard.found()]
     found.append(_directory("rings", ring_root(settings), "set RANKSCOPE_DIR to a directory in memory"))
     state = settings.recording.state_directory
     found.append(_directory("recordings", Path(state) if state else state_directory(), "set RANKSCOPE_STATE"))
@@ -150,18 +152,21 @@ def find_profile(settings: Settings) -> Profile:
     return profile_of(gather_facts(Path(settings.roots.proc), Path(settings.roots.kernel_log)))
 
 
-def ask(probes: Iterable[Probe]) -> list[Heard]:
-    """Every group of every probe, each probe in a thread of its own: one that hangs holds up no other."""
+def ask(probes: Iterable[Probe], groups: Mapping[str, Sequence[Group]] = MappingProxyType({})) -> list[Heard]:
+    """Every group of every probe, each probe in a thread of its own: one that hangs holds up no other.
+
+    `groups` are those to ask of a probe, by its name, in place of all.
+    """
     clock = SystemClock()
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-    heard = {probe.name: Heard(probe) for probe in probes}
-    watched = {name: [Watched(one.probe, group) for group in one.probe.groups] for name, one in heard.items()}
+    heard = {probe.name: Heard(probe, groups.get(probe.name, probe.groups)) for probe in probes}
+    watched = {name: [Watched(probe.probe, group) for group in probe.groups] for name, probe in heard.items()}
     lanes = {name: Lane(answers, clock, checking=True) for name in heard}
     deadline = time.monotonic() + _ASK_FOR_SECONDS
     rounds = 0
-    for name, groups in watched.items():
-        for group in groups:
-            lanes[name].put(Read(group))
+    for name, of_probe in watched.items():
+        for one in of_probe:
+            lanes[name].put(Read(one))
     while time.monotonic() < deadline and rounds < _ROUNDS:
         again = time.monotonic() + _ASK_AGAIN_SECONDS
         while (left := again - time.monotonic()) > 0:
@@ -176,8 +181,8 @@ def ask(probes: Iterable[Probe]) -> list[Heard]:
         rounds += all(_known(heard[name]) for name in waiting if lanes[name].idle)
         for name in waiting:
             if lanes[name].idle:
-                for group in watched[name]:
-                    lanes[name].put(Read(group))
+                for one in watched[name]:
+                    lanes[name].put(Read(one))
     for lane in lanes.values():
         lane.stop(0)
     last_words = time.monotonic() + _ASK_AGAIN_SECONDS

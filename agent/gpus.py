@@ -44,8 +44,9 @@ def gpu_uses(settings: Settings) -> tuple[list[Use], list[str]]:
     from rankscope.agent.sources import build_sources
     from rankscope.probes.nvml import NvmlProbe
 
-    probes = build_sources(settings, dict).probes
-    asked = ask([probe for probe in probes if isinstance(probe, NvmlProbe)])
+    sources = build_sources(settings, dict)
+    probes = sources.probes
+    asked = ask([probe for probe in probes if isinstance(probe, NvmlProbe)], sources.groups)
     for probe in probes:
         if not isinstance(probe, NvmlProbe):
             probe.close()

@@ -66,6 +66,7 @@ class Agent:
             budget_ratio=settings.budget.cpu_ratio,
             burst_budget_ratio=settings.budget.ratio(bursting=True),
             news=self._bell.ring,
+            groups_of=sources.groups_of,
         )
         self._governor = Governor(settings.budget, clock=clock)
         self._govern_due_ns = self._thin_due_ns = clock.monotonic_ns() + _GOVERN_NS

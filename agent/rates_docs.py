@@ -40,6 +40,9 @@ each minute stays within 10 % of the budget. The live rules take what the budget
 {LARGEST_SHARE:.1%} of a core; what the agent takes beside its probes never costs them all of their rates. A read that
 was dear is made up for by a pause before the next, sooner than the governor acts.
 
+`[probes] disabled = ["nvml/gpm"]` leaves a group out, and `period_seconds = {{"nvml/slow" = 1.0}}` gives one another
+steady period ([configuration](configuration.md)); what the rules then cannot see they say.
+
 `agent.probe_ns`, `agent.probe_cpu_ratio` and `agent.probe_driver_ns` tell what each group takes, in every recording.
 """
 

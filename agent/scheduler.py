@@ -20,7 +20,7 @@ from typing import cast
 from rankscope.agent.lane import Answer, Lane, Read, Watched, close_within
 from rankscope.clock import Clock
 from rankscope.errors import Absent, PermissionDenied, ProbeError, Unsupported
-from rankscope.reading import DeviceProbe, Event, Outcome, Priority, Probe, Reading, Severity
+from rankscope.reading import DeviceProbe, Event, Group, Outcome, Priority, Probe, Reading, Severity
 
 _SECOND_NS = 1_000_000_000
 _LONGEST_REST_NS = 300 * _SECOND_NS
@@ -83,13 +83,15 @@ class Scheduler:
         budget_ratio: float = 1.0,
         burst_budget_ratio: float = 1.0,
         news: Callable[[], None] = lambda: None,
+        groups_of: Callable[[Probe], Sequence[Group]] = lambda probe: probe.groups,
     ) -> None:
-        """`host` sets the phases. Probes named in `isolated` get a thread of their own each, and are not believed
-        unchecked. After a read a group that is not vital rests until the budget, as a share of a core, has made up
-        for what the read cost. `news` is called in a probe's thread when events have come.
+        """`host` sets the phases; `groups_of` says what is read of a probe. Probes named in `isolated` get a thread of
+        their own each, and are not believed unchecked. After a read a group that is not vital rests until the budget,
+        as a share of a core, has made up for what the read cost. `news` is called in a probe's thread when events have
+        come.
         """
         now = clock.monotonic_ns()
-        self.watched = [Watched(probe, group) for probe in probes for group in probe.groups]
+        self.watched = [Watched(probe, group) for probe in probes for group in groups_of(probe)]
         self._tasks = [task for watched in self.watched for task in _tasks_of(watched, host, now)]
         self._probes = tuple(probes)
         self._clock = clock

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rankscope.agent.config import ProbeSettings as ProbeChoice
 from rankscope.agent.config import Settings
 from rankscope.agent.third_party import third_party_probes
 from rankscope.errors import ConfigurationError
@@ -22,6 +23,12 @@ class Sources:
     gpus: Callable[[], Sequence[str]]
     #: Names of probes that did not come with the agent.
     isolated: frozenset[str] = frozenset()
+    #: By the name of a probe of which not every group is read, or not at its own period: what is.
+    groups: Mapping[str, Sequence[Group]] = field(default_factory=dict)
+
+    def groups_of(self, probe: Probe) -> Sequence[Group]:
+        """What is read of a probe."""
+        return self.groups.get(probe.name, probe.groups)
 
 
 class _FollowingRanks:
@@ -46,29 +53,60 @@ def build_sources(settings: Settings, ranks: Callable[[], Mapping[int, int]]) ->
 
     `ranks` gives the processes to look after now: rank -> process id.
 
-    Raises ConfigurationError where a name in `probes.disabled` is nobody's.
+    Raises ConfigurationError where a name in `probes.disabled` or `probes.period_seconds` is nobody's.
     """
-    roots = settings.roots
+    roots, chosen = settings.roots, settings.probes
     every = built_in(
         ProbeSettings(
             proc=Path(roots.proc),
             sys=Path(roots.sys),
             kernel_log=Path(roots.kernel_log),
             nvml_library=roots.nvml_library or None,
-            nvml_deadline_ns=int(settings.probes.deadline_seconds * 1e9),
-            nvml_replace_stuck_after_ns=int(settings.probes.replace_stuck_seconds * 1e9) or None,
+            nvml_deadline_ns=int(chosen.deadline_seconds * 1e9),
+            nvml_replace_stuck_after_ns=int(chosen.replace_stuck_seconds * 1e9) or None,
+            nvml_unread=frozenset(name.removeprefix("nvml/") for name in chosen.disabled),
         )
     )
     brought = third_party_probes({probe.name for probe in every})
-    names = [probe.name for probe in (*every, *brought)]
-    for name in settings.probes.disabled:
-        if name not in names:
-            raise ConfigurationError(f'probes.disabled names "{name}"', todo=f"there are {', '.join(names)}")
+    groups = {probe.name: _chosen(probe, chosen) for probe in (*every, *brought)}
+    _refuse_strangers(chosen, (*every, *brought))
     nvml = next(probe for probe in every if isinstance(probe, NvmlProbe))
     used: list[Probe] = [
         _FollowingRanks(probe, ranks) if isinstance(probe, FollowsRanks) else probe
         for probe in (*every, *brought)
-        if probe.name not in settings.probes.disabled
+        if groups[probe.name]
     ]
     isolated = frozenset(probe.name for probe in brought)
-    return Sources(used, lambda: [gpu.uuid for gpu in nvml.gpus], isolated=isolated)
+    return Sources(used, lambda: [gpu.uuid for gpu in nvml.gpus], isolated=isolated, groups=groups)
+
+
+def _chosen(probe: Probe, chosen: ProbeChoice) -> list[Group]:
+    """The groups of a probe that are read, at the periods that are asked for."""
+    if probe.name in chosen.disabled:
+        return []
+    return [
+        _at_period(group, chosen.period_seconds.get(f"{probe.name}/{group.name}"))
+        for group in probe.groups
+        if f"{probe.name}/{group.name}" not in chosen.disabled
+    ]
+
+
+def _at_period(group: Group, seconds: float | None) -> Group:
+    if seconds is None:
+        return group
+    steady_ns = int(seconds * 1e9)
+    return replace(group, steady_ns=steady_ns, burst_ns=min(group.burst_ns, steady_ns))
+
+
+def _refuse_strangers(chosen: ProbeChoice, probes: Sequence[Probe]) -> None:
+    groups = [f"{probe.name}/{group.name}" for probe in probes for group in probe.groups]
+    names = [probe.name for probe in probes]
+    for key, given, known in (
+        ("disabled", chosen.disabled, [*names, *groups]),
+        ("period_seconds", chosen.period_seconds, groups),
+    ):
+        for name in given:
+            if name not in known:
+                probe = name.partition("/")[0]
+                own = [group for group in groups if group.startswith(f"{probe}/")] or names
+                raise ConfigurationError(f'probes.{key} names "{name}"', todo=f"there are {', '.join(own)}")

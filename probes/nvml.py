@@ -7,7 +7,7 @@ taken when they are there, usually those of this request, else those of the one 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rankscope.errors import ProbeError
 from rankscope.probes.helper_process import HelperProcess
@@ -70,9 +70,10 @@ class NvmlProbe:
         deadline_ns: int = 5 * SECOND,
         start_deadline_ns: int = 30 * SECOND,
         replace_stuck_after_ns: int | None = None,
+        unread: Collection[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Nothing is started before the first read.
+        """Nothing is started before the first read. Groups in `unread` are not read unasked, after an event.
 
         `library` is a path to use instead of the linker's libnvidia-ml.so.1. A call has `deadline_ns`, the start, which
         may have to wake every GPU, `start_deadline_ns`, before its silence is an event. A helper stuck for
@@ -82,6 +83,7 @@ class NvmlProbe:
         self._deadline_ns = deadline_ns
         self._start_deadline_ns = start_deadline_ns
         self._replace_stuck_after_ns = replace_stuck_after_ns
+        self._unread = frozenset(unread)
         self._environment = environment
         self._helper: HelperProcess | None = None
         self._started_ns = 0
@@ -304,7 +306,7 @@ class NvmlProbe:
         self._owe(_FIRST)
 
     def _owe(self, groups: Sequence[str]) -> None:
-        self._owed += (group for group in groups if group not in self._owed)
+        self._owed += (group for group in groups if group not in self._owed and group not in self._unread)
 
     def _unreached(self, gathered: Gathered, unreachable: list[tuple[int, int, str]], now_ns: int) -> None:
         known = {gpu.identity.index for gpu in self._gpus.values()}

@@ -55,6 +55,8 @@ class ProbeSettings:
     nvml_deadline_ns: int = 5 * 10**9
     #: Kill an NVML helper that has been stuck for this long, ns; None: never.
     nvml_replace_stuck_after_ns: int | None = None
+    #: Groups of NVML that are not read.
+    nvml_unread: frozenset[str] = frozenset()
     #: Environment of the NVML helper; None: the agent's own.
     nvml_environment: Mapping[str, str] | None = None
 
@@ -64,6 +66,7 @@ def _nvml(settings: ProbeSettings) -> NvmlProbe:
         library=settings.nvml_library,
         deadline_ns=settings.nvml_deadline_ns,
         replace_stuck_after_ns=settings.nvml_replace_stuck_after_ns,
+        unread=settings.nvml_unread,
         environment=settings.nvml_environment,
     )
 

@@ -8,9 +8,11 @@ import pytest
 
 from rankscope.agent.config import Settings, load_settings, parse_settings
 from rankscope.agent.config_docs import configuration_markdown
+from rankscope.agent.scheduler import Scheduler
 from rankscope.agent.sources import build_sources
 from rankscope.errors import ConfigurationError
 from rankscope.probes.nvml import NvmlProbe
+from rankscope.testing import FakeClock
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,42 @@ def test_a_stuck_helper_is_replaced_only_on_request(seconds: int, given: int | N
     assert nvml._replace_stuck_after_ns == given
     for probe in sources.probes:
         probe.close()
+
+
+def test_single_groups_are_left_out_and_others_read_at_another_period(tmp_path: Path) -> None:
+    """What is named is not read, not even after an event; a probe without a group left is not there at all."""
+    settings = parse_settings(
+        "[probes]\n"
+        'disabled = ["nvml/gpm", "nvml/links", "disk/disk", "memory"]\n'
+        'period_seconds = { "nvml/slow" = 0.5, "nvml/rare" = 900 }\n'
+    )
+    sources = build_sources(settings, dict)
+    scheduler = Scheduler(
+        sources.probes, clock=FakeClock(), deadline_ns=10**9, burst_ns=10**9, groups_of=sources.groups_of
+    )
+    read = {watched.name: watched.group for watched in scheduler.watched}
+    assert not read.keys() & {"nvml/gpm", "nvml/links"}
+    assert {"disk", "memory"}.isdisjoint(probe.name for probe in sources.probes)
+    assert (read["nvml/slow"].steady_ns, read["nvml/slow"].burst_ns) == (500_000_000, 500_000_000)
+    assert (read["nvml/rare"].steady_ns, read["nvml/rare"].burst_ns) == (900 * 10**9, 15 * 10**9)
+    (nvml,) = [probe for probe in sources.probes if isinstance(probe, NvmlProbe)]
+    nvml._owe(("health", "links"))
+    assert nvml._owed == ["health"]
+    for probe in sources.probes:
+        probe.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('disabled = ["nvml/gmp"]', '"nvml/gmp"; there are nvml/events'),
+        ('disabled = ["gpu"]', '"gpu"; there are kernel-log, nvml'),
+        ('period_seconds = { "nvml" = 1 }', '"nvml"; there are nvml/events'),
+        ('period_seconds = { "nvml/fast" = 0 }', "> 0"),
+    ],
+)
+def test_groups_that_nobody_has_are_refused(text: str, said: str) -> None:
+    """A misspelt group would be read, or be missed, in silence."""
+    with pytest.raises(ConfigurationError) as refused:
+        build_sources(parse_settings(f"[probes]\n{text}\n"), dict)
+    assert said in str(refused.value)
