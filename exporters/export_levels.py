@@ -35,14 +35,20 @@ class Level(IntEnum):
     NODE = 0
     #: And each GPU.
     GPU = 1
-    #: And each rank: its step times, its process, its attempt and GPU.
+    #: And each rank: its step times, its process, its attempt and GPU; and the peers of the ranks.
     RANK = 2
     #: And each NVLink, and each process on a GPU.
     LINK = 3
 
 
 #: Family of metrics -> the least level that exports it; of every family that is not named: NODE.
-FAMILY_LEVELS = {"gpu": Level.GPU, "process": Level.RANK, "nvlink": Level.LINK, "gpu_process": Level.LINK}
+FAMILY_LEVELS = {
+    "gpu": Level.GPU,
+    "process": Level.RANK,
+    "tcp": Level.RANK,
+    "nvlink": Level.LINK,
+    "gpu_process": Level.LINK,
+}
 
 
 def level_named(name: str) -> Level:

@@ -26,6 +26,7 @@ from rankscope.probes.nvml import NvmlProbe
 from rankscope.probes.pcie import PcieProbe
 from rankscope.probes.pressure import PressureProbe
 from rankscope.probes.process import ProcessProbe
+from rankscope.probes.tcp import TcpProbe
 from rankscope.reading import Probe
 
 _KERNEL_LOG = Path("/dev/kmsg")
@@ -85,6 +86,7 @@ _MAKERS: tuple[Callable[[ProbeSettings], Probe], ...] = (
     lambda settings: NfsProbe(settings.proc),
     lambda settings: LustreProbe(settings.proc, settings.sys),
     lambda settings: NetworkProbe(settings.proc, settings.sys),
+    lambda settings: TcpProbe(settings.proc),
     lambda settings: InfinibandProbe(settings.sys),
     lambda settings: PcieProbe(settings.sys),
     lambda settings: ProcessProbe(settings.proc, settings.sys),

@@ -35,6 +35,8 @@ class Observation:
     host: str | None = None
     #: Port of the host, or link of the rank's GPU.
     device: str | None = None
+    #: Link between two hosts, where neither end can be told to be the cause.
+    link: str | None = None
 
 
 def unseen(what: str) -> Observation:
@@ -130,10 +132,12 @@ def observe(
 ) -> dict[str, Observation]:
     """Every family on a suspect. Where it is on several ranks, the one of middling strength speaks for them.
 
-    Those of `anywhere` look at the whole job at once, and only where it is the transfers that grew.
+    Those of `anywhere` look at the whole job at once, and only where it is the transfers that grew, or, on the host's
+    clock, everybody's wait in collectives.
     """
     seen = {}
-    if suspect.symptom is Symptom.TRANSFER_SLOW:
+    waits = suspect.symptom is Symptom.ALL_SLOW and suspect.phase == "collective_wait"
+    if suspect.symptom is Symptom.TRANSFER_SLOW or waits:
         whole = Case(frame, telemetry, suspect, suspect.rows[0])
         seen = {name: family(whole) for name, family in anywhere.items()}
     for name, family in families.items():

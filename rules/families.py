@@ -11,6 +11,7 @@ from rankscope.rules import (
     evidence_link,
     evidence_machine,
     evidence_parallel,
+    evidence_path,
     evidence_step,
     history,
 )
@@ -57,12 +58,13 @@ SLOWNESS: Mapping[str, Family] = {
     "stage": evidence_parallel.stage,
     "expert": evidence_parallel.expert,
 }
-#: Families looked for anywhere in the job, where its transfers grew.
+#: Families looked for anywhere in the job, where its transfers or the waits of all ranks grew.
 ANYWHERE: Mapping[str, Family] = {
     "nvlink": evidence_link.nvlink,
     "link-down": evidence_link.link_down,
     "link-errors": evidence_link.link_errors,
     "congestion": evidence_link.congestion,
+    "round-trip": evidence_path.round_trips,
 }
 #: Families looked at on a crash or hang.
 INCIDENT = (*LOOKS, "killed", "exception", "behind", "no-space", "mismatch", "device-memory")

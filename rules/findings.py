@@ -262,6 +262,8 @@ def _place(frame: Frame, suspect: Suspect, of: FaultClass, seen: Mapping[str, Ob
     hint = max(hints, key=lambda each: each.strength or 0.0, default=None)
     if hint is not None and hint.rank is not None and of.place is Place.GPU:
         return replace(_where(frame.window, hint.rank, of, phase), link=hint.device)
+    if hint is not None and hint.link is not None:
+        return Where(link=hint.link, phase=phase)
     if hint is not None and hint.host is not None:
         return Where(host=hint.host, device=hint.device, phase=phase)
     where = Where(phase=phase)
@@ -278,6 +280,8 @@ def _time(frame: Frame, row: int, place: int) -> int:
 
 def _who(where: Where) -> str:
     if where.rank is None:
+        if where.link and not where.host:
+            return f"between {where.link.replace(' - ', ' and ')}"
         if where.device and where.host:
             return f"{where.device} of {where.host}"
         if where.device:

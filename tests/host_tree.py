@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from rankscope.errors import Absent, PermissionDenied, ProbeError, Unsupported
@@ -15,6 +15,8 @@ from rankscope.probes.filesystem import FilesystemProbe
 from rankscope.probes.network import NetworkProbe
 from rankscope.probes.nvml import NvmlProbe
 from rankscope.probes.registry import FollowsRanks, ProbeSettings, built_in
+from rankscope.probes.sock_diag import Connection
+from rankscope.probes.tcp import TcpProbe
 from rankscope.reading import Event, Outcome, Probe, ProbeResult
 
 HOSTS = Path(__file__).parent / "fixtures/host"
@@ -78,9 +80,26 @@ def probes(root: Path) -> list[Probe]:
             found.append(FilesystemProbe(root / "proc", statvfs=_Answers(root), clock_ns=lambda: 0, grace_s=30))
         elif isinstance(probe, NetworkProbe):
             found.append(NetworkProbe(root / "proc", root / "sys", counters_of=_Counters(root)))
+        elif isinstance(probe, TcpProbe):
+            found.append(TcpProbe(root / "proc", connections=_Connections(root)))
         else:
             found.append(probe)
     return found
+
+
+class _Connections:
+    """What the kernel of a tree tells of TCP connections."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __call__(self, inodes: Container[int]) -> list[Connection]:
+        found = []
+        for line in (self._root / "connections").read_text().splitlines():
+            inode, local, peer, *numbers = line.split()
+            if int(inode) in inodes:
+                found.append(Connection(int(inode), local, peer, *map(int, numbers)))
+        return found
 
 
 class _Counters:

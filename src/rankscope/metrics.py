@@ -17,6 +17,7 @@ from rankscope.metrics_io import (
     NETWORK_METRICS,
     NFS_METRICS,
     PCIE_METRICS,
+    TCP_METRICS,
 )
 from rankscope.metrics_nvlink import NVLINK_METRICS
 from rankscope.metrics_rules import EVENT_METRICS, FINDING_METRICS
@@ -36,6 +37,7 @@ METRICS: dict[str, Metric] = {
         *NFS_METRICS,
         *LUSTRE_METRICS,
         *NETWORK_METRICS,
+        *TCP_METRICS,
         *INFINIBAND_METRICS,
         *PCIE_METRICS,
         *AGENT_METRICS,

@@ -163,6 +163,18 @@ NETWORK_METRICS = (
     ),
 )
 
+#: By local and peer's address ("10.0.0.1|10.0.0.2"), of the connections that ranks have.
+TCP_METRICS = (
+    gauge(
+        "tcp.rtt_ns",
+        "ns",
+        "rankscope.tcp.rtt",
+        "Smoothed round-trip time to a peer, the least of the connections that it acknowledged within two seconds",
+    ),
+    counter("tcp.segments_sent", "{segment}", "rankscope.tcp.sent", "Segments sent to a peer by the ranks"),
+    counter("tcp.segments_retransmitted", "{segment}", "rankscope.tcp.retransmitted", "Segments sent to a peer again"),
+)
+
 #: By device and port ("mlx5_0/1"), RoCE ports too. The description begins with what growth means.
 INFINIBAND_METRICS = (
     gauge(

@@ -1,6 +1,6 @@
 """What the rules say, and what happened, as series: for dashboards and alerts that read metrics only.
 
-A series of the family "finding" or "event" names its subject in the reading's device, as `pack` writes it.
+A series of a family in LABELS names its subject in the reading's device, as `pack` writes it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ EVENT_METRICS = (
 LABELS = {
     "finding": ("rankscope.class", "rankscope.side", "rankscope.advice", "rankscope.rank", "hw.id"),
     "event": ("rankscope.event.kind", "rankscope.xid", "hw.id"),
+    "tcp": ("network.local.address", "network.peer.address"),
 }
 
 

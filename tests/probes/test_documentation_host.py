@@ -11,7 +11,21 @@ from host_tree import host, names, probes, read_group
 from rankscope.metrics import METRICS
 
 PAGE = Path(__file__).parents[2] / "docs" / "probes.md"
-FAMILIES = ("host.", "numa.", "edac.", "cgroup.", "process.", "disk.", "fs.", "nfs.", "lustre.", "net.", "ib.", "pcie.")
+FAMILIES = (
+    "host.",
+    "numa.",
+    "edac.",
+    "cgroup.",
+    "process.",
+    "disk.",
+    "fs.",
+    "nfs.",
+    "lustre.",
+    "net.",
+    "tcp.",
+    "ib.",
+    "pcie.",
+)
 #: Kinds of events that the kernel log alone tells.
 LOG_KINDS = {
     "xid", "sxid", "gpu-fallen-off", "gpu-init-failed", "nvlink-error", "pcie-error", "pcie-link", "memory-error",

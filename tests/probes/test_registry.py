@@ -32,7 +32,7 @@ def test_the_built_in_probes_run_on_this_machine(tmp_path: Path) -> None:
             probe.close()
     assert [p.name for p in probes] == [
         "kernel-log", "nvml", "cpu", "cpu-clock", "memory", "numa", "edac", "pressure", "cgroup", "disk", "filesystem",
-        "nfs", "lustre", "network", "infiniband", "pcie", "process",
+        "nfs", "lustre", "network", "tcp", "infiniband", "pcie", "process",
     ]  # fmt: skip
 
 

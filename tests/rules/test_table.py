@@ -32,6 +32,7 @@ SIDES = {
     "rank-hang": Side.CODE,
     "rank-exception": Side.CODE,
     "work-imbalance": Side.CODE,
+    "network-delay": Side.ENVIRONMENT,
     "slow-rank-unexplained": Side.UNKNOWN,
 }
 

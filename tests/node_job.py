@@ -1,9 +1,11 @@
-"""Ranks of a real job over two nodes: a small model under DDP on gloo, some milliseconds of work a step.
+"""Ranks of a real job over several nodes: a small model under DDP on gloo, some milliseconds of work a step.
 
-Arguments: number of steps, and a file that is written when rank 0 begins the step in the middle."""
+Arguments: number of steps, and a file that is written when rank 0 begins the step in the middle. Beside it lies then a
+file of that name with .pids at its end: the process of each rank, in order."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,11 +18,14 @@ STEPS, MIDDLE = int(sys.argv[1]), Path(sys.argv[2])
 
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
+pids: list[int] = [0] * dist.get_world_size()
+dist.all_gather_object(pids, os.getpid())
 model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)))
 optimizer = torch.optim.SGD(model.parameters(), 0.01)
 data = torch.utils.data.TensorDataset(torch.randn(STEPS * 8, 64), torch.randn(STEPS * 8, 8))
 for step, (inputs, targets) in enumerate(torch.utils.data.DataLoader(data, batch_size=8)):
     if step == STEPS // 2 and dist.get_rank() == 0:
+        MIDDLE.with_suffix(".pids").write_text(" ".join(map(str, pids)))
         MIDDLE.touch()
     optimizer.zero_grad()
     loss = torch.nn.functional.mse_loss(model(inputs), targets)

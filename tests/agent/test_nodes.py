@@ -1,0 +1,207 @@
+"""A real job over several nodes with an agent each: one verdict from all recordings, and the same from a store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import components
+import nodes
+import pytest
+from nodes import HOSTS, Switch, address_of, on_node
+
+pytestmark = pytest.mark.alone
+
+MAIN = [sys.executable, "-c", "from rankscope.agent.cli import main; main()"]
+JOB = str(Path(__file__).parents[1] / "node_job.py")
+#: Some 25 s on two cores, half of them for starting and ending.
+STEPS = 160
+DELAY_S = 0.006
+HOUR_S = 3600
+
+Trouble = Callable[[Switch, Path], None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job that ran over all nodes."""
+
+    recordings: list[str]
+    verdict: dict[str, Any]
+    #: The verdict on what all agents exported while it ran.
+    from_store: dict[str, Any]
+
+
+def _json(*words: str, prefix: Sequence[str] = ()) -> dict[str, Any]:
+    done = subprocess.run([*prefix, *MAIN, *words, "--json"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+@contextmanager
+def store_on(namespace: str, place: Path) -> Iterator[str]:
+    """A VictoriaMetrics in a node's network; its address there."""
+    log = place / "store.log"
+    command = [
+        *("ip", "netns", "exec", namespace, str(components.need("victoria-metrics"))),
+        f"-httpListenAddr={address_of(0)}:8428",
+        f"-storageDataPath={place / 'store'}",
+        *("-search.latencyOffset=0s", "-opentelemetry.usePrometheusNaming", "-memory.allowedBytes=128MB"),
+    ]
+    with components.running(command, log, lambda: "started server at" in log.read_text()):
+        yield f"http://{address_of(0)}:8428"
+
+
+def run_job(place: Path, trouble: Trouble, *, count: int = 3, steps: int = STEPS, ahead_s: Sequence[int] = ()) -> Done:
+    """A rank and a `rankscope run` on each node, a store on the first; `trouble` begins in the job's middle.
+
+    `ahead_s` is how far each node's wall clock is ahead; every node has a monotonic clock of its own anyway.
+    """
+    if reason := nodes.why_not():
+        components.missing(reason) if os.geteuid() == 0 else pytest.skip(reason)
+    known = {key: value for key, value in os.environ.items() if not key.startswith(("RANKSCOPE", "OTEL"))}
+    middle = place / "middle"
+    launched: list[subprocess.Popen[bytes]] = []
+    settings = place / "agent.toml"
+    settings.write_text("[export]\nperiod_seconds = 0.5\ninterval_seconds = 0.5\n[recording]\ncommit_seconds = 0.25\n")
+    clock = nodes.wall_clock_library(place) if any(ahead_s) else None
+    with nodes.switched(count) as (names, switch), store_on(names[0], place) as store:
+        try:
+            for node in range(count):
+                environ = known | {
+                    "RANKSCOPE_STATE": str(place / f"state{node}"),
+                    "RANKSCOPE_DIR": str(place / f"rings{node}"),
+                    "RANKSCOPE_CONFIG": str(settings),
+                    "OTEL_EXPORTER_OTLP_ENDPOINT": f"{store}/opentelemetry",
+                    "OTEL_LOGS_EXPORTER": "none",
+                    "OTEL_TRACES_EXPORTER": "none",
+                    "GLOO_SOCKET_IFNAME": "link0",
+                    "OMP_NUM_THREADS": "1",
+                }
+                if clock is not None and ahead_s[node]:
+                    environ |= {"LD_PRELOAD": str(clock), "CLOCK_AHEAD_S": str(ahead_s[node])}
+                torchrun = [
+                    *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(count), "--nproc-per-node", "1"),
+                    *("--node-rank", str(node), "--master-addr", address_of(0), "--master-port", "29500"),
+                ]
+                command = [*MAIN, "run", "--job", "many", "--", *torchrun, JOB, str(steps), str(middle)]
+                output = (place / f"output{node}").open("wb")
+                launched.append(
+                    subprocess.Popen(on_node(node, names, command), env=environ, stdout=output, stderr=output)
+                )
+                output.close()
+            deadline = time.monotonic() + 120
+            while not middle.exists() and all(each.poll() is None for each in launched) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            trouble(switch, place)
+            for node, each in enumerate(launched):
+                assert each.wait(120) == 0, (place / f"output{node}").read_text()
+        finally:
+            for each in launched:
+                each.terminate()
+                each.wait(30)
+        assert switch.packets > steps
+        switch.port_delay_s[:] = [0.0] * count
+        from_store = _json("diagnose", "--prometheus", store, "--job", "many", prefix=["ip", "netns", "exec", names[0]])
+    recordings = [str(next(place.glob(f"state{node}/many/*.db"))) for node in range(count)]
+    assert [Path(each).stem for each in recordings] == list(HOSTS[:count])
+    return Done(recordings, _json("report", *recordings), from_store)
+
+
+def slow_port(switch: Switch, _: Path) -> None:
+    """All that the last node sends and receives comes late."""
+    switch.port_delay_s[-1] = DELAY_S
+
+
+def slow_path(switch: Switch, _: Path) -> None:
+    """What the first and the last node send each other comes late."""
+    switch.path_delay_s[frozenset((0, len(switch.port_delay_s) - 1))] = DELAY_S
+
+
+def nothing(_: Switch, __: Path) -> None:
+    """No trouble."""
+
+
+def held_up(_: Switch, place: Path) -> None:
+    """The rank of the last node is stopped for three quarters of the time, until it ends."""
+    pid = int((place / "middle.pids").read_text().split()[-1])
+
+    def hold() -> None:
+        try:
+            while True:
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(0.03)
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.01)
+        except ProcessLookupError:
+            return
+
+    threading.Thread(target=hold, daemon=True).start()
+
+
+def place_of(finding: dict[str, Any]) -> dict[str, Any]:
+    """What a finding names."""
+    return {key: value for key, value in finding["where"].items() if value is not None}
+
+
+def check_slow(done: Done, steps: int, where: dict[str, str]) -> None:
+    """One finding since the middle, at this place, from the recordings; the first from the store is the same."""
+    (finding,) = done.verdict["findings"]
+    assert (finding["class"], finding["side"]) == ("network-delay", "environment")
+    assert place_of(finding) == {"phase": "collective_wait", **where}
+    assert steps // 2 - 2 <= finding["detected_step"] <= steps // 2 + 20
+    stored = done.from_store["findings"][0]
+    assert (stored["class"], place_of(stored)) == (finding["class"], place_of(finding))
+
+
+def test_the_host_behind_a_slow_port_is_named_though_clocks_are_apart(tmp_path: Path) -> None:
+    """Three nodes, one late in all that it sends and receives: one verdict names it, from three recordings of which one
+    has a wall clock that is an hour ahead, and from what the store took."""
+    done = run_job(tmp_path, slow_port, ahead_s=(0, HOUR_S, 0))
+    check_slow(done, STEPS, {"host": HOSTS[2]})
+    clocks = {clock["host"]: clock for clock in done.verdict["job"]["clocks"]}
+    ahead = clocks[HOSTS[1]]
+    assert abs(ahead["ahead_ms"] / 1000 - HOUR_S) < 1, ahead
+    assert ahead["source"] == "collectives"
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize(
+    ("count", "trouble", "where"),
+    [(3, slow_path, {"link": f"{HOSTS[0]} - {HOSTS[2]}"}), (2, slow_port, {"link": f"{HOSTS[0]} - {HOSTS[1]}"})],
+    ids=["one path of three", "two nodes"],
+)
+def test_a_slow_link_is_named_with_both_its_ends(
+    tmp_path: Path, count: int, trouble: Trouble, where: dict[str, str]
+) -> None:
+    """No host is accused where one link of three is slow, nor of two nodes that share one link."""
+    check_slow(run_job(tmp_path, trouble, count=count), STEPS, where)
+
+
+@pytest.mark.verify
+def test_nothing_is_said_of_a_job_without_trouble(tmp_path: Path) -> None:
+    """The control: nobody is accused where nothing was slowed, by neither."""
+    done = run_job(tmp_path, nothing)
+    assert done.verdict["verdict"] == "healthy"
+    assert done.from_store["verdict"] == "healthy"
+
+
+@pytest.mark.verify
+def test_a_rank_that_its_host_holds_up_is_no_matter_of_the_network(tmp_path: Path) -> None:
+    """A rank that is kept from running for most of the time answers late, too: its rank is named, and no network."""
+    done = run_job(tmp_path, held_up)
+    for verdict in (done.verdict, done.from_store):
+        finding = verdict["findings"][0]
+        assert (finding["where"]["rank"], finding["where"]["host"]) == (2, HOSTS[2])
+        assert not [each for each in verdict["findings"] if each["class"].startswith("network")]
