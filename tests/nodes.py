@@ -133,11 +133,16 @@ class Switch:
 
 
 def on_node(node: int, names: Sequence[str], command: list[str]) -> list[str]:
-    """The command as it runs on a node: in its network, under its host name, as if booted at another time."""
-    script = 'hostname "$1" && shift && exec "$@"'
+    """The command as it runs on a node: in its network, under its host name, as a kernel of its own that was booted at
+    another time."""
+    script = (
+        'hostname "$1" && named=$(mktemp) && echo "$2" > "$named" && '
+        'mount --bind "$named" /proc/sys/kernel/random/boot_id && rm "$named" && shift 2 && exec "$@"'
+    )
     booted = [f"--monotonic={node * 1000}", f"--boottime={node * 1000}"]
-    apart = ["unshare", "--uts", "--time", *booted, "--fork", "--kill-child=SIGTERM"]
-    return ["ip", "netns", "exec", names[node], *apart, "sh", "-c", script, "sh", HOSTS[node], *command]
+    boot_id = f"{node:08x}-0000-4000-8000-000000000000"
+    apart = ["unshare", "--uts", "--mount", "--time", *booted, "--fork", "--kill-child=SIGTERM"]
+    return ["ip", "netns", "exec", names[node], *apart, "sh", "-c", script, "sh", HOSTS[node], boot_id, *command]
 
 
 def wall_clock_library(directory: Path) -> Path:
