@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rankscope.agent.config import BudgetSettings
 from rankscope.agent.cost import OwnCost, give_back_memory
 from rankscope.agent.lane import Watched
-from rankscope.agent.scheduler import GROUP_SHARE, LONGEST_PERIOD_NS, TURNS
+from rankscope.agent.scheduler import GROUP_SHARE, LONGEST_PERIOD_NS
 from rankscope.clock import Clock
 from rankscope.reading import Event, Priority, Reading, Severity
 
@@ -237,7 +237,7 @@ class Governor:
         spent = self._spent.get(group.name)
         if spent is None:
             return 0.0
-        a_second = (TURNS if group.by_device else 1) / group.group.steady_ns
+        a_second = 1 / group.group.steady_ns
         if self._bursting:
             a_second += 1 / group.group.burst_ns
         return spent.a_read_ns * a_second

@@ -66,7 +66,7 @@ class Answer:
     result: ProbeResult
     took_ns: int
     cpu_ns: int
-    #: How many devices were asked for; 0 where all were.
+    #: How many devices were asked; 0 where they are not told apart.
     devices: int = 0
     raised: BaseException | None = None
 
@@ -159,7 +159,7 @@ class Lane:
             own = (cpu_ns() - cpu) // len(together)
             for one, result in zip(together, results, strict=True):
                 cost = own + result.helper_cpu_ns
-                self.answers.put(Answer(one.watched, result, took, cost, len(one.devices or ()), raised))
+                self.answers.put(Answer(one.watched, result, took, cost, _devices_of(one), raised))
                 self._done += 1
             if any(result.events for result in results):
                 self.news()
@@ -185,6 +185,13 @@ class Lane:
             self._waiting.discard((id(other.watched), other.devices))
             together.append(other)
         return together
+
+
+def _devices_of(read: Read) -> int:
+    """How many devices a read asks."""
+    if read.devices is not None:
+        return len(read.devices)
+    return len(cast(DeviceProbe, read.watched.probe).devices) if read.watched.by_device else 0
 
 
 def perform(reads: Sequence[Read], now_ns: int) -> Sequence[ProbeResult]:

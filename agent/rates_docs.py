@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rankscope.agent.config import LARGEST_SHARE
 from rankscope.agent.live import SMALLEST_SHARE
-from rankscope.agent.scheduler import GROUP_SHARE, LONGEST_PERIOD_NS, TURNS
+from rankscope.agent.scheduler import GROUP_SHARE, LONGEST_PERIOD_NS
 from rankscope.probes.registry import built_in
 from rankscope.reading import Group
 
@@ -21,8 +21,8 @@ and so does this page. Others' defaults: dcgm-exporter and DCGM's health checks 
 
 _TAIL = f"""
 **Phases.** Where in a second a host reads follows from its name, so nodes do not all read at one moment and a restart
-changes nothing; what one host reads together costs one wake-up. GPUs are read in {TURNS} turns a period, half of them
-at a time.
+changes nothing; what one host reads together costs one wake-up. GPUs are asked one after the other, by
+one thread as long as each answers, and by another where one does not within 20 ms.
 
 **Bursts.** A trigger reads the devices it concerns at burst periods for `probes.burst_seconds`, sticky counters at
 once; other devices keep their rates. Triggers: an Xid or a lost GPU (that GPU; all of them where the driver does not

@@ -4,8 +4,7 @@ A probe that does not come back by its deadline costs only itself: its thread is
 others, and the probe rests until its call returns. An exception a probe may not raise is counted, said, and followed
 by a longer and longer rest.
 
-Devices of a probe that can read them apart are read in turns, a part of them at a time, so that the GPUs of a node are
-not all asked at one moment; a burst reads only the devices it concerns.
+A burst reads only the devices it concerns, of a probe that can read them apart.
 """
 
 from __future__ import annotations
@@ -29,9 +28,6 @@ _UNSUPPORTED_REST_NS = 600 * _SECOND_NS
 #: However far a group is stretched, it is read this often.
 LONGEST_PERIOD_NS = 600 * _SECOND_NS
 _SHORTEST_PERIOD_NS = 10_000_000
-#: Devices that can be read apart are read in so many turns a period. More would make them still more apart, at one
-#: wake-up of the agent each.
-TURNS = 2
 #: A group that is not vital may keep its lane busy for one part in so many of the time: what it holds up is others.
 _LANE_SHARE = 20
 #: And take this share of the budget, whatever the others leave of it.
@@ -41,12 +37,10 @@ _NEVER = 2**62
 
 @dataclass(slots=True)
 class _Task:
-    """One reason to read a group: its steady period (of a turn of its devices), or a burst."""
+    """One reason to read a group: its steady period, or a burst."""
 
     watched: Watched
     due_ns: int
-    turn: int = 0
-    turns: int = 1
     burst: bool = False
     #: When it was last read, ns.
     started_ns: int = 0
@@ -229,7 +223,7 @@ class Scheduler:
             budget = self._burst_budget_ratio if self.bursting else self._budget_ratio
             # What went past its deadline held up nobody, and says nothing of the next.
             held_ns = answer.took_ns if answer.took_ns < self._deadline_ns else 0
-            # A driver's calls for its devices go side by side, and hold up the job where they hold up anybody.
+            # A driver's calls for one device hold up the job on it, where they hold up anybody.
             held_ns = max(held_ns, answer.result.driver_ns // max(1, answer.devices))
             pause = max(int(answer.cpu_ns / (budget * GROUP_SHARE)), held_ns * _LANE_SHARE)
             watched.rest_until_ns = now + min(pause, LONGEST_PERIOD_NS)
@@ -297,9 +291,7 @@ def _tasks_of(watched: Watched, host: str, now: int) -> Iterator[_Task]:
     # One phase for all of a host, another for each host: what is read together costs one wake-up, and finds its caches
     # warm. Long periods begin within a second too: what is fixed should be known before the job has run for an hour.
     first = now + phase(min(group.steady_ns, _SECOND_NS), host)
-    turns = TURNS if watched.by_device else 1
-    for turn in range(turns):
-        yield _Task(watched, first + turn * min(group.steady_ns, _SECOND_NS) // turns, turn, turns)
+    yield _Task(watched, first)
     yield _Task(watched, _NEVER, burst=True)
 
 
@@ -310,13 +302,10 @@ def _devices(task: _Task, bursting: set[str]) -> frozenset[str] | None:
     if task.burst:
         return frozenset(bursting)
     group = task.watched.group
-    known = cast(DeviceProbe, task.watched.probe).devices
-    if not known:
-        # It has not looked yet: the first turn makes it look.
-        return None if task.turn == 0 else frozenset()
     # What a burst reads more often anyway is left to it.
-    left_to_burst = bursting if group.burst_ns < group.steady_ns else set()
-    return frozenset(known[task.turn :: task.turns]) - left_to_burst
+    if not bursting or group.burst_ns >= group.steady_ns:
+        return None
+    return frozenset(cast(DeviceProbe, task.watched.probe).devices) - bursting
 
 
 def _probe_event(kind: str, watched: Watched, now: int, waited_ns: int, text: str) -> Event:

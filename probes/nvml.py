@@ -6,6 +6,7 @@ taken when they are there, usually those of this request, else those of the one 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 
@@ -18,8 +19,9 @@ from rankscope.probes.nvml_tracking import Gathered, TrackedGpu, gpu_event, gpu_
 from rankscope.reading import Event, Group, Outcome, Priority, ProbeResult, Severity
 
 SECOND = 10**9
-#: How long one read waits for answers to its own request, ms. NVML answers a healthy group in well under 1 ms.
-PATIENCE_MS = 3
+#: How long one read waits for answers to its own request, ms. NVML answers a healthy group in well under 1 ms a GPU,
+#: and the helper asks one GPU after the other.
+PATIENCE_MS = 10
 #: First and longest pause before a helper that ended is started again, ns.
 FIRST_RESTART_NS = SECOND
 LONGEST_RESTART_NS = 60 * SECOND
@@ -234,17 +236,17 @@ class NvmlProbe:
                     self._by_index[index].awaited[request["group"]] = now_ns
 
     def _await(self, helper: HelperProcess, gathered: Gathered, groups: Sequence[str], now_ns: int) -> None:
-        for _ in range(PATIENCE_MS):
-            asked = (gpu.awaited.get(group) for gpu in self._by_index.values() for group in groups)
-            if all(asked_ns != now_ns for asked_ns in asked):
+        give_up = time.monotonic() + PATIENCE_MS / 1000
+        while any(gpu.awaited.get(group) == now_ns for gpu in self._by_index.values() for group in groups):
+            left_s = give_up - time.monotonic()
+            if left_s <= 0:
                 return
-            # Answers come one by one within a millisecond: to be woken once for all of them costs least.
-            time.sleep(0.001)
-            self._take(helper, gathered, now_ns)
+            # What was read of all GPUs comes at once.
+            self._take(helper, gathered, now_ns, wait_ms=math.ceil(1000 * left_s))
 
-    def _take(self, helper: HelperProcess, gathered: Gathered, now_ns: int) -> None:
+    def _take(self, helper: HelperProcess, gathered: Gathered, now_ns: int, wait_ms: int = 0) -> None:
         try:
-            messages = helper.receive()
+            messages = helper.receive(wait_ms)
         except ProbeError as error:
             self._say(gathered, "", Outcome.FAILED, str(error))
             helper.request_end()

@@ -1,25 +1,25 @@
 """The helper process that alone calls NVML: `python -m rankscope.probes.nvml_child [LIBRARY]`.
 
-The main thread reads requests and never calls NVML, so the helper ends with its parent whatever the driver does.
-One thread a GPU makes that GPU's calls: one that does not return holds up no other, unless the driver does.
+The main thread waits for signals and never calls NVML. Another reads requests and GPUs (nvml_readers); where a call
+does not return, the next thread does. So the helper ends with its parent whatever the driver does, and one GPU holds
+up no other, unless the driver does.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 
 from rankscope.probes.nvml_api import DOWN, LIBRARY_NOT_FOUND, NO_PERMISSION, NvmlFailure
 from rankscope.probes.nvml_fields import version_of
 from rankscope.probes.nvml_library import NvmlLibrary
-from rankscope.probes.nvml_messages import Message, Unpacker, event_message, pack, sample_message
+from rankscope.probes.nvml_messages import Message, event_message, pack
 from rankscope.probes.nvml_reader import GpuReader
+from rankscope.probes.nvml_readers import GpuReaders
 from rankscope.reading import Outcome
 
 #: A wait for events ends this often, so that the helper can end, ms.
@@ -30,47 +30,6 @@ FAREWELL_S = 2.0
 #: Exit status after an error of our own.
 INTERNAL_ERROR = 3
 
-Send = Callable[..., None]
-
-
-class GpuWorker(threading.Thread):
-    """Makes the calls for one GPU, one group after the other."""
-
-    def __init__(self, reader: GpuReader, send: Send) -> None:
-        super().__init__(name=f"gpu-{reader.gpu.identity.index}", daemon=True)
-        self._reader = reader
-        self._send = send
-        self._asked: queue.SimpleQueue[tuple[str, list[int] | None] | None] = queue.SimpleQueue()
-
-    def ask(self, group: str, seen: list[int] | None) -> None:
-        """Queue one read; the parent asks for a group again only after the answer, so the queue stays short."""
-        self._asked.put((group, seen))
-
-    def finish(self) -> None:
-        """End after what is queued."""
-        self._asked.put(None)
-
-    def run(self) -> None:
-        """Read until told to finish or until the GPU is down."""
-        index = self._reader.gpu.identity.index
-        accounted_ns = time.thread_time_ns()
-        messages: list[Message] = []
-        while (asked := self._asked.get()) is not None:
-            group, seen = asked
-            before = time.monotonic_ns()
-            sample = self._reader.read(group, before) if seen is None else self._reader.read(group, before, seen)
-            message = sample_message(index, group, (before + time.monotonic_ns()) // 2, sample)
-            # With what it took to send the messages before, and to wake up for this one.
-            cpu_ns = time.thread_time_ns()
-            messages.append(message | {"cpu_ns": cpu_ns - accounted_ns})
-            accounted_ns = cpu_ns
-            # What was asked for together is answered together: that wakes the agent once.
-            if self._asked.empty() or sample.down is not None:
-                self._send(*messages)
-                messages = []
-            if sample.down is not None:
-                return
-
 
 class Helper:
     """Opens the library in a thread of its own, then answers requests until its input ends."""
@@ -78,24 +37,22 @@ class Helper:
     def __init__(self, library_path: str | None, requests: int, answers: int) -> None:
         """`requests` and `answers` are the descriptors to read from and to write to."""
         self._library_path = library_path
-        self._requests = requests
         self._answers = answers
         self._write_lock = threading.Lock()
         self._library: NvmlLibrary | None = None
-        self._workers: dict[int, GpuWorker] = {}
+        self._readers = GpuReaders(requests, self._write, lambda: os.kill(os.getpid(), signal.SIGTERM))
         self._ending = threading.Event()
         self._driver_thread = threading.Thread(target=self._drive, name="nvml", daemon=True)
 
     def serve(self) -> None:
-        """Answer requests until the parent closes its end, or is gone."""
+        """Answer requests until the parent closes its end, is gone, or sends SIGTERM. Calls no driver."""
+        minded = {signal.SIGALRM, signal.SIGTERM}
+        # Inherited by every thread: these signals wait for this one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, minded)
         self._driver_thread.start()
-        unpacker = Unpacker()
-        while data := os.read(self._requests, 65536):
-            for request in unpacker.feed(data):
-                seen = request.get("seen", {})
-                for index in request["gpus"]:
-                    if index in self._workers:
-                        self._workers[index].ask(request["group"], seen.get(str(index)))
+        self._readers.start()
+        while signal.sigwait(minded) == signal.SIGALRM:
+            self._readers.relieve()
 
     def finish(self) -> None:
         """Shut NVML down in order if the driver lets us within FAREWELL_S."""
@@ -105,10 +62,8 @@ class Helper:
         farewell.join(FAREWELL_S)
 
     def _shut_down(self) -> None:
-        for worker in self._workers.values():
-            worker.finish()
-        for thread in (*self._workers.values(), self._driver_thread):
-            thread.join()
+        self._readers.close()
+        self._driver_thread.join()
         if self._library is not None:
             try:
                 self._library.close()
@@ -121,7 +76,10 @@ class Helper:
         os._exit(INTERNAL_ERROR)
 
     def _send(self, *messages: Message) -> None:
-        data = memoryview(b"".join(map(pack, messages)))
+        self._write(b"".join(map(pack, messages)))
+
+    def _write(self, packed: bytes) -> None:
+        data = memoryview(packed)
         with self._write_lock:
             try:
                 while data:
@@ -140,10 +98,7 @@ class Helper:
         driver = version_of(library.driver)
         # Before the first hello, so that whoever has heard it misses no event from then on.
         watching = self._watch(library)
-        workers = {gpu.identity.index: GpuWorker(GpuReader(gpu, driver), self._send) for gpu in library.gpus}
-        for worker in workers.values():
-            worker.start()
-        self._workers = workers
+        self._readers.open({gpu.identity.index: GpuReader(gpu, driver) for gpu in library.gpus})
         self._send(
             {
                 "kind": "hello",
@@ -211,13 +166,10 @@ def main() -> None:
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the agent's to handle
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     helper = Helper(sys.argv[1] if len(sys.argv) > 1 else None, 0, answers)
     threading.excepthook = lambda failed: helper.give_up(failed.exc_value)
     try:
         helper.serve()
-    except SystemExit:
-        pass
     except Exception as error:
         helper.give_up(error)
     helper.finish()

@@ -176,7 +176,7 @@ class Probe(Protocol):
 
 @runtime_checkable
 class DeviceProbe(Protocol):
-    """A probe that can also read some of its devices only: they are read in turns, and a burst reads those concerned.
+    """A probe that can also read some of its devices only: a burst reads those concerned.
 
     It has all that a `Probe` has besides.
     """

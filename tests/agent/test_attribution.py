@@ -103,7 +103,7 @@ def test_a_stranger_is_told_once(tmp_path: Path) -> None:
     assert round_of(own, memory("GPU-b", 90, 20)) == []
     assert round_of(own, stranger) == ["notebook (pid 90, 20 MiB) uses GPU-a beside the job"]
     assert round_of(own, stranger) == []
-    # The other half of the GPUs is told of in its own turn.
+    # Another GPU may be told of apart.
     assert round_of(memory("GPU-b", 91, 1)) == []
     assert {use.device for use in follow.uses} == {"GPU-a", "GPU-b"}
     assert round_of(own) == []
