@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint verify bench format generate tools constraints audit clean
+.PHONY: help install demo test check lint verify bench format generate pictures tools constraints audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -57,6 +57,9 @@ format: install ## rewrite the sources in the house format
 
 generate: install ## write the files that are generated from the code
 	$(BIN)/python scripts/generated.py
+
+pictures: install ## docs/images/dashboard-*.png, drawn from jobs that run now by Grafana's components (needs npm)
+	$(BIN)/python scripts/dashboard_pictures.py
 
 tools: install ## the real components that tests run against, into .tools
 	$(BIN)/python scripts/fetch_tools.py $(NAMES)

@@ -66,10 +66,11 @@ def run_scenario(
     say: Callable[[str], None],
     progress: Callable[[Path], None] = lambda _recording: None,
     adapt: Callable[[Settings], Settings] = lambda settings: settings,
+    job: str = "",
 ) -> ScenarioRun:
     """Run a scenario in `directory` as `rankscope run -- torchrun ...` would run a job.
 
-    `adapt` changes the settings of its agent.
+    `adapt` changes the settings of its agent; `job` is the job's name, the kind of its workload where it has none.
     Call it from the main thread. Raises SimulatorError where PyTorch, a compiler or the NVML header is missing, and
     RankscopeError where the job could not be watched.
     """
@@ -95,7 +96,7 @@ def run_scenario(
         result = run_job(
             command,
             settings=adapt(_settings(node, directory, library)),
-            job=scenario.workload.kind,
+            job=job or scenario.workload.kind,
             job_environ=node.job_environment() | {"OMP_NUM_THREADS": "1"},
             agent_environ=node.agent_environment(),
             output=directory / "job.log",

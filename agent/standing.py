@@ -23,7 +23,9 @@ class Standing:
     def __init__(self, period_ns: int = PERIOD_NS) -> None:
         self._period_ns = period_ns
         self._findings: Sequence[Finding] = ()
-        self._counts: Counter[str] = Counter()
+        #: Series -> how often each source told of it. An Xid comes from the driver's library and from the kernel log.
+        self._counts: dict[str, Counter[str]] = {}
+        self._said: set[str] = set()
         self._due_ns = 0
 
     def hold(self, findings: Sequence[Finding]) -> None:
@@ -31,11 +33,15 @@ class Standing:
         self._findings = findings[:MAX_FINDINGS]
 
     def count(self, events: Iterable[Event]) -> None:
-        """These happened."""
+        """These happened. What two sources tell of counts as often as the one that told more."""
         for event in events:
+            if event.attributes.get("history"):
+                continue  # the kernel log tells of it from before the agent began
             number = event.attributes.get("number") if event.kind in ("xid", "sxid") else None
             key = pack((event.kind, number, event.device if event.device.startswith(("GPU-", "MIG-")) else None))
-            self._counts[key if key in self._counts or len(self._counts) < MAX_EVENTS else "other"] += 1
+            if key not in self._counts and len(self._counts) >= MAX_EVENTS:
+                key = "other"
+            self._counts.setdefault(key, Counter())[str(event.attributes.get("source"))] += 1
 
     def readings(self, now_ns: int) -> list[Reading]:
         """What stands now, where it is time to say it."""
@@ -53,5 +59,10 @@ class Standing:
             ):
                 if value is not None:
                     said.append(Reading(metric, value, now_ns, device))
-        said += [Reading("event.count", float(count), now_ns, device) for device, count in self._counts.items()]
+        for device, counts in self._counts.items():
+            if device not in self._said:
+                # A store sees a counter rise from the second sample on: the first event would raise no alert.
+                self._said.add(device)
+                said.append(Reading("event.count", 0.0, now_ns - self._period_ns, device))
+            said.append(Reading("event.count", float(max(counts.values())), now_ns, device))
         return said

@@ -28,5 +28,15 @@ def phase_ms(phase: str, clock: str = "device", by: str = BY_RANK) -> str:
 
 
 def share_of_time(counter_ns: str, labels: str = JOB) -> str:
-    """Share of the time that a counter of nanoseconds ran."""
-    return f"rate({counter_ns}_nanoseconds_total{{{labels}}}{RATE}) / 1e9"
+    """Share of the time that a counter of nanoseconds ran: never above all of it, as samples a little late make it."""
+    return f"clamp_max(rate({counter_ns}_nanoseconds_total{{{labels}}}{RATE}) / 1e9, 1)"
+
+
+def short_gpu(expression: str) -> str:
+    """The same series with a label `gpu`: as much of the UUID as tells GPUs apart by eye."""
+    return f'label_replace({expression}, "gpu", "$1", "hw_id", "([A-Z]+-[^-]+).*")'
+
+
+def at_rank(expression: str) -> str:
+    """The same series with a label `where`: " rank 3" where there is a rank, else nothing."""
+    return f'label_replace({expression}, "where", " rank $1", "rankscope_rank", "(.+)")'

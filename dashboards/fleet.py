@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dashboards.panels import RATE, Dashboard, Panel
+from dashboards.findings import SIDES, findings
+from dashboards.panels import GPU_HOURS, RATE, Dashboard, Panel
+from dashboards.xids import xids
 
 _TO_JOB = ("rankscope-job", {"job": "rankscope_job"})
 _LOST = "max by (rankscope_job, rankscope_class, rankscope_side, rankscope_rank) (rankscope_finding_gpu_hours)"
@@ -21,6 +23,7 @@ FLEET = Dashboard(
                 "jobs",
                 kind="stat",
                 width=6,
+                height=4,
             ),
             Panel(
                 "Ranks watched",
@@ -29,31 +32,37 @@ FLEET = Dashboard(
                 "ranks",
                 kind="stat",
                 width=6,
+                height=4,
             ),
             Panel(
                 "GPU-hours lost a day",
                 "What do the findings that hold now cost, all together?",
                 f"sum({_LOST})",
                 "GPU-hours a day",
+                GPU_HOURS,
                 kind="stat",
                 width=6,
+                height=4,
+                empty="nothing",
+                limits={1: "orange"},
             ),
             Panel(
                 "Lost to hardware",
                 "What of it is hardware's, and so the operators' to mend?",
                 'sum(max by (rankscope_job, rankscope_class, rankscope_rank) (rankscope_finding_gpu_hours{rankscope_side="hardware"}))',
                 "GPU-hours a day",
+                GPU_HOURS,
                 kind="stat",
                 width=6,
+                height=4,
+                empty="nothing",
+                limits={1: "orange"},
             ),
-            Panel(
+            findings(
                 "Findings by cost",
-                "Which job loses most, to which cause, at which rank?",
-                f"sort_desc({_LOST})",
-                "{{rankscope_job}} {{rankscope_class}}",
-                kind="table",
-                width=24,
-                leads_to=_TO_JOB,
+                "Which job loses most, to which cause, at which rank, and whose turn is it?",
+                "",
+                _TO_JOB,
             ),
         ),
         "Over time": (
@@ -62,26 +71,31 @@ FLEET = Dashboard(
                 "To what does the fleet lose its time, and since when?",
                 f"sum by (rankscope_class) ({_LOST})",
                 "{{rankscope_class}}",
+                GPU_HOURS,
+                stacked=True,
+                empty="nothing is found",
             ),
             Panel(
                 "GPU-hours lost a day, by side",
                 "Is it hardware, the environment or code?",
                 f"sum by (rankscope_side) ({_LOST})",
                 "{{rankscope_side}}",
+                GPU_HOURS,
+                stacked=True,
+                colours=SIDES,
+                empty="nothing is found",
             ),
             Panel(
                 "Steps a minute",
                 "Does every job advance?",
                 f'60 * max by (rankscope_job) (rate(rankscope_step_duration_seconds_count{{rankscope_clock="host"}}{RATE}))',
                 "{{rankscope_job}}",
+                width=24,
+                height=6,
                 leads_to=_TO_JOB,
             ),
-            Panel(
-                "Xids",
-                "Which GPUs had errors that the driver reports?",
-                'increase(rankscope_events_total{rankscope_event_kind="xid"}[1h]) > 0',
-                "Xid {{rankscope_xid}} {{host_name}} {{hw_id}}",
-                leads_to=("rankscope-hardware", {"host": "host_name"}),
+            xids(
+                "Which GPUs had errors that the driver reports?", leads_to=("rankscope-hardware", {"host": "host_name"})
             ),
         ),
     },

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dashboards.expressions import JOB, mean_ms, phase_ms
+from dashboards.expressions import JOB, at_rank, mean_ms, phase_ms
+from dashboards.findings import findings
 from dashboards.panels import RATE, Dashboard, Panel, Variable
 
 JOB_VARIABLE = Variable("job", "Job", "rankscope_rank_step", "rankscope_job")
 _TO_RANK = ("rankscope-rank", {"job": "rankscope_job", "rank": "rankscope_rank"})
 _BY_JOB = "by (rankscope_job)"
+_OWN = phase_ms("backward_own")
+_WAIT = phase_ms("backward_wait")
+_STEP = mean_ms("rankscope_step_duration", ', rankscope_clock="host"')
 
 JOB_DASHBOARD = Dashboard(
     uid="rankscope-job",
@@ -16,28 +20,29 @@ JOB_DASHBOARD = Dashboard(
     variables=(JOB_VARIABLE,),
     rows={
         "Verdict": (
-            Panel(
-                "Findings that hold",
-                "What is wrong now, where, and what does it cost a day?",
-                f"rankscope_finding_gpu_hours{{{JOB}}}",
-                "{{rankscope_class}} rank {{rankscope_rank}}",
-                kind="table",
+            findings(
+                "Findings that hold", "What is wrong now, where, how sure is it, and what does it cost?", JOB, _TO_RANK
             ),
             Panel(
                 "Verdicts over time",
                 "Since when is it said, and how sure are the rules?",
-                f"max by (rankscope_class, rankscope_rank) (rankscope_finding_confidence_ratio{{{JOB}}})",
-                "{{rankscope_class}} rank {{rankscope_rank}}",
+                at_rank(f"max by (rankscope_class, rankscope_rank) (rankscope_finding_confidence_ratio{{{JOB}}})"),
+                "{{rankscope_class}}{{where}}",
                 "percentunit",
+                width=24,
+                height=6,
+                maximum=1,
+                empty="nothing was found",
             ),
         ),
         "Steps": (
             Panel(
                 "Step time",
                 "How long does a step take? Under DDP every rank pays the slowest.",
-                mean_ms("rankscope_step_duration", ', rankscope_clock="host"'),
+                _STEP,
                 "rank {{rankscope_rank}}",
                 "ms",
+                worst="max",
                 leads_to=_TO_RANK,
             ),
             Panel(
@@ -49,22 +54,27 @@ JOB_DASHBOARD = Dashboard(
                 "ms",
             ),
             Panel(
-                "Own backward by rank",
-                "Who is slow? The row that is redder than the others.",
-                phase_ms("backward_own"),
+                "Own backward, above the median rank's",
+                "Who is slow? How much longer than the median rank each takes for its own part of the backward pass.",
+                f"({_OWN}) / on (rankscope_job) group_left quantile {_BY_JOB} (0.5, {_OWN}) - 1",
                 "rank {{rankscope_rank}}",
-                "ms",
+                "percentunit",
                 kind="status-history",
+                minimum=None,
                 leads_to=_TO_RANK,
+                limits={0.05: "yellow", 0.1: "orange", 0.25: "red"},
             ),
             Panel(
-                "Wait for other ranks",
-                "Who is waited for? The rank with the smallest wait is the one that comes last.",
-                phase_ms("backward_wait"),
+                "Share of the step that others wait for a rank",
+                "Who is waited for? The one that waits least itself: how much less than the median rank, of a step.",
+                f"clamp_min(-({_WAIT}) + on (rankscope_job) group_left quantile {_BY_JOB} (0.5, {_WAIT}), 0)"
+                f" / on (rankscope_job) group_left avg {_BY_JOB} ({_STEP})",
                 "rank {{rankscope_rank}}",
-                "ms",
+                "percentunit",
                 kind="status-history",
+                minimum=None,
                 leads_to=_TO_RANK,
+                limits={0.02: "yellow", 0.05: "orange", 0.1: "red"},
             ),
             Panel(
                 "Wait for data",
@@ -72,6 +82,7 @@ JOB_DASHBOARD = Dashboard(
                 phase_ms("data_wait", "host"),
                 "rank {{rankscope_rank}}",
                 "ms",
+                worst="max",
             ),
             Panel(
                 "Where a step goes",
@@ -81,6 +92,8 @@ JOB_DASHBOARD = Dashboard(
                 f' rankscope_clock="host"}}{RATE})))',
                 "{{rankscope_phase}}",
                 "ms",
+                stacked=True,
+                worst="max",
             ),
             Panel(
                 "Stalls inside the step",
@@ -90,12 +103,15 @@ JOB_DASHBOARD = Dashboard(
                 f' (rate(rankscope_step_duration_seconds_count{{{JOB}, rankscope_clock="host"}}{RATE}))',
                 "rank {{rankscope_rank}} {{rankscope_stall}}",
                 "ms",
+                worst="max",
             ),
             Panel(
                 "Last step",
                 "Does every rank advance?",
                 f"rankscope_rank_step{{{JOB}}}",
                 "rank {{rankscope_rank}}",
+                minimum=None,
+                worst="last",
                 leads_to=_TO_RANK,
             ),
         ),
@@ -107,12 +123,14 @@ JOB_DASHBOARD = Dashboard(
                 f" / count {_BY_JOB} (rankscope_rank_step{{{JOB}}})",
                 "{{rankscope_job}}",
                 "percentunit",
+                maximum=1,
             ),
             Panel(
                 "Spread over ranks",
                 "How far is the slowest rank's own backward above the median one's?",
-                f"max {_BY_JOB} ({phase_ms('backward_own')}) / quantile {_BY_JOB} (0.5, {phase_ms('backward_own')})",
+                f"max {_BY_JOB} ({_OWN}) / quantile {_BY_JOB} (0.5, {_OWN}) - 1",
                 "{{rankscope_job}}",
+                "percentunit",
             ),
         ),
     },

@@ -9,13 +9,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from dashboards.panel_json import panel_json
 
 SCHEMA_VERSION = 39
 RATE = "[$__rate_interval]"
-_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _WIDTH = 24
+#: Unit of what the findings cost.
+GPU_HOURS = "suffix: GPU-h/day"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One more value in each row of a table: its heading and the expression that gives it for the labels of the row."""
+
+    heading: str
+    expression: str
+    unit: str = "none"
 
 
 @dataclass(frozen=True)
@@ -26,13 +39,37 @@ class Panel:
     #: What a person asks who looks here.
     question: str
     expression: str
+    #: What a series is called; of a table the heading of the expression's value.
     legend: str
     unit: str = "none"
     #: "timeseries", "status-history" (a row a rank, its colour the value), "table" (newest values) or "stat".
     kind: str = "timeseries"
     width: int = 12
+    height: int = 8
     #: uid of the dashboard that a click leads to -> its variables, by label of the series.
     leads_to: tuple[str, Mapping[str, str]] | None = None
+    #: What stands there where nothing is: good news, or why there is nothing.
+    empty: str = ""
+    #: Ends of the scale, which goes on where a value does; without them it fits what is shown.
+    minimum: float | None = 0
+    maximum: float | None = None
+    #: Time between two samples where that is longer than most series' 15 s: rates need two of them.
+    sampled: str = ""
+    #: From which value on -> which colour; a line is drawn there in a time series.
+    limits: Mapping[float, str] = field(default_factory=dict)
+    #: Name of a series -> its colour.
+    colours: Mapping[str, str] = field(default_factory=dict)
+    #: Series add up: drawn one upon the other.
+    stacked: bool = False
+    #: Many series, of which the worst matter: the legend is a table beside them, first those with the highest value of
+    #: the time shown ("max"), the lowest ("min"), or the lowest now ("last").
+    worst: str = ""
+    #: Of a table: label -> heading, in order; what else stands in a row; widths in pixels and, in the place of a value,
+    #: words and their colour, by heading.
+    columns: Mapping[str, str] = field(default_factory=dict)
+    further: tuple[Column, ...] = ()
+    widths: Mapping[str, int] = field(default_factory=dict)
+    words: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,14 +137,14 @@ class Dashboard:
             laid.append(
                 {"id": len(laid) + 1, "type": "row", "title": title, "collapsed": False, "gridPos": place, "panels": []}
             )
-            y += 1
-            x = 0
+            x, y, high = 0, y + 1, 0
             for panel in panels:
                 if x + panel.width > _WIDTH:
-                    x, y = 0, y + 8
-                laid.append(_panel(panel, len(laid) + 1, {"h": 8, "w": panel.width, "x": x, "y": y}))
-                x += panel.width
-            y += 8
+                    x, y, high = 0, y + high, 0
+                place = {"h": panel.height, "w": panel.width, "x": x, "y": y}
+                laid.append(panel_json(panel, len(laid) + 1, place, SOURCE))
+                x, high = x + panel.width, max(high, panel.height)
+            y += high
         return laid
 
 
@@ -121,7 +158,7 @@ def _variable(variable: Variable) -> dict[str, Any]:
         "name": variable.name,
         "type": "query",
         "label": variable.label,
-        "datasource": _SOURCE,
+        "datasource": SOURCE,
         "query": f"label_values({metric}, {variable.attribute})",
         "refresh": 2,
         "sort": 3,
@@ -129,59 +166,3 @@ def _variable(variable: Variable) -> dict[str, Any]:
     if variable.several:
         chosen |= {"multi": True, "includeAll": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
     return chosen
-
-
-def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
-    at_once = panel.kind in ("table", "stat")
-    defaults: dict[str, Any] = {"unit": panel.unit}
-    if panel.leads_to is not None:
-        uid, labels = panel.leads_to
-        chosen = "&".join(f"var-{name}=${{__field.labels.{label}}}" for name, label in labels.items())
-        defaults["links"] = [{"title": "look closer", "url": f"/d/{uid}?{chosen}&${{__url_time_range}}"}]
-    if panel.kind == "status-history":
-        defaults["color"] = {"mode": "continuous-GrYlRd"}
-    if panel.kind == "timeseries":
-        defaults["custom"] = {"spanNulls": False, "lineWidth": 1, "fillOpacity": 0}
-    target = {
-        "refId": "A",
-        "datasource": _SOURCE,
-        "expr": panel.expression,
-        "legendFormat": panel.legend,
-        "instant": at_once,
-        "range": not at_once,
-    }
-    if panel.kind == "table":
-        target["format"] = "table"
-    return {
-        "id": number,
-        "type": panel.kind,
-        "title": panel.title,
-        "description": panel.question,
-        "datasource": _SOURCE,
-        "gridPos": place,
-        "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": _options(panel.kind),
-        "targets": [target],
-    }
-
-
-def _options(kind: str) -> dict[str, Any]:
-    legend = {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []}
-    if kind == "timeseries":
-        return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
-    if kind == "status-history":
-        return {"legend": legend, "tooltip": {"mode": "single", "sort": "none"}, "showValue": "never", "rowHeight": 0.9}
-    if kind == "stat":
-        calculated = {"calcs": ["lastNotNull"], "fields": "", "values": False}
-        return {
-            "reduceOptions": calculated,
-            "orientation": "auto",
-            "textMode": "auto",
-            "colorMode": "value",
-            "graphMode": "none",
-            "justifyMode": "auto",
-            "wideLayout": True,
-            "showPercentChange": False,
-            "percentChangeColorMode": "standard",
-        }
-    return {"showHeader": True, "cellHeight": "sm", "frameIndex": 0}

@@ -55,3 +55,28 @@ def test_events_are_counted_by_kind_and_xids_by_number_and_gpu() -> None:
     counts = {reading.device: reading.value for reading in said(standing, PERIOD_NS)["event.count"]}
     assert len(counts) == MAX_EVENTS + 1
     assert sum(counts.values()) == 1003
+
+
+def test_an_xid_of_two_sources_counts_once() -> None:
+    """The driver's library and the kernel log tell of the same errors; what one of them missed is not lost."""
+    standing = Standing()
+    gpu = "GPU-00000000-0000-4000-8000-000000000000"
+    for source in ("nvml", "kernel-log", "kernel-log"):
+        standing.count([Event("xid", 1, "x", device=gpu, attributes={"number": 48, "source": source})])
+    assert [reading.value for reading in said(standing, 0)["event.count"]][-1] == 2.0
+
+
+def test_a_counter_begins_at_zero() -> None:
+    """A store that knows only the value after the first event sees no rise: zero comes before it, once."""
+    standing = Standing()
+    standing.count([Event("xid", 1, "x", attributes={"number": 79})])
+    first = said(standing, 5 * PERIOD_NS)["event.count"]
+    assert [(reading.time_ns, reading.value) for reading in first] == [(4 * PERIOD_NS, 0.0), (5 * PERIOD_NS, 1.0)]
+    assert [reading.value for reading in said(standing, 6 * PERIOD_NS)["event.count"]] == [1.0]
+
+
+def test_what_was_before_the_agent_is_not_counted() -> None:
+    """An old Xid that the kernel log still holds is no new one: it would page again with every job that begins."""
+    standing = Standing()
+    standing.count([Event("xid", 1, "x", attributes={"number": 79, "source": "kernel-log", "history": 1})])
+    assert said(standing, 0) == {}

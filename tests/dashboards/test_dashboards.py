@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import time
 import urllib.parse
@@ -65,9 +66,38 @@ def test_panels_are_whole(name: str) -> None:
     assert all(panel["description"].endswith((".", "?")) for panel in asked)
     assert {panel["datasource"]["uid"] for panel in asked} == {"${datasource}"}
     names = {variable["name"] for variable in dashboard["templating"]["list"]}
-    used = set("".join(panel["targets"][0]["expr"] for panel in asked).split("$")[1:])
+    used = set("".join(target["expr"] for panel in asked for target in panel["targets"]).split("$")[1:])
     assert {word.split('"')[0] for word in used if word[0].isalpha()} <= names
     assert dashboard["uid"] == f"rankscope-{name}"
+
+
+def links(panel: dict[str, Any]) -> list[dict[str, str]]:
+    """The links of a panel's series, and of single columns of a table."""
+    found: list[dict[str, str]] = list(panel["fieldConfig"]["defaults"].get("links", []))
+    for override in panel["fieldConfig"]["overrides"]:
+        found += [link for each in override["properties"] if each["id"] == "links" for link in each["value"]]
+    return found
+
+
+def headings(panel: dict[str, Any]) -> dict[str, str]:
+    """Label or value of a table -> its heading."""
+    (organised,) = [each["options"] for each in panel["transformations"] if each["id"] == "organize"]
+    renamed: dict[str, str] = organised["renameByName"]
+    return renamed
+
+
+@pytest.mark.parametrize("name", [name for name, panel in PANELS.items() if panel["type"] == "table"])
+def test_a_table_speaks_of_its_own_columns(name: str) -> None:
+    """What is sorted, coloured, worded or linked by is a heading of the table: a misspelt one would do nothing."""
+    panel = PANELS[name]
+    shown = set(headings(panel).values())
+    assert {override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]} <= shown
+    (ordered,) = [each["options"]["sort"] for each in panel["transformations"] if each["id"] == "sortBy"]
+    assert {each["field"] for each in ordered} <= shown
+    for link in links(panel):
+        # A cell has no labels: `__field.labels` would be empty there.
+        assert "__field.labels" not in link["url"]
+        assert set(re.findall(r'__data\.fields\["(.+?)"\]', link["url"])) <= shown
 
 
 def test_drill_downs_lead_somewhere() -> None:
@@ -75,10 +105,11 @@ def test_drill_downs_lead_somewhere() -> None:
     by_uid = {dashboard["uid"]: dashboard for dashboard in DASHBOARDS.values()}
     followed = 0
     for panel in PANELS.values():
-        for link in panel["fieldConfig"]["defaults"].get("links", []):
+        for link in links(panel):
             path, _, query = link["url"].partition("?")
             variables = {variable["name"] for variable in by_uid[path.removeprefix("/d/")]["templating"]["list"]}
             named = {part.split("=")[0].removeprefix("var-") for part in query.split("&") if part.startswith("var-")}
+            assert named
             assert named <= variables
             followed += 1
     assert followed > 4
@@ -107,7 +138,7 @@ def test_both_stores_get_the_same_names() -> None:
         rule["record"] for rule in RECORDING["victoriametrics"]
     ]
     for panel in PANELS.values():
-        assert "histogram_quantile" not in panel["targets"][0]["expr"]
+        assert not any("histogram_quantile" in target["expr"] for target in panel["targets"])
     assert "histogram_quantile" not in RULES.read_text()
 
 
@@ -306,11 +337,16 @@ def bare(expression: str) -> str:
 
 @pytest.mark.parametrize("name", [name for name in PANELS if name not in EMPTY_WHILE_WELL])
 def test_every_panel_finds_what_we_export(store: tuple[str, float], name: str) -> None:
-    """Each panel's expression, run on a real store that was fed by our exporter, returns series of the job."""
+    """Each panel's expressions, run on a real store that was fed by our exporter, return series of the job; of a table,
+    with no label that has no heading."""
     address, end_s = store
-    found = ask(address, bare(PANELS[name]["targets"][0]["expr"]), end_s)
-    assert found, PANELS[name]["targets"][0]["expr"]
-    assert all(series["value"][1] not in ("NaN", "+Inf") for series in found)
+    panel = PANELS[name]
+    for target in panel["targets"]:
+        found = ask(address, bare(target["expr"]), end_s)
+        assert found, target["expr"]
+        assert all(series["value"][1] not in ("NaN", "+Inf") for series in found)
+        if panel["type"] == "table":
+            assert {label for series in found for label in series["metric"]} <= headings(panel).keys()
 
 
 @pytest.mark.parametrize("rule", json.loads(RULES.read_text())["groups"][0]["rules"], ids=lambda rule: rule["alert"])
@@ -372,11 +408,22 @@ def test_tails_are_recorded_in_order(store: tuple[str, float]) -> None:
 def test_the_slow_rank_stands_out(store: tuple[str, float]) -> None:
     """The panels that say who is slow and who is waited for say rank 2, as the sample has it."""
     address, end_s = store
-    values = {}
-    for title in ("job: Own backward by rank", "job: Wait for other ranks"):
+    for title in ("job: Own backward, above the median rank's", "job: Share of the step that others wait for a rank"):
         found = ask(address, bare(PANELS[title]["targets"][0]["expr"]), end_s)
         assert len(found) == 4
-        values[title] = {row["metric"]["rankscope_rank"]: float(row["value"][1]) for row in found}
-    own, wait = values.values()
-    assert max(own, key=lambda rank: own[rank]) == "2"
-    assert min(wait, key=lambda rank: wait[rank]) == "2"
+        values = {row["metric"]["rankscope_rank"]: float(row["value"][1]) for row in found}
+        limits = PANELS[title]["fieldConfig"]["defaults"]["thresholds"]["steps"]
+        assert [rank for rank, value in values.items() if value >= limits[1]["value"]] == ["2"]
+
+
+def test_a_finding_says_where(store: tuple[str, float]) -> None:
+    """The row of a finding at a rank names the host that the rank runs on, and that it is to be acted upon."""
+    address, end_s = store
+    cost, sure, act = (
+        ask(address, bare(target["expr"]), end_s) for target in PANELS["job: Findings that hold"]["targets"]
+    )
+    assert len(cost) == len(sure) == len(act) == 1
+    (where,) = {tuple(sorted(rows[0]["metric"].items())) for rows in (cost, sure, act)}
+    (place,) = ask(address, 'rankscope_rank_info{rankscope_rank="2"}', end_s)
+    assert dict(where) | {"host_name": place["metric"]["host_name"], "rankscope_rank": "2"} == dict(where)
+    assert act[0]["value"][1] == "1"
