@@ -102,7 +102,7 @@ def find_job(store: Store, name: str, *, since_s: float | None, until_s: float |
             todo="wait, or give an earlier --since",
         )
     gaps = [after - before for before, after in pairwise(times)]
-    step_s = max(1.0, round(statistics.median(gaps)), (times[-1] - times[0]) / MOST_POINTS)
+    step_s = max(_pace_s(statistics.median(gaps)), (times[-1] - times[0]) / MOST_POINTS)
     native, on_device = _spelling(store, name, begin_s, end_s)
     ranks, world = _size(store, name, begin_s, end_s)
     return StoredJob(
@@ -116,6 +116,11 @@ def find_job(store: Store, name: str, *, since_s: float | None, until_s: float |
         until_s=min(end_s, times[-1] + max(AFTERMATH_SECONDS, 2 * step_s)),
         step_s=step_s,
     )
+
+
+def _pace_s(gap_s: float) -> float:
+    """The interval between two exports, rounded: to whole seconds, or tenths below one."""
+    return float(round(gap_s)) if gap_s >= 1 else max(0.2, round(gap_s, 1))
 
 
 def _span(begin_s: float, end_s: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -24,10 +25,20 @@ pytestmark = pytest.mark.alone
 
 MAIN = [sys.executable, "-c", "from rankscope.agent.cli import main; main()"]
 JOB = str(Path(__file__).parents[1] / "node_job.py")
-#: Some 25 s on two cores, half of them for starting and ending.
-STEPS = 160
+#: Trouble begins at the one step and the job ends at the other: some eight seconds each, with a store that tells half a
+#: second from the next.
+TROUBLE, STEPS = 260, 360
 DELAY_S = 0.006
 HOUR_S = 3600
+SETTINGS = """
+[export]
+period_seconds = 0.5
+interval_seconds = 0.5
+[rings]
+poll_seconds = 0.25
+[recording]
+commit_seconds = 0.25
+"""
 
 Trouble = Callable[[Switch, Path], None]
 
@@ -63,18 +74,18 @@ def store_on(namespace: str, place: Path) -> Iterator[str]:
         yield f"http://{address_of(0)}:8428"
 
 
-def run_job(place: Path, trouble: Trouble, *, count: int = 3, steps: int = STEPS, ahead_s: Sequence[int] = ()) -> Done:
-    """A rank and a `rankscope run` on each node, a store on the first; `trouble` begins in the job's middle.
+def run_job(place: Path, trouble: Trouble, *, count: int = 3, ahead_s: Sequence[int] = ()) -> Done:
+    """A rank and a `rankscope run` on each node, a store on the first; `trouble` begins at step TROUBLE.
 
     `ahead_s` is how far each node's wall clock is ahead; every node has a monotonic clock of its own anyway.
     """
     if reason := nodes.why_not():
         components.missing(reason) if os.geteuid() == 0 else pytest.skip(reason)
     known = {key: value for key, value in os.environ.items() if not key.startswith(("RANKSCOPE", "OTEL"))}
-    middle = place / "middle"
+    reached = place / "reached"
     launched: list[subprocess.Popen[bytes]] = []
     settings = place / "agent.toml"
-    settings.write_text("[export]\nperiod_seconds = 0.5\ninterval_seconds = 0.5\n[recording]\ncommit_seconds = 0.25\n")
+    settings.write_text(SETTINGS)
     clock = nodes.wall_clock_library(place) if any(ahead_s) else None
     with nodes.switched(count) as (names, switch), store_on(names[0], place) as store:
         try:
@@ -95,14 +106,16 @@ def run_job(place: Path, trouble: Trouble, *, count: int = 3, steps: int = STEPS
                     *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(count), "--nproc-per-node", "1"),
                     *("--node-rank", str(node), "--master-addr", address_of(0), "--master-port", "29500"),
                 ]
-                command = [*MAIN, "run", "--job", "many", "--", *torchrun, JOB, str(steps), str(middle)]
+                command = [*MAIN, "run", "--job", "many", "--", *torchrun, JOB, str(STEPS), str(TROUBLE), str(reached)]
                 output = (place / f"output{node}").open("wb")
                 launched.append(
                     subprocess.Popen(on_node(node, names, command), env=environ, stdout=output, stderr=output)
                 )
                 output.close()
             deadline = time.monotonic() + 120
-            while not middle.exists() and all(each.poll() is None for each in launched) and time.monotonic() < deadline:
+            while (
+                not reached.exists() and all(each.poll() is None for each in launched) and time.monotonic() < deadline
+            ):
                 time.sleep(0.01)
             trouble(switch, place)
             for node, each in enumerate(launched):
@@ -111,7 +124,7 @@ def run_job(place: Path, trouble: Trouble, *, count: int = 3, steps: int = STEPS
             for each in launched:
                 each.terminate()
                 each.wait(30)
-        assert switch.packets > steps
+        assert switch.packets > STEPS
         switch.port_delay_s[:] = [0.0] * count
         from_store = _json("diagnose", "--prometheus", store, "--job", "many", prefix=["ip", "netns", "exec", names[0]])
     recordings = [str(next(place.glob(f"state{node}/many/*.db"))) for node in range(count)]
@@ -135,7 +148,7 @@ def nothing(_: Switch, __: Path) -> None:
 
 def held_up(_: Switch, place: Path) -> None:
     """The rank of the last node is stopped for three quarters of the time, until it ends."""
-    pid = int((place / "middle.pids").read_text().split()[-1])
+    pid = int((place / "reached").read_text().split()[-1])
 
     def hold() -> None:
         try:
@@ -155,12 +168,12 @@ def place_of(finding: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in finding["where"].items() if value is not None}
 
 
-def check_slow(done: Done, steps: int, where: dict[str, str]) -> None:
-    """One finding since the middle, at this place, from the recordings."""
-    (finding,) = done.verdict["findings"]
+def check_slow(verdict: dict[str, Any], where: dict[str, str]) -> None:
+    """One finding since TROUBLE, at this place."""
+    (finding,) = verdict["findings"]
     assert (finding["class"], finding["side"]) == ("network-delay", "environment")
     assert place_of(finding) == {"phase": "collective_wait", **where}
-    assert steps // 2 - 2 <= finding["detected_step"] <= steps // 2 + 20
+    assert TROUBLE - 2 <= finding["detected_step"] <= TROUBLE + 20
 
 
 def check_stored(done: Done) -> None:
@@ -169,15 +182,39 @@ def check_stored(done: Done) -> None:
     assert (stored["class"], place_of(stored)) == (finding["class"], place_of(finding))
 
 
-def test_the_host_behind_a_slow_port_is_named_though_clocks_are_apart(tmp_path: Path) -> None:
-    """Three nodes, one late in all that it sends and receives: one verdict names it, from three recordings of which one
-    has a wall clock that is an hour ahead."""
-    done = run_job(tmp_path, slow_port, ahead_s=(0, HOUR_S, 0))
-    check_slow(done, STEPS, {"host": HOSTS[2]})
-    clocks = {clock["host"]: clock for clock in done.verdict["job"]["clocks"]}
-    ahead = clocks[HOSTS[1]]
+def check_clocks(verdict: dict[str, Any]) -> None:
+    """The second node's wall clock was an hour ahead, and what ranks did together told so."""
+    ahead = next(clock for clock in verdict["job"]["clocks"] if clock["host"] == HOSTS[1])
     assert abs(ahead["ahead_ms"] / 1000 - HOUR_S) < 1, ahead
     assert ahead["source"] == "collectives"
+
+
+def set_ahead(recording: str) -> None:
+    """A recording as an agent makes it whose wall clock is an hour ahead."""
+    with sqlite3.connect(recording) as database:
+        ahead_ns = HOUR_S * 10**9
+        database.execute("UPDATE meta SET value = value + ? WHERE key = 'anchor_wall_ns'", (ahead_ns,))
+        database.execute("UPDATE ranks SET anchor_wall_ns = anchor_wall_ns + ?", (ahead_ns,))
+
+
+def test_the_host_behind_a_slow_port_is_named(tmp_path: Path) -> None:
+    """Three nodes, one late in all that it sends and receives: one verdict names it, from three recordings, from what
+    the store took, and from the recordings once one of them is of a host with its wall clock an hour ahead."""
+    done = run_job(tmp_path, slow_port)
+    check_slow(done.verdict, {"host": HOSTS[2]})
+    check_stored(done)
+    set_ahead(done.recordings[1])
+    apart = _json("report", *done.recordings)
+    check_slow(apart, {"host": HOSTS[2]})
+    check_clocks(apart)
+
+
+@pytest.mark.verify
+def test_a_wall_clock_an_hour_ahead_changes_nothing(tmp_path: Path) -> None:
+    """All processes of one node read a wall clock that is ahead: its rank and its agent."""
+    done = run_job(tmp_path, slow_port, ahead_s=(0, HOUR_S, 0))
+    check_slow(done.verdict, {"host": HOSTS[2]})
+    check_clocks(done.verdict)
 
 
 @pytest.mark.verify
@@ -190,7 +227,9 @@ def test_a_slow_link_is_named_with_both_its_ends(
     tmp_path: Path, count: int, trouble: Trouble, where: dict[str, str]
 ) -> None:
     """No host is accused where one link of three is slow, nor of two nodes that share one link."""
-    check_slow(run_job(tmp_path, trouble, count=count), STEPS, where)
+    done = run_job(tmp_path, trouble, count=count)
+    check_slow(done.verdict, where)
+    check_stored(done)
 
 
 @pytest.mark.verify
