@@ -16,7 +16,7 @@ help: ## this list
 
 install: $(VENV)/.installed ## make .venv with everything that the other commands need
 
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt rankscope_attach.pth rankscope_attach.start torch_hooks/_boundaries.c
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt rankscope_attach.pth rankscope_attach.start $(wildcard torch_hooks/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: $(PYTHON) is older than Python 3.11: make install PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)

@@ -58,7 +58,12 @@ class Build(build):
     sub_commands: ClassVar = [*build.sub_commands, ("build_start_up_files", None)]
 
 
-# Where it cannot be compiled the wheel does without: torch_hooks/boundaries.py does the same, slower.
-BOUNDARIES = Extension("rankscope.torch_hooks._boundaries", ["torch_hooks/_boundaries.c"], optional=True)
+# Where it cannot be compiled the wheel does without: torch_hooks/reference.py does the same, slower.
+NATIVE = Extension(
+    "rankscope.torch_hooks._native",
+    sorted(map(str, Path("torch_hooks/native").glob("*.c"))),
+    depends=["torch_hooks/native/native.h"],
+    optional=True,
+)
 
-setup(ext_modules=[BOUNDARIES], cmdclass={"build": Build, "build_start_up_files": BuildStartUpFiles})
+setup(ext_modules=[NATIVE], cmdclass={"build": Build, "build_start_up_files": BuildStartUpFiles})

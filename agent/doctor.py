@@ -220,9 +220,9 @@ def _torch() -> Found:
         return Found("torch", State.ABSENT, f"not installed beside {sys.executable}", todo)
     from importlib.metadata import version
 
-    from rankscope.torch_hooks.boundaries import fastest, name_of
+    from rankscope.torch_hooks.hot import NAME
 
-    return Found("torch", State.OK, f"{version('torch')}; the hooks' boundaries: {name_of(fastest())}", "")
+    return Found("torch", State.OK, f"{version('torch')}; the hooks' hot path: {NAME}", "")
 
 
 def _pidfd() -> Found:

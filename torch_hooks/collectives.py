@@ -12,7 +12,8 @@ from threading import get_ident
 from typing import Any
 
 from rankscope.records import MISSING, CollectiveRecord, GroupKind, Phase, RecordKind
-from rankscope.torch_hooks.groups import SHARDING, Groups, GroupState, state_of
+from rankscope.torch_hooks.groups import SHARDING, state_of
+from rankscope.torch_hooks.hot import GroupState
 from rankscope.torch_hooks.patches import Undo
 from rankscope.torch_hooks.step_clock import StepClock
 
@@ -72,7 +73,7 @@ class CollectiveWatch(Undo):
         group = distributed.group.WORLD
         default = state_of(group, range(distributed.get_world_size()), default=True)
         self._states[id(group)] = default
-        clock.groups = Groups(default, on_device=clock.timeline is not None)
+        clock.watch_groups(default)
         self.try_all((("collectives", self._operations), ("waits for collectives", self._waits)))
 
     def _operations(self) -> None:
@@ -93,9 +94,8 @@ class CollectiveWatch(Undo):
                     state.count += 1
                     if shards:
                         state.kind = GroupKind.SHARD
-                    groups = clock.groups
-                    groups.count += 1
-                    groups.latest = state
+                    clock.issued += 1
+                    clock.groups.latest = state
                     if len(works) > _MOST_WORKS:
                         works.clear()
                     if to_peer:
@@ -113,11 +113,11 @@ class CollectiveWatch(Undo):
         distributed = importlib.import_module("torch.distributed")
         # Kept alive by torch as long as it is used; where one is made anew at its address, the names agree anyway.
         state = state_of(group, distributed.get_process_group_ranks(group), default=False)
-        if operation in _PEER_TO_PEER and state.kind is GroupKind.UNKNOWN:
+        if operation in _PEER_TO_PEER and state.kind == GroupKind.UNKNOWN:
             state.kind = GroupKind.PIPELINE
         self._states[id(group)] = state
         if self._clock.groups is not None:
-            self._clock.groups.add(state)
+            self._clock.groups.states.append(state)
         return state
 
     def _waits(self) -> None:
@@ -184,7 +184,7 @@ class CollectiveWatch(Undo):
 
     def _break(self, error: Exception) -> None:
         self.broken = error
-        self._clock.groups = None
+        self._clock.forget_groups()
 
 
 def process_group_is_there(torch: Any) -> bool:

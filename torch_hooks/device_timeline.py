@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from rankscope.device import DeviceClock
 from rankscope.records import MISSING, DeviceRecord, GroupKind, GroupRecord, Phase, RecordKind
 from rankscope.ring import RingWriter
-from rankscope.torch_hooks.groups import Groups, GroupState
+from rankscope.torch_hooks.groups import Groups
+from rankscope.torch_hooks.hot import GroupState
 
 #: Steps whose events may be outstanding; a device further behind loses the oldest, counted.
 MAX_PENDING_STEPS = 32

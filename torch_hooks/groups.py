@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rankscope.records import MISSING, GroupKind, text_bytes
+from rankscope.records import GroupKind, text_bytes
+from rankscope.torch_hooks.hot import GroupState
 
 #: Words in a group's description, as device meshes and trainers write them ("mesh_tp", "TENSOR_MODEL_PARALLEL_GROUP"),
 #: and what they mean. The first that fits counts.
@@ -21,87 +22,19 @@ _WORDS = (
 SHARDING = frozenset(("_allgather_base", "all_gather_single", "_reduce_scatter_base", "reduce_scatter_single"))
 
 
-class GroupState:
-    """One process group as this rank sees it."""
-
-    __slots__ = ("_sequence", "count", "kind", "members", "name", "sequence", "size", "wait_ns")
-
-    def __init__(self, name: str, kind: GroupKind, ranks: Iterable[int], sequence: Callable[[], int] | None) -> None:
-        members = sorted(ranks)
-        self.name = text_bytes(name, 48)
-        self.kind = kind
-        self.size = len(members)
-        self.members = text_bytes(ranges(members), 80)
-        self._sequence = sequence
-        #: Of the step under way: operations issued from Python, and host time waited for them.
-        self.count = self.wait_ns = 0
-        self.sequence = self.now()
-
-    def now(self) -> int:
-        """Sequence number of the group's latest operation, or MISSING."""
-        try:
-            return MISSING if self._sequence is None else int(self._sequence())
-        except (RuntimeError, TypeError, ValueError):
-            self._sequence = None
-            return MISSING
-
-
 class Groups:
     """The groups of this process. `default` is the whole job's, in which DDP reduces gradients out of our sight."""
 
-    def __init__(self, default: GroupState, *, on_device: bool) -> None:
+    def __init__(self, default: GroupState) -> None:
         self.default = default
-        #: Operations issued from Python in the step under way.
-        self.count = 0
-        #: The group of the latest of them: whom a stream that is made to wait waits for.
+        #: The group of the latest operation issued: whom a stream that is made to wait waits for.
         self.latest = default
-        self._on_device = on_device
-        self._states: list[GroupState] = [default]
+        self.states: list[GroupState] = [default]
 
     @property
     def used(self) -> tuple[GroupState, ...]:
         """Groups with operations issued from Python in the step under way."""
-        return tuple(state for state in self._states if state.count)
-
-    def add(self, state: GroupState) -> None:
-        """One more group."""
-        self._states.append(state)
-
-    def end_step(
-        self, append: Callable[..., None], step: int, own_ns: int, backward_wait_ns: int, backward_count: int
-    ) -> None:
-        """Write a record for each group that was used in the step; with a device clock the device's say the waits."""
-        self.count = 0
-        for state in self._states:
-            count, waited = state.count, state.wait_ns
-            if state is self.default:
-                count += backward_count
-                waited += backward_wait_ns
-            if not count:
-                continue
-            before, latest = state.sequence, state.now()
-            state.sequence = latest
-            first = MISSING if before == MISSING or latest <= before else before + 1
-            if not self._on_device:
-                # Operations whose waits were not seen were waited for somewhere in the "own" phases.
-                unseen = state.count > 0 and not state.wait_ns
-                append(
-                    step,
-                    state.size,
-                    count,
-                    own_ns,
-                    waited,
-                    0,
-                    state.name,
-                    state.kind,
-                    MISSING,
-                    MISSING,
-                    unseen,
-                    first,
-                    MISSING if first == MISSING else latest,
-                    state.members,
-                )
-            state.count = state.wait_ns = 0
+        return tuple(state for state in self.states if state.count)
 
 
 def kind_of(description: str) -> GroupKind:
@@ -126,4 +59,12 @@ def state_of(group: Any, ranks: Iterable[int], *, default: bool) -> GroupState:
     description = str(getattr(group, "group_desc", "") or "")
     name = "default" if default else description or str(getattr(group, "group_name", "?"))
     kind = GroupKind.DATA if default else kind_of(description)
-    return GroupState(name, kind, ranks, getattr(group, "_get_sequence_number_for_group", None))
+    return make_state(name, kind, ranks, getattr(group, "_get_sequence_number_for_group", None))
+
+
+def make_state(
+    name: str, kind: GroupKind, ranks: Iterable[int], sequence: Callable[[], int] | None = None
+) -> GroupState:
+    """A group of these global ranks; `sequence` asks torch for the number of its latest operation."""
+    members = sorted(ranks)
+    return GroupState(text_bytes(name, 48), int(kind), len(members), text_bytes(ranges(members), 80), sequence)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 from rankscope.records import MISSING, MarkKind
+from rankscope.torch_hooks.hot import collate_gate
 from rankscope.torch_hooks.step_clock import StepClock
 
 #: Share of a step spent waiting for data above which the loader is looked into (7 us for its ready batches).
@@ -23,25 +25,29 @@ class LoaderWatch:
     def __init__(self, clock: StepClock, proc: Path = Path("/proc")) -> None:
         self._clock = clock
         self._proc = proc
-        self._iterator = 0
+        self._iterator: weakref.ref[Any] | None = None
         self._pids: tuple[int, ...] = ()
         self._read_ns = 0
         self._cpu_ns = self._io_ns = 0
 
-    def asked(self, iterator: Any) -> None:
-        """A training batch is asked for: see what the loader has, if the step before waited for one."""
+    def asked(self, iterator: Any) -> bool:
+        """A training batch is asked for: see what the loader has, if the step before waited for one.
+
+        Returns whether there is anything to see at this iterator's next batches.
+        """
         clock = self._clock
-        if self._iterator != id(iterator):
-            self._iterator = id(iterator)
+        if self._iterator is None or self._iterator() is not iterator:
+            self._iterator = weakref.ref(iterator)
             self._meet(iterator)
         if not self._pids:
-            return
+            return False
         if clock.last_data_wait_ns <= _SUSPICIOUS_DATA_WAIT * clock.last_step_ns:
             clock.loader_ready = clock.loader_cpu_ns = clock.loader_io_ns = MISSING
-            return
+            return True
         ready = ready_batches(iterator)
         clock.loader_ready = MISSING if ready is None else ready
         self._read_workers()
+        return True
 
     def _meet(self, iterator: Any) -> None:
         """A new iterator: who its workers are, or, without any, how long it reads and collates."""
@@ -76,17 +82,8 @@ def time_collating(fetcher: Any, clock: StepClock) -> None:
     collate = getattr(fetcher, "collate_fn", None)
     if collate is None:
         return
-    now = time.monotonic_ns
     clock.collate_ns = 0
-
-    def timed_collate(samples: Any) -> Any:
-        began = now()
-        try:
-            return collate(samples)
-        finally:
-            clock.collate_ns += now() - began
-
-    fetcher.collate_fn = timed_collate
+    fetcher.collate_fn = collate_gate(collate, clock)
 
 
 def worker_times(pids: tuple[int, ...], proc: Path = Path("/proc")) -> tuple[int, int]:

@@ -9,24 +9,21 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from rankscope.torch_hooks.gates import HotListener
+from rankscope.torch_hooks.hot import backward_gate, next_gate
 
 #: Attribute our replacements carry, so that a second installation (a reloaded module) recognises them.
 _OURS = "_rankscope_original"
 
 
-class Listener(Protocol):
+class Listener(HotListener, Protocol):
     """What is told. Implementations never raise; attributes are looked up at each call, and may be replaced."""
 
-    data_begin: Callable[[Any], None]
-    data_end: Callable[[Any], None]
-    #: Returns whether `backward_own_end` is to be called.
-    backward_begin: Callable[[], bool]
-    backward_own_end: Callable[[], None]
-    backward_end: Callable[[], None]
-    optimizer_begin: Callable[[bool], None]
+    #: Given the arguments of an optimizer's step: itself, perhaps a closure.
+    optimizer_begin: Callable[[tuple[Any, ...], dict[str, Any]], None]
     optimizer_end: Callable[[Any], None]
 
     def scaler_end(self, optimizer: Any) -> None: ...
@@ -120,69 +117,26 @@ class Patches(Undo):
 
     def _data(self) -> None:
         iterator_type = importlib.import_module("torch.utils.data.dataloader")._BaseDataLoaderIter
-        listener = self._listener
-
-        def make(original: Any) -> Any:
-            def __next__(iterator: Any) -> Any:
-                listener.data_begin(iterator)
-                batch = None
-                try:
-                    batch = original(iterator)
-                    return batch
-                finally:
-                    listener.data_end(batch)
-
-            return __next__
-
-        self.replace("__next__", (iterator_type,), make)
+        self.replace("__next__", (iterator_type,), lambda original: next_gate(original, self._listener))
 
     def _backward(self) -> None:
         autograd = importlib.import_module("torch.autograd")
-        engine = autograd.Variable._execution_engine
-        queue_callback = engine.queue_callback  # checked here, used in backward
-        listener = self._listener
-        queued = [False]
-
-        def own_end() -> None:
-            listener.backward_own_end()
-
-        def stamp(_gradient: Any) -> None:
-            # DDP waits in an engine callback that it queues when its first gradient is ready; callbacks run in the
-            # order they were queued, and a hook on a root runs before any gradient is ready.
-            if not queued[0]:
-                queued[0] = True
-                queue_callback(own_end)
-
-        keep_out_of_dynamo(stamp)
-        keep_out_of_dynamo(own_end)
-
-        def make(original: Any) -> Any:
-            def _engine_run_backward(outputs: Any, *arguments: Any, **keywords: Any) -> Any:
-                roots = []
-                if listener.backward_begin():
-                    queued[0] = False
-                    roots = hook_roots(outputs, stamp)
-                try:
-                    return original(outputs, *arguments, **keywords)
-                finally:
-                    for hooks in roots:
-                        hooks.pop(_STAMP, None)
-                    listener.backward_end()
-
-            return _engine_run_backward
-
-        self.replace("_engine_run_backward", (autograd, importlib.import_module("torch.autograd.graph")), make)
+        queue_callback = autograd.Variable._execution_engine.queue_callback
+        self.replace(
+            "_engine_run_backward",
+            (autograd, importlib.import_module("torch.autograd.graph")),
+            lambda original: backward_gate(original, self._listener, queue_callback),
+        )
 
     def _optimizer(self) -> None:
         module = importlib.import_module("torch.optim.optimizer")
-        compiling = importlib.import_module("torch.compiler").is_compiling
+        # Dynamo, tracing an optimizer's step, takes this for true, and leaves our part out.
+        compiling = importlib.import_module("torch.compiler").is_dynamo_compiling
         listener = self._listener
 
         def before(_optimizer: Any, arguments: Any, keywords: Any) -> None:
             if not compiling():
-                # The optimizer itself comes first; a closure after it runs forward and backward inside the step.
-                closure = arguments[1] if len(arguments) > 1 else keywords.get("closure")
-                listener.optimizer_begin(closure is not None)
+                listener.optimizer_begin(arguments, keywords)
 
         def after(optimizer: Any, _arguments: Any, _keywords: Any) -> None:
             if not compiling():
@@ -245,29 +199,6 @@ class Patches(Undo):
 
         owners = (distributed, importlib.import_module("torch.distributed.distributed_c10d"))
         self.replace("init_process_group", owners, make)
-
-
-#: Key of our hook among a tensor's own; torch's are numbers.
-_STAMP = "rankscope"
-
-
-def hook_roots(outputs: Any, hook: Callable[[Any], None]) -> list[Any]:
-    """Have `hook` run when the engine reaches a root, a third of the cost of `register_hook`; returns where it was put.
-
-    What `Tensor.register_hook` does, without the handle: the hooks of a tensor are an ordered dictionary that its graph
-    node knows.
-    """
-    placed = []
-    for root in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
-        node = root.grad_fn
-        if node is not None:
-            hooks = root._backward_hooks
-            if hooks is None:
-                root._backward_hooks = hooks = OrderedDict()
-                node._register_hook_dict(root)
-            hooks[_STAMP] = hook
-            placed.append(hooks)
-    return placed
 
 
 def keep_out_of_dynamo(function: Any) -> None:

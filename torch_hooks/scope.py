@@ -26,11 +26,11 @@ from rankscope.identity import rank_identity
 from rankscope.records import MarkKind, Phase
 from rankscope.ring import RingWriter, ring_path
 from rankscope.torch_hooks.allocator import AllocatorWatch, make_watch
-from rankscope.torch_hooks.boundaries import name_of
 from rankscope.torch_hooks.clocks import choose_clock, device_undecided
 from rankscope.torch_hooks.collectives import CollectiveWatch, process_group_is_there
 from rankscope.torch_hooks.fingerprint import write_fingerprint
 from rankscope.torch_hooks.flight_socket import FlightSocket, flight_path
+from rankscope.torch_hooks.hot import NAME
 from rankscope.torch_hooks.loop import TrainingLoop, optimizer_made
 from rankscope.torch_hooks.nonfinite import NonFiniteWatch
 from rankscope.torch_hooks.patches import Patches
@@ -39,7 +39,6 @@ from rankscope.torch_hooks.pipeline import PipelineWatch
 from rankscope.torch_hooks.signals import Signals
 from rankscope.torch_hooks.stacks import StackDumper
 from rankscope.torch_hooks.step_clock import StepClock
-from rankscope.torch_hooks.usage import GcWatch, ThreadUsage
 from rankscope.torch_hooks.window import Window, make_window
 
 Batch = TypeVar("Batch")
@@ -99,7 +98,7 @@ class Scope:
     backward_begin: Callable[[], bool]
     backward_own_end: Callable[[], None]
     backward_end: Callable[[], None]
-    optimizer_begin: Callable[[bool], None]
+    optimizer_begin: Callable[[tuple[Any, ...], dict[str, Any]], None]
     optimizer_end: Callable[[Any], None]
 
     def __init__(self, environ: Mapping[str, str], *, write_error: Callable[[str], object]) -> None:
@@ -176,10 +175,10 @@ class Scope:
         self._quietly(self._begin)
         return self.backward_begin() if self._loop is not None else False
 
-    def _first_optimizer(self, closure: bool) -> None:
+    def _first_optimizer(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self._quietly(self._begin)
         if self._loop is not None:
-            self.optimizer_begin(closure)
+            self.optimizer_begin(arguments, keywords)
 
     def _stop(self) -> None:
         self._ended = True
@@ -196,17 +195,16 @@ class Scope:
         path = ring_path(self._directory, identity)
         write_fingerprint(path, self._environ)
         ring = RingWriter(path, identity, ClockAnchor.take(SystemClock()))
-        gc_watch, usage = GcWatch(), ThreadUsage()
         # With one hardware queue, timing events between kernels were seen to break compute/communication overlap.
         coarse = self._environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1"
-        clock = StepClock(ring, device, world_size=identity.world_size, gc_watch=gc_watch, usage=usage, coarse=coarse)
+        clock = StepClock(ring, device, world_size=identity.world_size, coarse=coarse)
         window = make_window(path, identity.rank, self._environ)
         control = ControlReader(path)
         self._stop_watching.append(control.close)
         dumper = StackDumper(path.with_name(f"{path.name}.stacks"), self._environ)
         flight = FlightSocket(flight_path(path, identity.pid), self._environ)
-        gc_watch.install()
-        self._stop_watching += [gc_watch.remove, usage.close, clock.close, dumper.remove, flight.close]
+        clock.gc_watch.install()
+        self._stop_watching += [clock.close, dumper.remove, flight.close]
         self._stop_watching.append(device.watch_synchronize(clock.synchronized))
         if window is not None:
             self._stop_watching.append(window.close)
@@ -226,7 +224,7 @@ class Scope:
         self._stop_watching.append(pipelines.remove)
         self._patches.install_after("torch.distributed.pipelining.stage", "pipeline stages", pipelines.install)
         can = f"stacks={dumper.install()} flight={int(flight.open())}"
-        can = f"{can} boundaries={name_of(StepClock)}"
+        can = f"{can} boundaries={NAME}"
         clock.mark(MarkKind.ATTACHED, f"{can} torch={torch.__version__} python={sys.executable}")
         for line in self._patches.unavailable:
             clock.mark(MarkKind.DEGRADED, line)

@@ -12,55 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.records import MISSING, MarkKind
+from rankscope.torch_hooks.hot import Boundaries
 
 
-class ThreadUsage:
-    """CPU time and run-queue wait of the calling thread since the last read."""
-
-    def __init__(self, proc: Path = Path("/proc")) -> None:
-        path = proc / "self" / "task" / str(threading.get_native_id()) / "schedstat"
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._descriptor = -1
-        self._cpu_ns = 0
-        self._waited_ns = 0
-
-    def read(self) -> tuple[int, int | None]:
-        """(CPU ns, run-queue wait ns or None where the kernel does not say)."""
-        cpu = time.thread_time_ns()
-        spent, self._cpu_ns = cpu - self._cpu_ns, cpu
-        if self._descriptor < 0:
-            return spent, None
-        # Second field of schedstat: time runnable but waiting, in ns (Documentation/scheduler/sched-stats).
-        waited = int(os.pread(self._descriptor, 96, 0).split()[1])
-        delta, self._waited_ns = waited - self._waited_ns, waited
-        return spent, delta
-
-    def close(self) -> None:
-        """Close the descriptor. Safe to call twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+def open_schedstat(proc: Path = Path("/proc")) -> int:
+    """A descriptor of the calling thread's schedstat; -1 where the kernel has none."""
+    path = proc / "self" / "task" / str(threading.get_native_id()) / "schedstat"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 class GcWatch:
-    """Time in Python's garbage collector, which stops every thread; whoever takes it sets it back to zero."""
+    """Time in Python's garbage collector, which stops every thread: into `gc_ns` and `gc_count` of the step."""
 
-    __slots__ = ("_began", "_monotonic_ns", "count", "spent_ns")
+    __slots__ = ("_began", "_clock", "_monotonic_ns")
 
-    def __init__(self, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, clock: Boundaries, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock = clock
         self._monotonic_ns = monotonic_ns
         self._began = 0
-        #: Since they were last set to zero.
-        self.spent_ns = self.count = 0
 
     def install(self) -> None:
         """Begin to listen."""
         gc.callbacks.append(self._collected)
 
     def remove(self) -> None:
-        """Stop listening."""
+        """Stop listening. Safe to call twice."""
         if self._collected in gc.callbacks:
             gc.callbacks.remove(self._collected)
 
@@ -68,29 +47,32 @@ class GcWatch:
         if moment == "start":
             self._began = self._monotonic_ns()
         elif self._began:
-            self.spent_ns += self._monotonic_ns() - self._began
-            self.count += 1
+            self._clock.gc_ns += self._monotonic_ns() - self._began
+            self._clock.gc_count += 1
 
 
 class CompileWatch:
     """Time in Dynamo's compilations, from its own callbacks, and why it compiled again.
 
-    Installed once Dynamo is there, never importing it. `say` is told of each recompilation.
+    Into `compile_ns` and `recompiles` of the step: missing where Dynamo offers no callbacks. Installed once Dynamo is
+    there, never importing it. `say` is told of each recompilation.
     """
 
-    __slots__ = ("_began", "_failed", "_handler", "_known", "_monotonic_ns", "_say", "recompiles", "spent_ns")
+    __slots__ = ("_began", "_clock", "_failed", "_handler", "_known", "_monotonic_ns", "_say")
 
     def __init__(
-        self, say: Callable[[MarkKind, str], None], monotonic_ns: Callable[[], int] = time.monotonic_ns
+        self,
+        clock: Boundaries,
+        say: Callable[[MarkKind, str], None],
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        self._clock = clock
         self._say = say
         self._monotonic_ns = monotonic_ns
         self._handler: Any = None
         self._failed = False
         self._began = 0
         self._known = 0
-        #: Since they were last set to zero; missing where Dynamo offers no callbacks.
-        self.spent_ns = self.recompiles = 0
 
     def look(self) -> None:
         """Register with Dynamo once it is imported, again where `torch._dynamo.reset()` has cleared its callbacks."""
@@ -106,7 +88,7 @@ class CompileWatch:
             self._handler = handler
         except (KeyError, AttributeError):
             self._failed = True
-            self.spent_ns = self.recompiles = MISSING
+            self._clock.compile_ns = self._clock.recompiles = MISSING
 
     def remove(self) -> None:
         """Unregister."""
@@ -119,7 +101,7 @@ class CompileWatch:
 
     def _end(self, *_arguments: Any) -> None:
         if self._began:
-            self.spent_ns += self._monotonic_ns() - self._began
+            self._clock.compile_ns += self._monotonic_ns() - self._began
             self._began = 0
 
     def explain(self) -> None:
@@ -127,7 +109,7 @@ class CompileWatch:
         try:
             metrics = list(sys.modules["torch._dynamo.utils"]._compilation_metrics)
         except (KeyError, AttributeError):
-            self.recompiles = MISSING
+            self._clock.recompiles = MISSING
             return
         for metric in metrics:
             number = getattr(metric, "start_time_us", None) or 0
@@ -135,6 +117,6 @@ class CompileWatch:
                 self._known = number
                 reason = getattr(metric, "recompile_reason", None)
                 if reason:
-                    self.recompiles += 1
+                    self._clock.recompiles += 1
                     name = getattr(metric, "co_name", None) or "?"
                     self._say(MarkKind.RECOMPILE, f"{name}: {' '.join(str(reason).split())}")

@@ -17,6 +17,7 @@ import os
 import stat
 import struct
 import zlib
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,16 +116,17 @@ class RingWriter:
         self.path = path
         self._slots = slots
         self._views: list[memoryview] = []
-        self._next = 1
+        #: Sequence number of the next record, where compiled writers in the training thread find it too.
+        self.counter = array("q", [1])
 
     @property
     def written(self) -> int:
         """Records written so far."""
-        return self._next - 1
+        return self.counter[0] - 1
 
     @property
     def mapped(self) -> mmap.mmap:
-        """The mapped file, for a writer of its own in the training thread: `take` says where its record goes."""
+        """The mapped file, for a writer of its own in the training thread: `counter` says where its record goes."""
         return self._map
 
     @property
@@ -134,18 +136,18 @@ class RingWriter:
 
     def take(self) -> int:
         """Sequence number of a record that the caller writes now."""
-        sequence = self._next
-        self._next = sequence + 1
+        sequence = self.counter[0]
+        self.counter[0] = sequence + 1
         return sequence
 
     def append(self, kind: RecordKind, payload: bytes) -> None:
         """Write one record over the oldest."""
-        sequence = self._next
+        sequence = self.counter[0]
         start = HEADER_BYTES + (sequence - 1) % self._slots * SLOT_BYTES
         body = _PREFIX.pack(kind, len(payload), sequence) + payload
         self._map[start + 4 : start + 4 + len(body)] = body
         _CRC.pack_into(self._map, start, zlib.crc32(body))
-        self._next = sequence + 1
+        self.counter[0] = sequence + 1
 
     def append_record(self, record: RingRecord) -> None:
         """Write one record given as its dataclass (the hot path packs its own payload)."""
@@ -153,18 +155,18 @@ class RingWriter:
 
     def appender(self, kind: RecordKind, layout: struct.Struct) -> Callable[..., None]:
         """A function that appends a record of `layout` given as its values, with the least work: the hot path."""
-        slots, mapped, view, crc32 = self._slots, self._map, memoryview(self._map), zlib.crc32
+        slots, mapped, view, crc32, counter = self._slots, self._map, memoryview(self._map), zlib.crc32, self.counter
         whole = struct.Struct(f"{_PREFIX.format}{layout.format.removeprefix('<')}")
         pack_into, pack_crc_into, length = whole.pack_into, _CRC.pack_into, layout.size
         end_of_body = 4 + whole.size
         self._views.append(view)
 
         def append(*values: int | bytes) -> None:
-            sequence = self._next
+            sequence = counter[0]
             start = HEADER_BYTES + (sequence - 1) % slots * SLOT_BYTES
             pack_into(mapped, start + 4, kind, length, sequence, *values)
             pack_crc_into(mapped, start, crc32(view[start + 4 : start + end_of_body]))
-            self._next = sequence + 1
+            counter[0] = sequence + 1
 
         return append
 

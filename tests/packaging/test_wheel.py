@@ -32,9 +32,7 @@ def test_each_room_is_a_link_in_src(root: Path, rooms: tuple[str, ...]) -> None:
 def test_wheel_holds_every_file_of_the_rooms_and_no_other(wheel: Path, to_ship: set[str]) -> None:
     """Sources, C files, templates, tables and the start-up files arrive; builds add nothing."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    compiled = {
-        name for name in names if name.startswith("rankscope/torch_hooks/_boundaries.") and name.endswith(".so")
-    }
+    compiled = {name for name in names if name.startswith("rankscope/torch_hooks/_native.") and name.endswith(".so")}
     assert names - compiled == to_ship
     assert len(compiled) == (shutil.which("cc") is not None)
 

@@ -14,9 +14,8 @@ from rankscope.clock import ClockAnchor
 from rankscope.records import DeviceRecord, GroupKind, GroupRecord, Phase, StepRecord
 from rankscope.ring import RingReader, RingWriter
 from rankscope.torch_hooks.clocks import CudaClock
-from rankscope.torch_hooks.groups import Groups, GroupState
+from rankscope.torch_hooks.groups import make_state
 from rankscope.torch_hooks.step_clock import StepClock
-from rankscope.torch_hooks.usage import GcWatch, ThreadUsage
 
 
 class Host:
@@ -35,8 +34,8 @@ def run_loop(
     """A loop whose host launches a phase in `host_ms` and whose device needs 10, 20 and 5 ms for the phases."""
     host = Host()
     ring = RingWriter(tmp_path / "a.ring", IDENTITY, ClockAnchor(0, 0))
-    watch = StepClock(ring, clock, world_size=4, gc_watch=GcWatch(), usage=ThreadUsage(), monotonic_ns=host)
-    watch.groups = Groups(GroupState("default", GroupKind.DATA, range(4), None), on_device=True)
+    watch = StepClock(ring, clock, world_size=4, monotonic_ns=host)
+    watch.watch_groups(make_state("default", GroupKind.DATA, range(4)))
     plan = (
         (Phase.FORWARD, 10.0),
         (Phase.BACKWARD, 20.0 * slow),

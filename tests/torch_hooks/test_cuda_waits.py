@@ -19,9 +19,8 @@ from rankscope.records import DeviceRecord, GroupKind, GroupRecord, Phase, StepR
 from rankscope.ring import RingReader, RingWriter
 from rankscope.torch_hooks.clocks import CudaClock
 from rankscope.torch_hooks.collectives import CollectiveWatch
-from rankscope.torch_hooks.groups import Groups, GroupState
+from rankscope.torch_hooks.groups import make_state
 from rankscope.torch_hooks.step_clock import StepClock
-from rankscope.torch_hooks.usage import GcWatch, ThreadUsage
 
 
 @pytest.fixture
@@ -162,9 +161,9 @@ def test_waits_and_copies_come_back_as_parts_of_the_step(tmp_path: Path, tensor_
     cuda, host = FakeCuda(), Host()
     clock = CudaClock(cuda, tensor_type)
     ring = RingWriter(tmp_path / "a.ring", IDENTITY, ClockAnchor(0, 0))
-    step_clock = StepClock(ring, clock, world_size=4, gc_watch=GcWatch(), usage=ThreadUsage(), monotonic_ns=host)
-    group = GroupState("mesh_fsdp", GroupKind.SHARD, range(4), None)
-    step_clock.groups = Groups(group, on_device=True)
+    step_clock = StepClock(ring, clock, world_size=4, monotonic_ns=host)
+    group = make_state("mesh_fsdp", GroupKind.SHARD, range(4))
+    step_clock.watch_groups(group)
     collectives = CollectiveWatch(step_clock)
     undo = clock.watch_waits(collectives.wait_begins, collectives.wait_ends)
     step_clock.switch(Phase.DATA_WAIT)

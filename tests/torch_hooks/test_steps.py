@@ -318,12 +318,12 @@ def test_an_error_of_ours_never_reaches_training(
 
     calls = 0
 
-    def failing(self: StepClock, next_phase: int) -> None:
+    def failing(self: StepClock) -> None:
         nonlocal calls
         calls += 1
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(StepClock, "end_step", failing)
+    monkeypatch.setattr(StepClock, "look", failing)
     assert len(train(1)) == 5
     assert calls == 1
     degraded = [r for r in records() if isinstance(r, MarkRecord) and r.mark == MarkKind.DEGRADED]

@@ -1,0 +1,461 @@
+"""The hot path in Python and in C: the same rings and the same answers for the same calls."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankscope.clock import ClockAnchor
+from rankscope.identity import rank_identity
+from rankscope.records import MISSING, GroupKind, GroupRecord, Phase, RecordKind, StepRecord
+from rankscope.ring import HEADER_BYTES, SLOT_BYTES, RingWriter, parse_slot
+from rankscope.torch_hooks import hot, reference
+
+SLOTS = 4
+PHASES = st.sampled_from([int(phase) for phase in Phase])
+NS = st.integers(0, 2**40)
+SETTABLE = (
+    *("phase", "depth", "flags", "sync_count", "work", "loader_ready", "loader_workers", "collate_ns", "loader_cpu_ns"),
+    *("loader_io_ns", "backward_count", "microbatches", "runqueue_ns", "hook_ns", "allocated_bytes", "reserved_bytes"),
+    *("peak_bytes", "alloc_retries", "issued", "gc_ns", "gc_count", "compile_ns", "recompiles"),
+)
+#: Where StepRecord.cpu_ns lies in a slot: the thread's own CPU time is no two times the same.
+CPU_NS = slice(16 + 8 * 16, 16 + 8 * 17)
+
+
+def compiled() -> ModuleType:
+    """The extension; where it was not built the test is skipped."""
+    try:
+        return importlib.import_module("rankscope.torch_hooks._native")
+    except ImportError:
+        pytest.skip("the extension was not built")
+
+
+BOTH = pytest.mark.parametrize("find", [compiled, lambda: reference], ids=["compiled", "python"])
+
+
+def new_ring(directory: str | Path, slots: int = SLOTS) -> RingWriter:
+    """A ring of few slots."""
+    identity = rank_identity({"RANK": "0", "WORLD_SIZE": "1"}, boot_id="")
+    return RingWriter(Path(directory, f"{len(os.listdir(directory))}.ring"), identity, ClockAnchor(0, 0), slots)
+
+
+def ticking(steps: list[int]) -> Callable[[], int]:
+    """A clock that goes on by these steps, over and over."""
+
+    def ticks() -> Iterator[int]:
+        now = 10**15
+        while True:
+            for step in steps:
+                now += step
+                yield now
+
+    return ticks().__next__
+
+
+def written(ring: RingWriter) -> bytes:
+    """Everything in the ring but its header, with what no two runs share blanked out where its slot is whole."""
+    content = bytearray(ring.mapped[:])
+    content[:2048] = b""
+    for start in range(HEADER_BYTES - 2048, len(content), SLOT_BYTES):
+        slot = content[start : start + SLOT_BYTES]
+        parsed = parse_slot(bytes(slot))
+        if parsed is not None and parsed[1].kind is RecordKind.STEP:
+            slot[:4] = bytes(4)
+            slot[CPU_NS] = bytes(8)
+            content[start : start + SLOT_BYTES] = slot
+    return bytes(content)
+
+
+def small(name: str) -> st.SearchStrategy[int]:
+    """Values that the member of this name can have."""
+    return {"phase": PHASES, "depth": st.integers(0, 200)}.get(name, st.integers(MISSING, 2**62))
+
+
+CALLS = st.one_of(
+    st.tuples(st.just("switch"), st.tuples(PHASES)),
+    st.tuples(st.just("synchronized"), st.tuples(NS)),
+    st.tuples(st.just("wait_begins"), st.tuples(PHASES)),
+    st.tuples(st.just("wait_ends"), st.tuples(st.integers(10**14, 10**15), PHASES)),
+    st.tuples(st.just("spent_ns"), st.tuples(PHASES)),
+    st.tuples(st.just("end_wait_ns"), st.tuples()),
+    st.tuples(st.just("end_step"), st.tuples(PHASES)),
+    *(st.tuples(st.just(name), small(name)) for name in SETTABLE),
+    st.tuples(st.just("sampled"), st.booleans()),
+    st.tuples(st.just("copies_watched"), st.booleans()),
+    st.tuples(st.just("group"), st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 9), st.integers(0, 9))),
+    st.tuples(st.just("groups"), st.booleans()),
+    st.tuples(st.just("on_step"), st.booleans()),
+    st.tuples(st.just("memory"), st.sampled_from([None, (1, 2, 3, 4)])),
+)
+
+
+def play(module: Any, calls: list[tuple[str, Any]], steps: list[int], *, device: bool) -> tuple[list[Any], bytes]:
+    """What every call returned or left behind, and the ring."""
+    seen: list[Any] = []
+
+    class Clock(module.Boundaries):  # type: ignore[misc]
+        def explain(self) -> None:
+            seen.append("explain")
+            self.recompiles += 1
+
+        def look(self) -> None:
+            seen.append("look")
+
+    class Timeline:
+        def end_step(self, *arguments: Any) -> None:
+            seen.append(arguments)
+
+    sequences = [[0], [7]]
+    states = [
+        module.GroupState(b"default", 1, 8, b"0-7", lambda: sequences[0][0]),
+        module.GroupState("größe".encode(), 3, 2, b"0,4", lambda: sequences[1][0]),
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        ring = new_ring(directory)
+        clock = Clock(ring, ticking(steps))
+        clock.timeline_mark = lambda *mark: seen.append(mark)
+        if device:
+            clock.timeline, clock.groups = Timeline(), "the groups"
+        for name, value in calls:
+            if name in SETTABLE or name in ("sampled", "copies_watched"):
+                setattr(clock, name, value)
+            elif name == "group":
+                at, states[value[0]].count, states[value[0]].wait_ns, more = value
+                sequences[at][0] += more
+            elif name == "groups":
+                clock.group_states = states if value else None
+            elif name == "on_step":
+                clock.on_step = partial(seen.append, "on_step") if value else None
+            elif name == "memory":
+                clock.memory = lambda value=value: value
+            else:
+                seen.append(getattr(clock, name)(*value))
+            seen += [clock.last_step_ns, clock.last_data_wait_ns, clock.timed_ns, clock.start_ns, clock.sampled]
+            seen += [getattr(clock, name) for name in ("step", *SETTABLE)]
+            seen += [(state.count, state.wait_ns, state.sequence) for state in states]
+        return seen, written(ring)
+
+
+@given(st.lists(CALLS, max_size=30), st.lists(st.integers(0, 10**9), min_size=1, max_size=5), st.booleans())
+def test_same_ring_for_the_same_calls(calls: list[tuple[str, Any]], steps: list[int], device: bool) -> None:
+    """Whatever is called in whatever order, both write the same bytes and answer the same."""
+    assert play(compiled(), calls, steps, device=device) == play(reference, calls, steps, device=device)
+
+
+class Source:
+    """A dataset, or a loader's iterator of one."""
+
+    def __init__(self, dataset: object = None) -> None:
+        if dataset is not None:
+            self._dataset = dataset
+
+
+class Sized:
+    """A batch of so many elements; one that fails where it is None."""
+
+    def __init__(self, elements: int | None) -> None:
+        self._elements = elements
+
+    def numel(self) -> int:
+        if self._elements is None:
+            raise ValueError("no size")
+        return self._elements
+
+
+_DATASETS = [Source(), Source()]
+ITERATORS = [Source(_DATASETS[0]), Source(_DATASETS[0]), Source(_DATASETS[1]), Source()]
+BATCHES = [None, Sized(5), [Sized(6)], ((Sized(7), 1), 2), [], {"x": Sized(8)}, Sized(None), "text"]
+EVENTS = st.one_of(
+    st.tuples(st.just("data_begin"), st.sampled_from(range(len(ITERATORS)))),
+    st.tuples(st.just("data_end"), st.sampled_from(range(len(BATCHES)))),
+    *(st.tuples(st.just(name), st.none()) for name in ("backward_begin", "backward_own_end", "backward_end")),
+    st.tuples(st.just("optimizer_begin"), st.sampled_from([((1,), {}), ((1, 2), {}), ((1,), {"closure": 3})])),
+    st.tuples(st.just("optimizer_end"), st.none()),
+    st.tuples(st.just("end_step"), PHASES),
+    *(st.tuples(st.just(name), st.booleans()) for name in ("explicit", "stamps", "grad", "made", "rule_settled")),
+    st.tuples(st.just("quiet"), st.sampled_from([*range(len(ITERATORS)), None])),
+    # A usual step, so that what needs several of them is reached.
+    st.tuples(st.just("usual"), st.integers(1, 3)),
+)
+USUAL: tuple[tuple[str, Any], ...] = (
+    *(("data_begin", 0), ("data_end", 1), ("backward_begin", None), ("backward_own_end", None), ("backward_end", None)),
+    *(("optimizer_begin", ((1,), {})), ("optimizer_end", None)),
+)
+
+
+def play_loop(module: Any, events: list[tuple[str, Any]], steps: list[int]) -> tuple[list[Any], bytes]:
+    """What every event answered or left behind, and the ring."""
+    seen: list[Any] = []
+    said = {"grad": True, "made": True}
+
+    class Loop(module.HotLoop):  # type: ignore[misc]
+        def settle_rule(self) -> None:
+            seen.append("settle_rule")
+            self.rule_settled = self.optimizer_seen
+
+        def look_into_loader(self, iterator: Any) -> None:
+            seen.append(("look_into_loader", ITERATORS.index(iterator)))
+
+        def work_of(self, batch: Any) -> int:
+            seen.append("work_of")
+            return MISSING
+
+        def updated(self) -> None:
+            seen.append("updated")
+            self.stepped = True
+
+        def optimizer_stepped(self, optimizer: Any) -> None:
+            seen.append(optimizer)
+            self.end_step(Phase.FORWARD)
+
+        def watch_copies(self) -> None:
+            seen.append("watch_copies")
+
+        def unwatch_copies(self) -> None:
+            seen.append("unwatch_copies")
+
+    with tempfile.TemporaryDirectory() as directory:
+        ring = new_ring(directory)
+        clock = module.Boundaries(ring, ticking(steps))
+        asked = (lambda: said["grad"]), (lambda: said["made"])
+        loop = Loop(clock, threading.get_ident(), lambda error: seen.append(repr(error)), *asked)
+        names = ("explicit", "stamps", "rule_settled", "loader_seen", "stepped", "updated_in_backward", "closure")
+        names += ("optimizer_seen", "optimizer_depth", "usual_backwards", "last_asked", "training_sources", "asked")
+        for event, value in events:
+            for name, given_value in USUAL * value if event == "usual" else ((event, value),):
+                if name in ("grad", "made"):
+                    said[name] = given_value
+                elif name in ("explicit", "stamps", "rule_settled"):
+                    setattr(loop, name, given_value)
+                elif name == "quiet":
+                    loop.quiet_iterator = None if given_value is None else weakref.ref(ITERATORS[given_value])
+                elif name in ("data_begin", "data_end"):
+                    seen.append(getattr(loop, name)((ITERATORS if name == "data_begin" else BATCHES)[given_value]))
+                elif name == "optimizer_begin":
+                    seen.append(loop.optimizer_begin(*given_value))
+                elif name in ("optimizer_end", "end_step"):
+                    seen.append(getattr(loop, name)(given_value))
+                else:
+                    seen.append(getattr(loop, name)())
+                # The depth is part of the status word: as in a real loop it does not go below nothing.
+                clock.depth = max(0, clock.depth)
+                seen += [getattr(loop, name) for name in names[:-2]]
+                seen += [set(loop.training_sources), dict(loop.asked)]
+                seen += [clock.step, clock.phase, clock.depth, clock.flags, clock.work, clock.backward_count]
+        return seen, written(ring)
+
+
+@given(st.lists(EVENTS, max_size=25), st.lists(st.integers(1, 10**7), min_size=1, max_size=5))
+def test_same_steps_for_the_same_events(events: list[tuple[str, Any]], steps: list[int]) -> None:
+    """Loaders, backwards, optimizers and closures in any order: both see the same steps and phases."""
+    assert play_loop(compiled(), events, steps) == play_loop(reference, events, steps)
+
+
+@BOTH
+def test_another_thread_is_not_listened_to(find: Callable[[], Any], tmp_path: Path) -> None:
+    """Only the end of backward's own work may come from a thread of the engine."""
+    module: Any = find()
+    clock = module.Boundaries(new_ring(tmp_path))
+    errors: list[Exception] = []
+    loop = module.HotLoop(clock, threading.get_ident(), errors.append, lambda: True, lambda: True)
+
+    def other() -> None:
+        loop.data_begin(ITERATORS[0])
+        loop.data_end(Sized(3))
+        assert loop.backward_begin() is False
+        loop.backward_end()
+        loop.optimizer_begin((), {})
+        loop.optimizer_end(None)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert (clock.phase, clock.depth, loop.loader_seen, errors) == (Phase.NONE, 0, False, [])
+    clock.sampled = False
+    loop.backward_begin()
+    thread = threading.Thread(target=loop.backward_own_end)
+    thread.start()
+    thread.join()
+    assert clock.phase == Phase.COLLECTIVE_WAIT
+
+
+@BOTH
+def test_a_record_reads_back(find: Callable[[], Any], tmp_path: Path) -> None:
+    """A step's and a group's records are what a reader of the ring takes them for."""
+    module: Any = find()
+    ring = new_ring(tmp_path)
+    clock = module.Boundaries(ring, ticking([5]))
+    numbers = iter((3, 6))
+    state = module.GroupState(b"default", GroupKind.DATA, 2, b"0-1", lambda: next(numbers))
+    clock.group_states = [state]
+    clock.sampled = False
+    for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.COLLECTIVE_WAIT):
+        clock.switch(phase)
+    clock.backward_count = 1
+    clock.end_step(Phase.OTHER)
+    assert ring.written == 2
+    records = [parse_slot(ring.mapped[HEADER_BYTES + at * SLOT_BYTES :][:SLOT_BYTES]) for at in (0, 1)]
+    assert records[0] is not None
+    assert records[1] is not None
+    (first, step), (second, group) = records[0], records[1]
+    assert isinstance(step, StepRecord)
+    assert isinstance(group, GroupRecord)
+    assert (first, step.forward_ns, step.backward_own_ns, step.backward_ns) == (1, 5, 5, 10)
+    assert (step.collective_wait_ns, step.compile_ns, step.flags, step.collectives) == (5, 0, 1, 0)
+    assert sum(step.phases_ns().values()) == step.end_ns - step.start_ns == 20
+    assert (second, group.count, group.own_ns, group.wait_ns, group.members) == (2, 1, 10, 5, "0-1")
+    assert (group.first_sequence, group.last_sequence, group.contaminated) == (4, 6, 0)
+
+
+@BOTH
+def test_usage(find: Callable[[], Any], tmp_path: Path) -> None:
+    """CPU time is this thread's; the wait for a core is the second number of its schedstat, and missing where that
+    says nothing."""
+    clock = find().Boundaries(new_ring(tmp_path))
+    file = tmp_path / "schedstat"
+    file.write_text("1000 500 7\n")
+    with file.open("r+") as opened:
+        clock.schedstat = opened.fileno()
+        clock.read_usage()
+        assert clock.runqueue_ns == 500
+        assert clock.cpu_ns > 0
+        clock.step = 3
+        opened.write("2000 1100 9\n")
+        opened.flush()
+        clock.read_usage()
+        assert clock.runqueue_ns == 200
+        for nonsense in ("", "1", "1 x", "  "):
+            clock.schedstat = opened.fileno()
+            opened.seek(0)
+            opened.truncate()
+            opened.write(nonsense)
+            opened.flush()
+            clock.read_usage()
+            assert (clock.schedstat, clock.runqueue_ns) == (-1, MISSING)
+    clock.schedstat = 10_000
+    clock.read_usage()
+    assert clock.schedstat == -1
+
+
+def test_nonsense_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """Wrong types, phases that are none, rings that are none, objects that were never made, a clock that fails."""
+    native: Any = compiled()
+    ring = new_ring(tmp_path)
+
+    class Odd:
+        mapped, slots, counter = ring.mapped, SLOTS, ring.counter
+
+    for wrong in ({"slots": 0}, {"slots": SLOTS + 1}, {"slots": "x"}, {"mapped": b"x" * 8192}, {"counter": b"x" * 8}):
+        with pytest.raises((BufferError, TypeError, ValueError)):
+            native.Boundaries(type("Wrong", (Odd,), wrong))
+    with pytest.raises(AttributeError):
+        native.Boundaries(None)
+    clock = native.Boundaries(ring)
+    with pytest.raises(ValueError, match="once"):
+        clock.__init__(ring)
+    for phase in (-1, len(Phase), 2**70, "x", None):
+        for method in (clock.switch, clock.wait_begins, clock.spent_ns, clock.end_step):
+            with pytest.raises((IndexError, OverflowError, TypeError)):
+                method(phase)
+    for states in ("x", [1], [None]):
+        clock.group_states = states
+        with pytest.raises(TypeError):
+            clock.end_step(Phase.FORWARD)
+    clock.group_states = [native.GroupState.__new__(native.GroupState)]
+    clock.backward_count = 1
+    with pytest.raises(ValueError, match="no group"):
+        clock.end_step(Phase.FORWARD)
+    clock.phase = 99
+    with pytest.raises(IndexError):
+        clock.switch(0)
+    empty = native.Boundaries.__new__(native.Boundaries)
+    for call in (lambda: empty.switch(0), lambda: empty.wait_begins(0), lambda: empty.wait_ends(0, 0)):
+        with pytest.raises(ValueError, match="no ring"):
+            call()
+    with pytest.raises(ZeroDivisionError):
+        native.Boundaries(ring, lambda: 1 // 0)
+    with pytest.raises(ValueError, match="48 bytes"):
+        native.GroupState(b"x" * 49, 0, 0, b"")
+    loop = native.HotLoop.__new__(native.HotLoop)
+    assert loop.backward_begin() is False
+    for call in (loop.backward_own_end, loop.backward_end, lambda: loop.data_begin(1), lambda: loop.data_end(1)):
+        assert call() is None
+    with pytest.raises(ValueError, match="no clock"):
+        loop.end_step(0)
+    loop = native.HotLoop(native.Boundaries(ring), threading.get_ident(), print, bool, bool)
+    for name in ("asked", "training_sources"):
+        with pytest.raises(TypeError):
+            setattr(loop, name, [])
+    with pytest.raises(TypeError):
+        loop.optimizer_begin()
+
+
+@BOTH
+def test_what_is_no_exception_goes_on(find: Callable[[], Any], tmp_path: Path) -> None:
+    """A keyboard interrupt inside ours is the user's, as in any Python function; an error is ours and is told."""
+    module: Any = find()
+    told: list[Exception] = []
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    clock = module.Boundaries(new_ring(tmp_path))
+    loop = module.HotLoop(clock, threading.get_ident(), told.append, interrupted, bool)
+    with pytest.raises(KeyboardInterrupt):
+        loop.data_begin(ITERATORS[0])
+    assert told == []
+    loop = module.HotLoop(clock, threading.get_ident(), told.append, lambda: 1 // 0, bool)
+    assert loop.data_begin(ITERATORS[0]) is None
+    assert [type(error) for error in told] == [ZeroDivisionError]
+    assert told[0].__traceback__ is not None
+
+
+def test_nothing_is_kept(tmp_path: Path) -> None:
+    """With the last reference the ring can be closed, cycles through marks, loops and gates included."""
+    native: Any = compiled()
+    ring = new_ring(tmp_path)
+    clock = native.Boundaries(ring)
+    clock.timeline_mark = [clock].count
+    loop = native.HotLoop(clock, threading.get_ident(), [clock].count, bool, bool)
+    loop.quiet_iterator = loop.data_begin
+    gate = native.backward_gate([loop].count, loop, print)
+    gate.itself = gate
+    del clock, loop, gate
+    gc.collect()
+    ring.close()
+
+
+def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user may keep to Python; an extension that writes other records than this source is passed by."""
+    assert hot.choose({"RANKSCOPE_BOUNDARIES": "python"}) is reference
+    native = compiled()
+    assert hot.choose({}) is native
+    monkeypatch.setattr(native, "LAYOUTS", (1, 2))
+    assert hot.choose({}) is reference
+
+
+def test_loops_in_python() -> None:
+    """The loops of the other tests, watched without the extension, give the same steps."""
+    tests = str(Path(__file__).with_name("test_steps.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", tests]
+    command += ["-k", "plain_loop or accumulation or error_of_ours"]
+    done = subprocess.run(
+        command, env=os.environ | {"RANKSCOPE_BOUNDARIES": "python"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

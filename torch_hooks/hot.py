@@ -1,0 +1,48 @@
+"""The hot path as it runs here: compiled where it was built and is not declined, else in Python."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from rankscope.records import GroupRecord, StepRecord
+from rankscope.torch_hooks import reference
+
+#: Environment variable: "python" keeps to Python.
+CHOICE_VARIABLE = "RANKSCOPE_BOUNDARIES"
+
+
+def choose(environ: Mapping[str, str] = os.environ) -> ModuleType:
+    """The module to take the hot path from: `_native`, or `reference`."""
+    if environ.get(CHOICE_VARIABLE) == "python":
+        return reference
+    try:
+        native: Any = importlib.import_module("rankscope.torch_hooks._native")
+    except ImportError:
+        return reference
+    # One left over from an older source tree writes other records.
+    layouts = (StepRecord.layout.size, GroupRecord.layout.size)
+    return native if getattr(native, "LAYOUTS", None) == layouts else reference
+
+
+if TYPE_CHECKING:
+    from rankscope.torch_hooks.reference import (
+        Boundaries,
+        GroupState,
+        HotLoop,
+        backward_gate,
+        collate_gate,
+        next_gate,
+    )
+else:
+    _chosen = choose()
+    Boundaries, GroupState, HotLoop = _chosen.Boundaries, _chosen.GroupState, _chosen.HotLoop
+    backward_gate, collate_gate, next_gate = _chosen.backward_gate, _chosen.collate_gate, _chosen.next_gate
+
+#: "python" or "compiled", as recordings and `doctor` say it.
+NAME = "python" if issubclass(Boundaries, reference.Boundaries) else "compiled"
+
+__all__ = ["NAME", "Boundaries", "GroupState", "HotLoop", "backward_gate", "choose", "collate_gate", "next_gate"]

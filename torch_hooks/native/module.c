@@ -1,0 +1,28 @@
+/* The module: types, and the layouts of the records that it writes, by which a stale build is known. */
+
+#include "native.h"
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    static const struct {
+        const char *name;
+        PyTypeObject *type;
+    } types[] = {
+        {"Boundaries", &BoundariesType},   {"GroupState", &GroupStateType},      {"HotLoop", &HotLoopType},
+        {"next_gate", &NextGateType},      {"backward_gate", &BackwardGateType}, {"collate_gate", &CollateGateType},
+    };
+    fill_crc_table();
+    PyObject *made = PyModule_Create(&module);
+    PyObject *layouts = Py_BuildValue("(ii)", 8 * STEP_FIELDS, (int)sizeof(GroupFields));
+    int result = made == NULL || layouts == NULL ? -1 : PyModule_AddObjectRef(made, "LAYOUTS", layouts);
+    Py_XDECREF(layouts);
+    for (size_t at = 0; result == 0 && at < sizeof types / sizeof *types; at++)
+        result = PyType_Ready(types[at].type) < 0
+                     ? -1
+                     : PyModule_AddObjectRef(made, types[at].name, (PyObject *)types[at].type);
+    if (result < 0)
+        Py_CLEAR(made);
+    return made;
+}
