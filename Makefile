@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint verify bench format generate pictures tools constraints audit clean
+.PHONY: help install demo test check lint verify fuzz bench format generate pictures tools constraints audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -45,6 +45,9 @@ verify: install ## what takes long: every scenario with three seeds and the expe
 	$(BIN)/python benchmarks/slow_gpu_in_backward.py --write docs/decisions/0001-slow-gpu-in-backward.md
 	$(BIN)/python benchmarks/hook_cost.py --write docs/hook-cost.md
 	$(BIN)/python benchmarks/agent_cost.py --write docs/agent-cost.md
+
+fuzz: install ## every reader over mutated inputs for ten minutes; what breaks one is added to the corpus
+	$(BIN)/python tests/fuzz/run.py --seconds 600 --keep
 
 bench: install ## beside other tools, results into docs/benchmarks.md
 	$(BIN)/python benchmarks/peers_agents.py --write docs/benchmarks.md

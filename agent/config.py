@@ -18,7 +18,10 @@ from msgspec import Meta, Struct
 from rankscope.errors import ConfigurationError
 
 Text = Annotated[str, Meta(max_length=4096)]
-Positive = Annotated[float, Meta(gt=0)]
+#: Seconds, bytes and shares beyond any that mean something (31 years, a petabyte), where whole numbers still are exact.
+_MOST = 1e9
+_MOST_BYTES = 10**15
+Positive = Annotated[float, Meta(gt=0, le=_MOST)]
 #: Of a core: what the rules take of the budget at most, unless told otherwise.
 LARGEST_SHARE = 0.005
 
@@ -34,7 +37,9 @@ class RecordingSettings(Struct, forbid_unknown_fields=True, frozen=True):
         Text, _say("Directory of all recordings. Empty: `$RANKSCOPE_STATE`, else `~/.local/state/rankscope`.")
     ] = ""
     max_bytes: Annotated[
-        int, Meta(ge=1_000_000), _say("Size at which older readings are thinned, then device times, then steps.")
+        int,
+        Meta(ge=1_000_000, le=_MOST_BYTES),
+        _say("Size at which older readings are thinned, then device times, then steps."),
     ] = 2_000_000_000
     commit_seconds: Annotated[Positive, _say("Longest time what was seen stays in memory.")] = 2.0
 
@@ -90,7 +95,7 @@ class ProbeSettings(Struct, forbid_unknown_fields=True, frozen=True):
     burst_seconds: Annotated[Positive, _say("How long a trigger (Xid, throttling, slow step) raises the rates.")] = 30.0
     replace_stuck_seconds: Annotated[
         float,
-        Meta(ge=0),
+        Meta(ge=0, le=_MOST),
         _say(
             "Age of an NVML call that does not return at which its helper is killed and started anew. 0: never, it is "
             "waited for: monitors killed inside the driver have been followed by firmware faults."
@@ -144,10 +149,12 @@ class ExportSettings(Struct, forbid_unknown_fields=True, frozen=True):
         _say("Of counters and histograms. `delta` is for receivers that ask for it; most stores drop it."),
     ] = "cumulative"
     outbox_max_bytes: Annotated[
-        int, Meta(ge=100_000), _say("Quota of batches that wait for the receiver; the oldest go first, and it is said.")
+        int,
+        Meta(ge=100_000, le=_MOST_BYTES),
+        _say("Quota of batches that wait for the receiver; the oldest go first, and it is said."),
     ] = 512_000_000
     drain_seconds: Annotated[
-        float, Meta(ge=0), _say("How long the end of a run waits for what is still in the outbox.")
+        float, Meta(ge=0, le=_MOST), _say("How long the end of a run waits for what is still in the outbox.")
     ] = 5.0
 
 
@@ -171,9 +178,9 @@ class BudgetSettings(Struct, forbid_unknown_fields=True, frozen=True):
 
     cpu_ratio: Annotated[Positive, _say("Share of one core for the agent and its children, over a minute.")] = 0.01
     burst_cpu_ratio: Annotated[Positive, _say("The same while a trigger raises the rates.")] = 0.05
-    pss_bytes: Annotated[int, Meta(ge=10_000_000), _say("Proportional memory of the agent and its children.")] = (
-        100_000_000
-    )
+    pss_bytes: Annotated[
+        int, Meta(ge=10_000_000, le=_MOST_BYTES), _say("Proportional memory of the agent and its children.")
+    ] = 100_000_000
     hook_ratio: Annotated[
         Positive, _say("Share of a step that the hooks in a rank may take; beyond it the rank stops watching itself.")
     ] = 0.05
@@ -188,7 +195,7 @@ class WindowSettings(Struct, forbid_unknown_fields=True, frozen=True):
 
     period_seconds: Annotated[
         float,
-        Meta(ge=0),
+        Meta(ge=0, le=_MOST),
         _say("Least time between two windows on this host; longer where they cost more. 0: none, ranks load nothing."),
     ] = 0.0
 
@@ -250,6 +257,8 @@ def parse_settings(text: str, where: str = "configuration") -> Settings:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"not TOML: {error}", where=where) from error
+    except RecursionError:
+        raise ConfigurationError("nested too deeply", where=where, todo="name a configuration file") from None
     _refuse_unknown(tree, Settings, where, "")
     try:
         return msgspec.convert(tree, Settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -29,6 +30,8 @@ _MAX_WAITING_READINGS = 200_000
 #: The slowest series are exported in every fourth interval.
 _FILTER_INTERVALS = 4
 _MAX_WAITING_BYTES = 16_000_000
+#: What reading a damaged recording raises.
+_DAMAGE = (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 def export_targets(settings: ExportSettings, environ: Mapping[str, str]) -> dict[Signal, Target]:
@@ -94,8 +97,26 @@ class Export:
         self._findings: list[Finding] = []
         self._batches: list[EncodedBatch] = []
         self._counted = Counted()
-        self._catch_up()
+        #: What was found as it began, for whoever records it.
+        self.begun: list[Event] = []
+        self._begin()
         self._exporter.start()
+
+    def _begin(self) -> None:
+        """Go on where an agent before this one ended; of what a disk changed since, say that it is given up."""
+        now = self._clock.monotonic_ns()
+        try:
+            waiting = self._outbox.begin_anew_if_damaged()
+            if waiting is not None:
+                attributes: dict[str, str | int | float | None] = {"batches": waiting}
+                text = f"the outbox was damaged, and {waiting} batches in it are given up"
+                self.begun.append(Event("export-dropped", now, text, Severity.WARNING, attributes=attributes))
+            self._catch_up()
+        except _DAMAGE as error:
+            text = f"what was recorded before and not exported is given up: it is damaged ({error})"
+            self._readings = []
+            self._events = []
+            self.begun.append(Event("export-dropped", now, text, Severity.WARNING))
 
     def _catch_up(self) -> None:
         """Take up what an agent before this one recorded and did not live to export."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.agent.load import open_reader, recordings
+from rankscope.agent.plausible import plausible
+from rankscope.errors import RecordingError
 from rankscope.torch_hooks.fingerprint import MAX_BYTES, SUFFIX
 from rankscope.window import Window
 
@@ -52,13 +55,15 @@ def load_fingerprints(paths: Sequence[Path]) -> Fingerprints:
         try:
             meta = dict(connection.execute("SELECT key, value FROM meta"))
             rows = connection.execute("SELECT id, rank, host, local_rank, gpu_uuid FROM ranks ORDER BY id").fetchall()
+        except (sqlite3.Error, ValueError) as error:
+            raise RecordingError(f"damaged beyond reading ({error})", where=str(path)) from error
         finally:
             connection.close()
         host = str(meta.get("host", ""))
         facts = _object(meta.get(HOST_KEY))
         if facts:
             found.hosts[host] = facts
-        for row, rank, rank_host, local_rank, gpu in rows:
+        for row, rank, rank_host, local_rank, gpu in plausible(("id", "rank", "host", "local_rank", "gpu_uuid"), rows):
             placed = {"host": rank_host, "local_rank": local_rank, "gpu_uuid": gpu}
             found.ranks[int(rank)] = _object(meta.get(f"{RANK_KEY}{row}")) | {"placed": placed}
     return found

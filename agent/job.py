@@ -118,6 +118,8 @@ class WatchedJob:
         self._usual: dict[int, tuple[int, int | None]] = {}
         pid = os.getpid()
         text = f"agent {pid} records" + (f" (restart {restart})" if restart else "")
+        if self._export is not None:
+            self._add_events(self._export.begun)
         self._add_events(
             [Event("agent-started", clock.monotonic_ns(), text, attributes={"pid": pid, "restart": restart})]
         )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from urllib.parse import quote
 
 from rankscope.agent.brevity import brief
 from rankscope.agent.host_clocks import Told, clock_lines, host_clock
+from rankscope.agent.plausible import counts, event_of, plausible, texts
 from rankscope.agent.recording import check_format
 from rankscope.agent.schema import (
+    ANCHOR_KEYS,
     CLOCK_ERROR_KEY,
     COLLECTIVE_FIELDS,
     DEVICE_FIELDS,
@@ -27,14 +28,15 @@ from rankscope.agent.schema import (
 from rankscope.clock import ClockAnchor
 from rankscope.errors import RecordingError
 from rankscope.identity import RankIdentity
-from rankscope.reading import Event, Outcome, Severity
-from rankscope.records import CollectiveRecord, MemoryRecord, SignalRecord, field_names
+from rankscope.reading import Event, Outcome
+from rankscope.records import LARGEST, SIZE_CLASSES, CollectiveRecord, MemoryRecord, SignalRecord, field_names
 from rankscope.window import Attempt, Columns, HostClock, RankWindow, Series, SeriesKey, Window
 
 #: Latest steps of each rank that a window holds unless told otherwise (some 10 MB a rank).
 DEFAULT_MAX_STEPS = 50_000
-_SIGNALS = f"SELECT {', '.join(field_names(SignalRecord))} FROM signals"
-_MEMORY = f"SELECT {', '.join(field_names(MemoryRecord))} FROM memory"
+_IDENTITY = tuple(field.name for field in fields(RankIdentity))
+_SIGNALS = field_names(SignalRecord)
+_MEMORY = field_names(MemoryRecord)
 _NAN = float("nan")
 #: Events after which a rank's process is no longer heard of.
 _LAST_WORDS = frozenset({"rank-exited", "rank-exception", "rank-hung"})
@@ -163,10 +165,12 @@ def _read(path: Path, since_ns: int | None, max_steps: int, first: _Part | None,
     try:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
         anchor = ClockAnchor(meta["anchor_monotonic_ns"], meta["anchor_wall_ns"])
+        if not plausible(ANCHOR_KEYS, [(anchor.monotonic_ns, anchor.wall_ns)]):
+            raise RecordingError("damaged: it does not say when it began", where=str(path))
         part = _Part(str(meta["job"]), str(meta["host"]), str(meta.get("boot_id", "")), anchor)
-        part.job_status = meta.get("job_status")
-        part.gpus = json.loads(meta.get("gpus", "[]"))
-        part.wall_error_ns = meta.get(CLOCK_ERROR_KEY)
+        part.job_status = _whole(meta.get("job_status"))
+        part.gpus = texts(meta.get("gpus", "[]"))
+        part.wall_error_ns = _whole(meta.get(CLOCK_ERROR_KEY))
         shift = _shift(part, first) - ahead_ns
         since = None if since_ns is None else since_ns - shift
         reader = _Reader(connection, part, since, max_steps, shift, path)
@@ -175,10 +179,14 @@ def _read(path: Path, since_ns: int | None, max_steps: int, first: _Part | None,
         reader.events()
         reader.sources()
         return part
-    except (sqlite3.Error, KeyError, ValueError, TypeError) as error:
+    except (sqlite3.Error, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise RecordingError(f"damaged beyond reading ({error})", where=str(path)) from error
     finally:
         connection.close()
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and abs(value) <= LARGEST else None
 
 
 def _shift(part: _Part, first: _Part | None) -> int:
@@ -203,25 +211,35 @@ class _Reader:
         self._path = path
         self._broken = False
 
-    def _rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    def _rows(self, names: Sequence[str], source: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """Rows of these columns, as far as the file can be read and holds what an agent writes."""
         rows: list[Any] = []
         try:
-            rows.extend(self._connection.execute(statement, parameters))
+            rows.extend(self._connection.execute(f"SELECT {', '.join(names)} FROM {source}", parameters))
         except sqlite3.DatabaseError as error:
             self._broken = True
-            line = f"recording {self._path.name}: damaged or cut short, read as far as it goes ({error})"
-            if line not in self._part.not_seen:
-                self._part.not_seen.append(line)
-        return rows
+            self._say(f"damaged or cut short, read as far as it goes ({error})")
+        kept = plausible(names, rows)
+        self._leave_out(len(rows) - len(kept), source.split(maxsplit=1)[0])
+        return kept
+
+    def _leave_out(self, count: int, table: str) -> None:
+        if count:
+            self._say(f"{count} rows of {table} hold what no agent writes, and were left out")
+
+    def _say(self, what: str) -> None:
+        line = f"recording {self._path.name}: {what}"
+        if line not in self._part.not_seen:
+            self._part.not_seen.append(line)
 
     def ranks(self) -> None:
-        names = (
-            "id, job, attempt, rank, world_size, local_rank, host, pid, start_ticks, boot_id, gpu_uuid, device_clock"
-        )
         generations: dict[tuple[int, int], int] = {}
-        query = f"SELECT {names}, anchor_monotonic_ns FROM ranks ORDER BY anchor_monotonic_ns, id"
-        for number, *fields, attached_ns in self._rows(query):
-            identity = RankIdentity(*fields)
+        names = ("id", *_IDENTITY, "anchor_monotonic_ns")
+        for number, *named, attached_ns in self._rows(names, "ranks ORDER BY anchor_monotonic_ns, id"):
+            identity = RankIdentity(*named)
+            if not 0 <= identity.rank < identity.world_size:
+                self._leave_out(1, "ranks")
+                continue
             # A rank that comes twice in one attempt belongs to a second launch by the same command.
             place = (identity.attempt, identity.rank)
             generation = generations[place] = generations.get(place, -1) + 1
@@ -235,18 +253,13 @@ class _Reader:
             self._part.not_seen.append(f"rank {identity.rank}: only its last {self._max_steps} steps were looked at")
         steps = _columns(STEP_FIELDS, rows, self._shift)
         begin = rows[0][0] if rows else (0 if self._since < 0 else 2**62)
-        device = self._rows(
-            f"SELECT {', '.join(DEVICE_FIELDS)} FROM device_steps WHERE rank_id = ? AND step >= ? ORDER BY step",
-            (number, begin),
-        )
+        of_rank = (number, begin)
+        device = self._rows(DEVICE_FIELDS, "device_steps WHERE rank_id = ? AND step >= ? ORDER BY step", of_rank)
         groups = self._rows(
-            f"SELECT name, {', '.join(GROUP_FIELDS)} FROM groups WHERE rank_id = ? AND step >= ? ORDER BY name, step",
-            (number, begin),
+            ("name", *GROUP_FIELDS), "groups WHERE rank_id = ? AND step >= ? ORDER BY name, step", of_rank
         )
         phases = self._rows(
-            f"SELECT name, {', '.join(PHASE_FIELDS)} FROM phases WHERE rank_id = ? AND step >= ? "
-            "ORDER BY name, start_ns",
-            (number, begin),
+            ("name", *PHASE_FIELDS), "phases WHERE rank_id = ? AND step >= ? ORDER BY name, start_ns", of_rank
         )
         return RankWindow(
             identity,
@@ -254,34 +267,35 @@ class _Reader:
             _columns(DEVICE_FIELDS, device),
             {name: _columns(GROUP_FIELDS, rows) for name, rows in _by_first(groups).items()},
             {name: _columns(PHASE_FIELDS, rows, self._shift) for name, rows in _by_first(phases).items()},
-            dict(self._rows("SELECT name, max(members) FROM groups WHERE rank_id = ? GROUP BY name", (number,))),
+            dict(self._rows(("name", "max(members) AS members"), "groups WHERE rank_id = ? GROUP BY name", (number,))),
             self._collectives(number, begin),
             self._timed(number, begin),
             [
                 replace(record, time_ns=record.time_ns + self._shift)
                 for record in starmap(
                     SignalRecord,
-                    self._rows(f"{_SIGNALS} WHERE rank_id = ? AND step >= ? ORDER BY step", (number, begin)),
+                    self._rows(_SIGNALS, "signals WHERE rank_id = ? AND step >= ? ORDER BY step", of_rank),
                 )
             ],
             self._memory(number, begin),
         )
 
     def _memory(self, number: int, begin: int) -> list[MemoryRecord]:
-        query = f"{_MEMORY} WHERE rank_id = ? AND step >= ? ORDER BY time_ns"
+        source = "memory WHERE rank_id = ? AND step >= ? ORDER BY time_ns"
         found = []
-        for step, time_ns, *values, blocks, free_blocks in self._rows(query, (number, begin)):
-            sizes = (tuple(json.loads(blocks)), tuple(json.loads(free_blocks)))
-            found.append(MemoryRecord(*[step, time_ns + self._shift, *values, *sizes]))
+        for step, time_ns, *values, blocks, free_blocks in self._rows(_MEMORY, source, (number, begin)):
+            sizes = [counts(blocks, SIZE_CLASSES), counts(free_blocks, SIZE_CLASSES)]
+            if None in sizes:
+                self._leave_out(1, "memory")
+            else:
+                found.append(MemoryRecord(*[step, time_ns + self._shift, *values, *sizes]))
         return found
 
     def _collectives(self, number: int, begin: int) -> list[CollectiveRecord]:
-        query = (
-            f"SELECT {', '.join(COLLECTIVE_FIELDS)}, operation, name FROM collectives "
-            "WHERE rank_id = ? AND step >= ? AND on_device < 2 ORDER BY enqueued_ns DESC LIMIT ?"
-        )
+        source = "collectives WHERE rank_id = ? AND step >= ? AND on_device < 2 ORDER BY enqueued_ns DESC LIMIT ?"
+        names = (*COLLECTIVE_FIELDS, "operation", "name")
         found = []
-        for row in reversed(self._rows(query, (number, begin, MAX_COLLECTIVES))):
+        for row in reversed(self._rows(names, source, (number, begin, MAX_COLLECTIVES))):
             record = CollectiveRecord(*row)
             times = (record.enqueued_ns + self._shift, _moved(record.started_ns, self._shift))
             found.append(
@@ -293,66 +307,50 @@ class _Reader:
 
     def _timed(self, number: int, begin: int) -> dict[tuple[str, str], Columns]:
         """What the communication library timed, less what goes between two ranks only."""
-        query = (
-            "SELECT c.name, c.operation, c.step, c.sequence, c.size_bytes, g.size, c.ended_ns - c.started_ns "
-            "FROM (SELECT * FROM collectives WHERE rank_id = ?1 AND step >= ?2 AND on_device = 2 "
+        names = ("c.name", "c.operation", "c.step", "c.sequence", "c.size_bytes", "g.size", "c.ended_ns - c.started_ns")
+        source = (
+            "(SELECT * FROM collectives WHERE rank_id = ?1 AND step >= ?2 AND on_device = 2 "
             "AND sequence IS NOT NULL ORDER BY enqueued_ns DESC LIMIT ?3) c "
             "JOIN (SELECT name, max(size) AS size FROM groups WHERE rank_id = ?1 AND on_device = 2 GROUP BY name) g "
             "ON g.name = c.name ORDER BY c.name, c.operation, c.sequence"
         )
         found: dict[tuple[str, str], list[Any]] = {}
-        for name, operation, *values in self._rows(query, (number, begin, MAX_TIMED)):
+        for name, operation, *values in self._rows(names, source, (number, begin, MAX_TIMED)):
             found.setdefault((name, operation), []).append(values)
         return {key: _columns(TIMED_FIELDS, rows) for key, rows in found.items()}
 
     def _latest_steps(self, number: int) -> list[Any]:
         """At most one more than the window holds, in order."""
-        query = f"SELECT {', '.join(STEP_FIELDS)} FROM steps WHERE rank_id = ? AND end_ns >= ? ORDER BY step"
+        source = "steps WHERE rank_id = ? AND end_ns >= ? ORDER BY step"
         self._broken = False
-        rows = self._rows(f"{query} DESC LIMIT ?", (number, self._since, self._max_steps + 1))
+        rows = self._rows(STEP_FIELDS, f"{source} DESC LIMIT ?", (number, self._since, self._max_steps + 1))
         if self._broken:
             # The end is what a file that was cut short has lost: then from the begin, as far as it goes.
-            rows = self._rows(query, (number, self._since))[-self._max_steps :]
+            rows = self._rows(STEP_FIELDS, source, (number, self._since))[-self._max_steps :]
         else:
             rows.reverse()
         return rows
 
     def series(self) -> None:
-        for number, metric, device in self._rows("SELECT id, metric, device FROM series"):
-            rows = self._rows(
-                "SELECT time_ns, value FROM readings WHERE series_id = ? AND time_ns >= ? ORDER BY time_ns",
-                (number, self._since),
-            )
+        for number, metric, device in self._rows(("id", "metric", "device"), "series"):
+            source = "readings WHERE series_id = ? AND time_ns >= ? ORDER BY time_ns"
+            rows = self._rows(("time_ns", "value"), source, (number, self._since))
             if rows:
                 times, values = zip(*rows, strict=True)
                 moved = array("q", [time + self._shift for time in times]) if self._shift else array("q", times)
                 self._part.series[SeriesKey(self._part.host, metric, device)] = Series(moved, array("d", values))
 
     def events(self) -> None:
-        rows = self._rows(
-            "SELECT kind, time_ns, text, severity, device, rank, attributes FROM events WHERE time_ns >= ? "
-            "ORDER BY time_ns, id",
-            (self._since,),
-        )
-        for kind, time_ns, text, severity, device, rank, attributes in rows:
-            self._part.events.append(
-                Event(
-                    kind,
-                    time_ns + self._shift,
-                    text,
-                    Severity(severity),
-                    device,
-                    rank,
-                    self._part.host,
-                    json.loads(attributes),
-                )
-            )
+        names = ("kind", "time_ns", "text", "severity", "device", "rank AS told_rank", "attributes")
+        rows = self._rows(names, "events WHERE time_ns >= ? ORDER BY time_ns, id", (self._since,))
+        found = [event_of(row, self._part.host, self._shift) for row in rows]
+        self._part.events += [event for event in found if event is not None]
+        self._leave_out(found.count(None), "events")
 
     def sources(self) -> None:
-        rows = self._rows(
-            "SELECT DISTINCT probe, device, outcome, reason FROM sources WHERE outcome NOT IN (?, ?)",
-            (Outcome.OK, Outcome.NO_DATA),
-        )
+        names = ("probe", "device", "outcome", "reason")
+        source = f"sources WHERE outcome NOT IN (?, ?) GROUP BY {', '.join(names)}"
+        rows = self._rows(names, source, (Outcome.OK, Outcome.NO_DATA))
         # Eight GPUs of one kind lack the same: one line for them all.
         devices: dict[tuple[str, str, str], list[str]] = {}
         for probe, device, outcome, reason in rows:

@@ -15,7 +15,9 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
+from rankscope.agent.plausible import plausible
 from rankscope.agent.schema import (
+    ANCHOR_KEYS,
     APPLICATION_ID,
     COLLECTIVE_FIELDS,
     DEVICE_FIELDS,
@@ -156,8 +158,10 @@ class Recording:
             check_format(connection, path)
             meta = dict(connection.execute("SELECT key, value FROM meta"))
             _limit(connection, int(meta["max_bytes"]) + int(meta["reserve_bytes"]))
+            if not plausible(ANCHOR_KEYS, [[meta[key] for key in ANCHOR_KEYS]]):
+                raise RecordingError("it does not say when it began", where=str(path))
             return cls(path, connection, clock or SystemClock())
-        except (sqlite3.Error, KeyError) as error:
+        except (sqlite3.Error, KeyError, TypeError, ValueError, OverflowError) as error:
             connection.close()
             raise RecordingError(f"cannot go on with it ({error})", where=str(path)) from error
         except RecordingError:
@@ -406,7 +410,7 @@ def is_begun(path: Path) -> bool:
             return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
         finally:
             connection.close()
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         # Whoever opens it says what is wrong with it.
         return True
 
@@ -416,7 +420,7 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise RecordingError(f"not a recording ({error})", where=str(path)) from error
     if not (application or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]):
         raise RecordingError("empty: its agent has not begun, or never did", where=str(path))
@@ -438,7 +442,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA journal_size_limit = 8388608")
         connection.execute("PRAGMA cache_size = -4096")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise RecordingError(f"cannot open the recording ({error})", where=str(path)) from error
     return connection
 

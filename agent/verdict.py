@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rankscope.rules.history import PastRun
+
+
+#: No agent takes as many: what says so was damaged.
+_MOST_CORES = 10_000
 
 
 def conclude(
@@ -46,12 +51,14 @@ def overhead_of(paths: Sequence[Path], window: Window) -> Overhead:
         connection = open_reader(path)
         try:
             meta = dict(connection.execute("SELECT key, value FROM meta"))
+        except (sqlite3.Error, ValueError) as error:
+            raise RecordingError(f"damaged beyond reading ({error})", where=str(path)) from error
         finally:
             connection.close()
-        if "agent_cpu_ratio" in meta:
-            ratios.append(float(meta["agent_cpu_ratio"]))
-        if "agent_pss_bytes" in meta:
-            sizes.append(int(meta["agent_pss_bytes"]))
+        if isinstance(ratio := meta.get("agent_cpu_ratio"), int | float) and 0 <= ratio < _MOST_CORES:
+            ratios.append(float(ratio))
+        if isinstance(size := meta.get("agent_pss_bytes"), int):
+            sizes.append(size)
     hooks = [ns for rank in window.ranks.values() for ns in rank.steps.columns["hook_ns"] if not math.isnan(ns)]
     return Overhead(max(ratios, default=None), max(sizes, default=None), sum(hooks) / len(hooks) if hooks else None)
 

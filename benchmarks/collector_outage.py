@@ -54,6 +54,14 @@ class OneClock(WatchedJob):
         super().add(replace(tick, readings=readings), now_ns)
 
 
+def simulated_settings(node: Node) -> Settings:
+    """Settings for an agent on simulated time over this node."""
+    # A budget that is never short: a busy machine would have the governor lower the rates.
+    settings = Settings(budget=BudgetSettings(cpu_ratio=1.0))
+    replace_in = msgspec.structs.replace
+    return replace_in(settings, roots=replace_in(settings.roots, nvml_library=str(node.library)))
+
+
 def outage(directory: Path, seconds: float) -> tuple[Path, Balance]:
     """The agent for so long with nobody to receive; returns its recording and the accounts."""
     endpoint = f"http://127.0.0.1:{components.free_port()}"
@@ -61,11 +69,7 @@ def outage(directory: Path, seconds: float) -> tuple[Path, Balance]:
     node = Node(directory, clock)
     os.environ[STATE_VARIABLE] = str(node.state.path.absolute())
     pids = dict(enumerate(node.ranks.pids))
-    # A budget that is never short: a busy machine would have the governor lower the rates.
-    settings = Settings(budget=BudgetSettings(cpu_ratio=1.0))
-    settings = msgspec.structs.replace(
-        settings, roots=msgspec.structs.replace(settings.roots, nvml_library=str(node.library))
-    )
+    settings = simulated_settings(node)
     sources = build_sources(settings, lambda: pids)
     job = OneClock(
         job="bench",

@@ -68,8 +68,8 @@ def main() -> int:
     false = sum(bool(each.broken) for each in corrupted)
     rings = f"{len(corrupted)} seeds, damage met in {met}, a writer faster than the reader in {lapped}"
     sizes = [
-        f"after {size.restarts:,} {size.descriptors} descriptors, {size.maps} maps, {size.threads} threads,"
-        f" {size.pss_bytes / 1e6:.0f} MB"
+        f"after {size.restarts:,} {size.agent.descriptors} descriptors, {size.agent.maps} maps,"
+        f" {size.agent.threads} threads, {size.agent.pss_bytes / 1e6:.0f} MB"
         for size in (restarted.sizes[0], restarted.sizes[-1])
     ]
     lines = [

@@ -53,8 +53,9 @@ def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
         part = part_of(device)
         of_part = {"rankscope.link": part.link, "process.pid": part.pid}
         return {"hw.id": part.uuid, "hw.type": "gpu"} | {k: v for k, v in of_part.items() if v is not None}
-    if family == "process":
-        return {"rankscope.rank": int(device.removeprefix("rank:"))}
+    rank = device.removeprefix("rank:")
+    if family == "process" and rank.isascii() and rank.isdigit() and len(rank) < 19:
+        return {"rankscope.rank": int(rank)}
     if not device:
         return {}
     if family in LABELS:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from rankscope.clock import Clock
 from rankscope.exporters.otlp_settings import Target
 from rankscope.exporters.otlp_transport import Reply, Result, Transport
-from rankscope.exporters.outbox import Outbox
+from rankscope.exporters.outbox import DAMAGED, Outbox
 
 _SECOND_NS = 1_000_000_000
 
@@ -100,6 +100,10 @@ class SignalSender:
         batch = self._outbox.oldest(self._target.signal)
         if batch is None:
             return None
+        if not batch.whole:
+            # No attempt: it says nothing of the receiver.
+            self._outbox.drop(batch.id, DAMAGED)
+            return 0
         if self._transport is None:
             self._transport = self._open_transport(self._target, self._clock)
         reply = self._transport.send(batch)

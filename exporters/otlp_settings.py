@@ -107,8 +107,8 @@ def _target(signal: Signal, environ: Mapping[str, str], explicit: Mapping[str, s
     if not endpoint:
         return None
     protocol = _choice(*setting("protocol"), {"": OtlpProtocol.HTTP} | {str(each): each for each in OtlpProtocol})
-    url = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
     try:
+        url = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
         host, port = url.hostname, url.port
     except ValueError as error:
         raise _unusable(endpoint, where, str(error)) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,21 @@ DEFAULT_QUOTA_BYTES = 512 * 1024 * 1024
 
 #: Reasons of a drop that the outbox itself gives.
 OVER_QUOTA = "over quota"
+DAMAGED = "damaged in the outbox"
 LARGER_THAN_QUOTA = "larger than the quota"
+
+#: What zlib calls gzip with its header and checksum, and far more than any request has that the encoders make.
+_GZIP = 31
+_MOST_PAYLOAD_BYTES = 64_000_000
+#: What no row of ours is.
+_UNFIT = {
+    "outbox_batch": "typeof(points) <> 'integer' OR typeof(bytes) <> 'integer' OR typeof(created_ns) <> 'integer'"
+    " OR typeof(payload) <> 'blob' OR min(points, bytes) < 0",
+    "outbox_account": "state NOT IN ('produced', 'acknowledged', 'dropped') OR typeof(batches) <> 'integer'"
+    " OR typeof(points) <> 'integer' OR typeof(bytes) <> 'integer' OR typeof(reported_batches) <> 'integer'"
+    " OR typeof(reported_points) <> 'integer' OR min(batches, points, bytes) < 0"
+    " OR max(batches, points, bytes, reported_batches, reported_points) > 1 << 60",
+}
 
 # `reported_*` is what of a dropped account has been handed out by take_drops.
 _SCHEMA = """
@@ -128,6 +143,16 @@ class WaitingBatch:
         """The serialised request."""
         return gzip.decompress(self.compressed)
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is as it was put in: a disk may have changed it since, and no receiver is to be sent that."""
+        unpacking = zlib.decompressobj(wbits=_GZIP)
+        try:
+            unpacking.decompress(self.compressed, _MOST_PAYLOAD_BYTES)
+        except zlib.error:
+            return False
+        return unpacking.eof
+
 
 class Outbox:
     """Batches and accounts behind one connection; as the connection, to be used by one thread.
@@ -144,6 +169,23 @@ class Outbox:
                 # One at a time: executescript would commit what the caller has open.
                 for statement in _SCHEMA.split(";"):
                     connection.execute(statement)
+
+    def begin_anew_if_damaged(self) -> int | None:
+        """Give up accounts and batches that cannot be ours, with all the others: nothing would add up any more.
+
+        Returns how many batches waited; None where nothing is wrong. Raises sqlite3.Error.
+        """
+        tables = [name for name, unfit in _UNFIT.items() if self._count(f"SELECT count(*) FROM {name} WHERE {unfit}")]
+        if not tables and self.balance().holds:
+            return None
+        waiting = self._count("SELECT count(*) FROM outbox_batch")
+        with self._transaction():
+            for name in _UNFIT:
+                self._connection.execute(f"DELETE FROM {name}")
+        return waiting
+
+    def _count(self, query: str) -> int:
+        return int(self._connection.execute(query).fetchone()[0])
 
     def add(self, signal: str, payload: bytes, points: int, created_ns: int) -> int | None:
         """Put a serialised request in, inside the caller's open transaction; returns its id.

@@ -17,3 +17,5 @@ def parse_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"cannot be read ({error.strerror})", where=str(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"is not valid TOML ({error})", where=str(path)) from error
+    except RecursionError:
+        raise ConfigurationError("is nested too deeply", where=str(path)) from None

@@ -180,6 +180,8 @@ def load_scenario(path: Path) -> Scenario:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"not TOML ({error})", where=str(path)) from error
+    except RecursionError:
+        raise ScenarioError("nested too deeply", where=str(path), todo="name a scenario file") from None
     return _Reader(str(path)).scenario(document, path)
 
 

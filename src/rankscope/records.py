@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 #: How None travels in a 64-bit field. No counter or duration reaches it.
 MISSING = -(2**63)
+#: No count and no time since a host started reaches it (2^62 ns are 146 years).
+LARGEST = 2**62
 
 
 class Phase(IntEnum):
@@ -464,6 +466,21 @@ def decode(kind: int, payload: bytes) -> RingRecord | None:
     return decoded
 
 
+def believable(record: RingRecord) -> bool:
+    """Whether nothing is missing that every record has, and its step and its times are any that a rank can have:
+    beyond them sums and clocks would overflow."""
+    if None in _REQUIRED[record.kind](record) or not -1 <= record.step <= LARGEST:
+        return False
+    if isinstance(record, StepRecord | PhaseRecord):
+        return 0 <= record.start_ns <= record.end_ns <= LARGEST
+    if isinstance(record, CollectiveRecord):
+        times = (record.enqueued_ns, record.started_ns, record.ended_ns)
+        return all(time_ns is None or 0 <= time_ns <= LARGEST for time_ns in times)
+    if isinstance(record, MarkRecord | SignalRecord | MemoryRecord):
+        return 0 <= record.time_ns <= LARGEST
+    return True
+
+
 def field_names(record: type[RingRecord]) -> tuple[str, ...]:
     """Fields in the order they travel."""
     return tuple(field.name for field in fields(record))
@@ -493,6 +510,10 @@ _KINDS: dict[int, Any] = {
         SignalRecord,
         MemoryRecord,
     )
+}
+_REQUIRED: dict[int, Any] = {
+    kind: operator.attrgetter(*(field.name for field in fields(record) if "None" not in str(field.type)))
+    for kind, record in _KINDS.items()
 }
 _GROUP_V1 = struct.Struct("<6q48s")
 #: Payload lengths of rings of version 1, where another: jobs started before an upgrade go on writing them.

@@ -25,7 +25,17 @@ from pathlib import Path
 from rankscope.clock import ClockAnchor
 from rankscope.errors import RingError
 from rankscope.identity import RankIdentity
-from rankscope.records import Phase, RecordKind, RingRecord, decode, encode, text_bytes, text_field
+from rankscope.records import (
+    LARGEST,
+    Phase,
+    RecordKind,
+    RingRecord,
+    believable,
+    decode,
+    encode,
+    text_bytes,
+    text_field,
+)
 
 MAGIC = b"RKSCOPE\0"
 VERSION = 2
@@ -363,6 +373,9 @@ def parse_header(raw: bytes, where: str) -> RingHeader:
         and 0 <= rank < world_size < 2**31
         and 0 <= local_rank < 2**20
         and 0 <= attempt < 2**31
+        and 0 <= ticks <= LARGEST
+        and 0 <= monotonic <= LARGEST
+        and 0 <= wall <= LARGEST
     )
     if not sane:
         raise RingError("header contradicts itself", where=where, todo="remove it")
@@ -404,10 +417,10 @@ def _status_v1(raw: bytes) -> RankStatus | None:
 def parse_slot(slot: bytes) -> tuple[int, RingRecord] | None:
     """(sequence number, record) of a whole slot, or None."""
     kind, length, sequence = _PREFIX.unpack_from(slot, _CRC.size)
-    if length > MAX_PAYLOAD_BYTES or sequence == 0:
+    if length > MAX_PAYLOAD_BYTES or not 0 < sequence <= LARGEST:
         return None
     end = _PAYLOAD_OFFSET + length
     if zlib.crc32(slot[_CRC.size : end]) != _CRC.unpack_from(slot)[0]:
         return None
     record = decode(kind, slot[_PAYLOAD_OFFSET:end])
-    return None if record is None else (sequence, record)
+    return None if record is None or not believable(record) else (sequence, record)

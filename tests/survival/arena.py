@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import components
+import msgspec
 from survival.collector import received
 from survival.trainer import losses
 
@@ -24,7 +25,6 @@ from rankscope.agent.config import (
     ProbeSettings,
     RecordingSettings,
     RingSettings,
-    RootSettings,
     Settings,
 )
 from rankscope.agent.plan import Plan, write_plan
@@ -40,6 +40,16 @@ RANKS = 2
 PAUSE_MS = 4.0
 #: What these tests are not about.
 DISABLED = ("kernel-log", "cpu-clock", "numa", "edac", "pressure", "cgroup", "disk", "filesystem", "nfs", "lustre")
+
+
+#: Everything as often as may be, so that much happens between two faults.
+HASTY = Settings(
+    recording=RecordingSettings(commit_seconds=0.1),
+    rings=RingSettings(poll_seconds=0.05),
+    probes=ProbeSettings(disabled=DISABLED),
+    # Every reading leaves: what was recorded is to be what arrived.
+    export=ExportSettings(period_seconds=0.3, interval_seconds=0.0, drain_seconds=30.0),
+)
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
@@ -83,9 +93,18 @@ def fill(directory: Path) -> None:
 class Arena:
     """Starts everything; `stop` ends it in order. Nothing here is told of a kill: whoever kills starts anew."""
 
-    def __init__(self, place: Path, *, state: Path | None = None, shm: Path | None = None) -> None:
+    def __init__(
+        self,
+        place: Path,
+        *,
+        state: Path | None = None,
+        shm: Path | None = None,
+        settings: Settings = HASTY,
+        pause_ms: float = PAUSE_MS,
+    ) -> None:
         """`state` is where the recording lies, `shm` where the rings do."""
         self.place = place
+        self._pause_ms = pause_ms
         self.rings = (shm or place) / "rings"
         self.training = place / "training"
         self.kept = place / "collector"
@@ -95,15 +114,11 @@ class Arena:
         self._node = NodeState.create(place / "node", profile="H100-SXM5-80GB", gpus=RANKS)
         library = build(place / "library")
         self._port = components.free_port()
-        self.settings = Settings(
-            recording=RecordingSettings(commit_seconds=0.1),
-            rings=RingSettings(poll_seconds=0.05),
-            probes=ProbeSettings(disabled=DISABLED),
-            # Every reading leaves: what was recorded is to be what arrived.
-            export=ExportSettings(
-                endpoint=f"http://127.0.0.1:{self._port}", period_seconds=0.3, interval_seconds=0.0, drain_seconds=30.0
-            ),
-            roots=RootSettings(nvml_library=str(library / LIBRARY)),
+        replace = msgspec.structs.replace
+        self.settings = replace(
+            settings,
+            export=replace(settings.export, endpoint=f"http://127.0.0.1:{self._port}"),
+            roots=replace(settings.roots, nvml_library=str(library / LIBRARY)),
         )
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("RANKSCOPE", "OTEL"))}
         self._environ = clean | self._node.environment(library)
@@ -123,7 +138,7 @@ class Arena:
         wait_until(lambda: len(list(self.rings.glob("*.ring"))) >= RANKS, "the rings")
 
     def _launch(self, directory: Path, rank: int, steps: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:
-        words = [str(directory), str(rank), str(steps), str(0 if steps else PAUSE_MS)]
+        words = [str(directory), str(rank), str(steps), str(0 if steps else self._pause_ms)]
         return subprocess.Popen([sys.executable, HERE / "trainer.py", *words], env=environ, cwd=self.place)
 
     def start_agent(self) -> None:
@@ -275,9 +290,16 @@ class Arena:
 
 
 @contextmanager
-def arena(place: Path, *, state: Path | None = None, shm: Path | None = None) -> Iterator[Arena]:
+def arena(
+    place: Path,
+    *,
+    state: Path | None = None,
+    shm: Path | None = None,
+    settings: Settings = HASTY,
+    pause_ms: float = PAUSE_MS,
+) -> Iterator[Arena]:
     """An arena that runs, cleared at the end."""
-    made = Arena(place, state=state, shm=shm)
+    made = Arena(place, state=state, shm=shm, settings=settings, pause_ms=pause_ms)
     try:
         made.start()
         yield made

@@ -30,6 +30,7 @@ MODES = {
     "forgetful": "keeps it, resets the connection: the answer is lost",
     "nonsense": "keeps nothing, answers what is no HTTP",
     "garbage": "keeps it, 200 with a body of noise",
+    "discarding": "keeps nothing, 200",
     "partial": "keeps it, 200, and says that one point was rejected",
     "refusing": "keeps nothing, 400",
 }

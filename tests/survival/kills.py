@@ -18,7 +18,7 @@ KILLS = ("agent", "agent", "helper", "collector", *(f"rank {rank}" for rank in r
 #: File systems that are full for a while.
 FULL = ("disk full", "agent, disk full", "rank, rings full")
 #: Collectors that misbehave for a while, except by refusing for good: what they refuse is dropped, and said.
-COLLECTORS = tuple(f"collector {mode}" for mode in MODES if mode not in ("ok", "refusing"))
+COLLECTORS = tuple(f"collector {mode}" for mode in MODES if mode not in ("ok", "discarding", "refusing"))
 REFUSING = "collector refusing"
 #: Bytes of the file systems for FULL: the recording's, that of the rings.
 SMALL_BYTES = (24_000_000, 160_000_000)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from survival import accounts
 from survival.arena import wait_until
+from survival.footprint import Footprint, footprint_of
 
 from rankscope.agent.config import HangSettings, ProbeSettings, RecordingSettings, RingSettings, RuleSettings, Settings
 from rankscope.agent.plan import Plan, write_plan
@@ -58,14 +59,11 @@ for number in range(int(sys.argv[2])):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a process holds."""
+    """What the agent holds after so many restarts, and the files in the ring directory."""
 
     restarts: int
-    descriptors: int
-    maps: int
-    threads: int
-    pss_bytes: int
     rings: int
+    agent: Footprint
 
 
 @dataclass
@@ -76,16 +74,6 @@ class Restarted:
     sizes: list[Size] = field(default_factory=list)
     account: str = ""
     broken: list[str] = field(default_factory=list)
-
-
-def size_of(pid: int, restarts: int, rings: Path) -> Size:
-    """One look at a process."""
-    proc = Path(f"/proc/{pid}")
-    rollup = (proc / "smaps_rollup").read_text()
-    pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
-    maps = len((proc / "maps").read_text().splitlines())
-    threads = len(list((proc / "task").iterdir()))
-    return Size(restarts, len(os.listdir(proc / "fd")), maps, threads, pss, len(list(rings.glob("*"))))
 
 
 def restarts(place: Path, count: int, say: Callable[[str], None] = print) -> Restarted:
@@ -120,7 +108,7 @@ def restarts(place: Path, count: int, say: Callable[[str], None] = print) -> Res
             done = int(line)
             wait_until(lambda done=done: _exits(recording) >= done, f"the end of rank {done}")
             time.sleep(0.1)
-            told.sizes.append(size_of(agent.pid, done, rings))
+            told.sizes.append(Size(done, len(os.listdir(rings)), footprint_of(agent.pid)))
             say(f"after {done} restarts: {told.sizes[-1]}")
             launcher.stdin.write(b"\n")
             launcher.stdin.flush()
@@ -171,9 +159,11 @@ def _judge(told: Restarted, status: int, recording: Path, say: Callable[[str], N
     # The first look is of an agent that has seen as many as it keeps in mind.
     first, last = next(size for size in told.sizes if size.restarts > MAX_GONE), told.sizes[-1]
     for name in ("descriptors", "maps", "threads"):
-        if getattr(last, name) > getattr(first, name) + 2:
-            told.broken.append(f"{name}: {getattr(first, name)} after {first.restarts}, {getattr(last, name)} at last")
+        before, after = getattr(first.agent, name), getattr(last.agent, name)
+        if after > before + 2:
+            told.broken.append(f"{name}: {before} after {first.restarts}, {after} at last")
     if last.rings > _BATCH + MAX_GONE:
         told.broken.append(f"{last.rings} files in the ring directory")
-    if last.pss_bytes > first.pss_bytes + MORE_BYTES + told.restarts * BYTES_A_RESTART:
-        told.broken.append(f"{last.pss_bytes - first.pss_bytes} bytes more than after {first.restarts} restarts")
+    more = last.agent.pss_bytes - first.agent.pss_bytes
+    if more > MORE_BYTES + told.restarts * BYTES_A_RESTART:
+        told.broken.append(f"{more} bytes more than after {first.restarts} restarts")

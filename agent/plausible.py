@@ -1,0 +1,90 @@
+"""Whether rows of a recording are what an agent may have written: damage must not pass for evidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from math import isfinite
+from typing import Any
+
+from rankscope.agent.sound import is_sound_event
+from rankscope.reading import Event, Severity
+from rankscope.records import LARGEST
+
+
+def _columns(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_TEXTS = _columns(
+    "job host boot_id name operation metric device kind text severity attributes probe outcome"
+    " reason blocks free_blocks"
+)
+_TEXTS_OR_NOTHING = _columns("gpu_uuid device_clock members")
+#: Whatever is measured: any number that is one.
+_MEASURED = _columns("value loss gradient_norm")
+_TIMES = _columns("start_ns end_ns time_ns enqueued_ns started_ns ended_ns anchor_monotonic_ns anchor_wall_ns")
+#: What no row goes without.
+_NEEDED = _columns(
+    "id attempt rank world_size local_rank pid start_ticks step value start_ns end_ns time_ns enqueued_ns"
+    " anchor_monotonic_ns anchor_wall_ns"
+)
+_NOTHING = type(None)
+
+
+def plausible(names: Sequence[str], rows: list[Any]) -> list[Any]:
+    """The rows of these columns that hold what an agent writes: all of them, unless the file was damaged."""
+    checks = [partial(_is_plausible, _label(name)) for name in names]
+    if not rows or all(check(column) for check, column in zip(checks, zip(*rows, strict=True), strict=True)):
+        return rows
+    return [row for row in rows if all(check((value,)) for check, value in zip(checks, row, strict=True))]
+
+
+def _label(name: str) -> str:
+    """What a column is called, without its table or what it was made of."""
+    return name.rpartition(" ")[2].rpartition(".")[2]
+
+
+def _is_plausible(name: str, column: Sequence[Any]) -> bool:
+    kinds = set(map(type, column))
+    if name in _TEXTS:
+        return kinds <= {str}
+    if name in _TEXTS_OR_NOTHING:
+        return kinds <= {str, _NOTHING}
+    if name in _MEASURED:
+        return kinds <= {int, float, _NOTHING} and all(value is None or isfinite(value) for value in column)
+    if not kinds <= {int, _NOTHING} or (_NOTHING in kinds and name in _NEEDED):
+        return False
+    present = [value for value in column if value is not None] if _NOTHING in kinds else column
+    return not present or (max(present) <= LARGEST and min(present) >= (0 if name in _TIMES else -LARGEST))
+
+
+def event_of(row: Sequence[Any], host: str, shift: int) -> Event | None:
+    """The event of a row (kind, time, text, severity, device, rank, attributes); None where it is none."""
+    kind, time_ns, text, severity, device, rank, attributes = row
+    try:
+        details = json.loads(attributes)
+        event = Event(kind, time_ns + shift, text, Severity(severity), device, rank, host, details)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return event if is_sound_event(event) else None
+
+
+def texts(document: Any) -> list[str]:
+    """A list of texts as a recording keeps one; [] for anything else."""
+    try:
+        found = json.loads(document)
+    except (ValueError, TypeError, RecursionError):
+        return []
+    return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else []
+
+
+def counts(document: Any, size: int) -> tuple[int, ...] | None:
+    """So many counts as a recording keeps them; None for anything else."""
+    try:
+        found = json.loads(document)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    fit = isinstance(found, list) and len(found) == size and all(type(each) is int and each >= 0 for each in found)
+    return tuple(found) if fit else None

@@ -1,0 +1,2 @@
+-- outbox/base.db
+UPDATE outbox_account SET batches = 'a', state = 'lost'

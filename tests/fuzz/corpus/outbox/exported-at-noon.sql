@@ -1,0 +1,2 @@
+-- outbox/base.db
+UPDATE meta SET value = 'noon' WHERE key = 'exported_ns'

@@ -1,0 +1,2 @@
+-- outbox/base.db
+UPDATE meta SET value = 9e999 WHERE key LIKE '%_bytes'

@@ -1,0 +1,2 @@
+-- recording/base.db
+UPDATE events SET attributes = 'null', rank = 'a'

@@ -1,0 +1,2 @@
+-- recording/base.db
+DROP TABLE ranks

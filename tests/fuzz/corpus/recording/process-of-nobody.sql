@@ -1,0 +1,2 @@
+-- recording/base.db
+UPDATE series SET device = '[1, a]' WHERE metric LIKE 'process.%'

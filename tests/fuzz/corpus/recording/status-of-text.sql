@@ -1,0 +1,2 @@
+-- recording/base.db
+UPDATE meta SET value = 'text' WHERE key = 'job_status'
