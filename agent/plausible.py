@@ -8,7 +8,6 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
-from rankscope.agent.sound import is_sound_event
 from rankscope.reading import Event, Severity
 from rankscope.records import LARGEST
 
@@ -65,10 +64,25 @@ def event_of(row: Sequence[Any], host: str, shift: int) -> Event | None:
     kind, time_ns, text, severity, device, rank, attributes = row
     try:
         details = json.loads(attributes)
-        event = Event(kind, time_ns + shift, text, Severity(severity), device, rank, host, details)
+        if not (_are_texts(kind, text, device) and _is_time(time_ns) and (rank is None or _is_time(rank))):
+            return None
+        if not (isinstance(details, dict) and all(_is_scalar(value) for value in details.values())):
+            return None
+        return Event(kind, time_ns + shift, text, Severity(severity), device, rank, host, details)
     except (ValueError, TypeError, RecursionError):
         return None
-    return event if is_sound_event(event) else None
+
+
+def _are_texts(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= LARGEST
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))
 
 
 def texts(document: Any) -> list[str]:
@@ -77,7 +91,7 @@ def texts(document: Any) -> list[str]:
         found = json.loads(document)
     except (ValueError, TypeError, RecursionError):
         return []
-    return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else []
+    return found if isinstance(found, list) and _are_texts(*found) else []
 
 
 def counts(document: Any, size: int) -> tuple[int, ...] | None:

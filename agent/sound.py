@@ -25,7 +25,7 @@ def checked(result: object, probe: str, series: set[tuple[str, str]]) -> ProbeRe
         raise ProbeError(f"returned {type(result).__name__} and not ProbeResult", where=probe)
     parts: tuple[tuple[object, Callable[[object], bool]], ...] = (
         (result.readings, _is_reading),
-        (result.events, is_sound_event),
+        (result.events, _is_event),
         (result.outcomes, _is_outcome),
         ((result.helper_cpu_ns, result.driver_ns), _is_time),
     )
@@ -52,8 +52,7 @@ def _is_reading(item: object) -> bool:
     )
 
 
-def is_sound_event(item: object) -> bool:
-    """Whether it is an event that may be recorded."""
+def _is_event(item: object) -> bool:
     return (
         isinstance(item, Event)
         and item.kind in EVENT_KINDS

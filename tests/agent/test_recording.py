@@ -344,3 +344,31 @@ def test_a_source_that_recovers_is_seen_again(path: Path) -> None:
     recording.commit()
     recording.close()
     assert sorted(load_window([path]).not_seen) == ["nvml GPU-0: unsupported (a)", "nvml GPU-0: unsupported (b)"]
+
+
+def test_rows_that_no_agent_writes_are_left_out_and_counted(path: Path) -> None:
+    """What a disk or a person changed is no evidence; the other rows of the same table are, of whatever kind."""
+    recording = begin(path)
+    row, _ = recording.add_rank("a.ring", header())
+    recording.add_records(row, [step(number) for number in range(4)], 4)
+    recording.add_readings(Reading("gpu.power_watts", 300.0 + time, time, "GPU-0") for time in range(3))
+    recording.add_events(Event(kind, 5, "what happened") for kind in ("xid", "of-a-later-release", "burst"))
+    recording.commit()
+    recording.close()
+    connection = sqlite3.connect(path)
+    for change in (
+        "UPDATE steps SET start_ns = 'noon' WHERE step = 1",
+        "UPDATE steps SET end_ns = 1 << 62 | 1 WHERE step = 2",
+        "UPDATE readings SET value = 9e999 WHERE time_ns = 1",
+        "UPDATE events SET attributes = '[]' WHERE kind = 'burst'",
+    ):
+        assert connection.execute(change).rowcount == 1
+    connection.commit()
+    connection.close()
+    window = load_window([path])
+    assert list(window.ranks[0].steps.columns["step"]) == [0, 3]
+    assert list(window.series[SeriesKey("node1", "gpu.power_watts", "GPU-0")].times_ns) == [0, 2]
+    assert [event.kind for event in window.events] == ["xid", "of-a-later-release"]
+    said = "rows of {} hold what no agent writes, and were left out"
+    for table, count in (("steps", 2), ("readings", 1), ("events", 1)):
+        assert any(f"{count} {said.format(table)}" in line for line in window.not_seen), window.not_seen
