@@ -18,13 +18,14 @@ class Exposition:
     def __init__(self, endpoint: PrometheusEndpoint, settings: Settings, clock: Clock) -> None:
         self.endpoint = endpoint
         self._level = level_named(settings.export.level)
+        self._traces = settings.export.traces
         self._clock = clock
         self._jobs: dict[str, JobSeries] = {}
         self._due_ns = 0
 
     def job(self, name: str, host: str) -> JobSeries:
         """Where the series of this job go."""
-        return self._jobs.setdefault(name, JobSeries(name, host, self._level))
+        return self._jobs.setdefault(name, JobSeries(name, host, self._level, traces=self._traces))
 
     def drop(self, name: str) -> None:
         """This job is over: its series end."""

@@ -24,6 +24,7 @@ from rankscope.exporters.otlp_settings import Target
 from rankscope.exporters.otlp_transport import open_transport
 from rankscope.exporters.outbox import Balance, Outbox, Signal
 from rankscope.finding import Finding
+from rankscope.identity import RankIdentity
 from rankscope.reading import Reading
 from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, RingRecord, StepRecord, field_names
 from rankscope.window import Columns, RankWindow, Series, SeriesKey, Window
@@ -99,30 +100,38 @@ def encode_window(
 
     for host, anchor in window.anchors.items():
         encoder = OtlpEncoder(job=window.job, host=host, anchor=anchor, resource_attributes=extra)
-        ranks = [rank for rank in window.ranks.values() if rank.identity.host == host]
-        records = heapq.merge(*(_records(rank) for rank in ranks), key=lambda timed: timed[0])
-        of_host = (_readings(key, series) for key, series in window.series.items() if key.host == host)
-        readings = heapq.merge(*of_host, key=attrgetter("time_ns"))
-        yield from _in_chunks(encoder, records, readings, window.end_ns)
+        yield from _in_chunks(encoder, records_of(window, host), readings_of(window, host), window.end_ns)
         yield from encoder.events(event for event in window.events if at(event.host) == host)
         yield from encoder.findings((each for each in found if at(each.where.host) == host), window.end_ns)
 
 
+def records_of(window: Window, host: str) -> Iterator[tuple[int, RankIdentity, RingRecord]]:
+    """(time of its end, rank, record) of every record of a host's ranks, by time."""
+    ranks = [rank for rank in window.ranks.values() if rank.identity.host == host]
+    return heapq.merge(*(_records(rank) for rank in ranks), key=lambda timed: timed[0])
+
+
+def readings_of(window: Window, host: str) -> Iterator[Reading]:
+    """Every reading of a host, by time."""
+    of_host = (_readings(key, series) for key, series in window.series.items() if key.host == host)
+    return heapq.merge(*of_host, key=attrgetter("time_ns"))
+
+
 def _in_chunks(
     encoder: OtlpEncoder,
-    records: Iterator[tuple[int, RankWindow, RingRecord]],
+    records: Iterator[tuple[int, RankIdentity, RingRecord]],
     readings: Iterator[Reading],
     end_ns: int,
 ) -> Iterator[EncodedBatch]:
     """Readings as they come; the histograms each time the records have moved on by a chunk, and at the end."""
     until_ns: int | None = None
-    for time_ns, rank, record in records:
+    for time_ns, identity, record in records:
         if until_ns is None:
             until_ns = time_ns + CHUNK_NS
         if time_ns > until_ns:
             yield from encoder.steps(until_ns)
             until_ns += (time_ns - until_ns) // CHUNK_NS * CHUNK_NS + CHUNK_NS
-        encoder.add_records(rank.identity, (record,))
+        encoder.add_records(identity, (record,))
     yield from encoder.steps(max(end_ns, until_ns - CHUNK_NS) if until_ns is not None else end_ns)
     yield from encoder.iterate_readings(readings)
 
@@ -132,26 +141,27 @@ def _readings(key: SeriesKey, series: Series) -> Iterator[Reading]:
         yield Reading(key.metric, value, time_ns, key.device)
 
 
-def _records(rank: RankWindow) -> Iterator[tuple[int, RankWindow, RingRecord]]:
+def _records(rank: RankWindow) -> Iterator[tuple[int, RankIdentity, RingRecord]]:
     """(time of its end, rank, record) of all of a rank, by time; records without a time have that of their step."""
     ends: dict[int, int] = {}
-    timed: list[tuple[int, RankWindow, RingRecord]] = []
+    timed: list[tuple[int, RankIdentity, RingRecord]] = []
+    identity = rank.identity
     for values in _rows(rank.steps, field_names(StepRecord)):
         step = StepRecord(**values)  # type: ignore[arg-type]  # None only where the record allows it
         ends[step.step] = step.end_ns
-        timed.append((step.end_ns, rank, step))
+        timed.append((step.end_ns, identity, step))
     last_ns = max(ends.values(), default=0)
     for values in _rows(rank.device, field_names(DeviceRecord)):
         device = DeviceRecord(**values)  # type: ignore[arg-type]
-        timed.append((ends.get(device.step, last_ns), rank, device))
+        timed.append((ends.get(device.step, last_ns), identity, device))
     for name, columns in rank.groups.items():
         for values in _rows(columns, _GROUP_FIELDS):
             group = GroupRecord(**values, group=name, members=rank.members.get(name, ""))  # type: ignore[arg-type]
-            timed.append((ends.get(group.step, last_ns), rank, group))
+            timed.append((ends.get(group.step, last_ns), identity, group))
     for name, columns in rank.phases.items():
         for values in _rows(columns, ("step", "start_ns", "end_ns")):
             phase = PhaseRecord(**values, name=name)  # type: ignore[arg-type]
-            timed.append((phase.end_ns, rank, phase))
+            timed.append((phase.end_ns, identity, phase))
     timed.sort(key=lambda each: each[0])
     return iter(timed)
 

@@ -7,12 +7,15 @@ import json
 import socket
 import ssl
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import urlencode
 
 import components
 import pytest
@@ -20,6 +23,7 @@ import pytest
 from rankscope.errors import ConfigurationError
 from rankscope.exporters import prometheus_endpoint
 from rankscope.exporters.export_levels import Level
+from rankscope.exporters.otlp_traces import span_id, trace_id
 from rankscope.exporters.prometheus_auth import Gate, hashed
 from rankscope.exporters.prometheus_endpoint import Listen, PrometheusEndpoint, wants_open_metrics
 from rankscope.exporters.prometheus_text import JobSeries, exposition
@@ -180,10 +184,71 @@ def _certificate(folder: Path) -> Path:
     return path
 
 
+def _client(folder: Path) -> None:
+    """A client's authority (ca), a certificate that it signed (client) and one that nobody did (stranger)."""
+    new = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    for name, more in (
+        ("ca", []),
+        ("client", ["-CA", str(folder / "ca"), "-CAkey", str(folder / "ca.key")]),
+        ("stranger", []),
+    ):
+        command = [
+            *new,
+            "-subj",
+            f"/CN={name}",
+            *more,
+            "-keyout",
+            str(folder / f"{name}.key"),
+            "-out",
+            str(folder / name),
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+@contextmanager
+def _scraping(folder: Path, port: int, **settings: object) -> Iterator[str]:
+    """A Prometheus that scrapes a port of this machine every second; its address."""
+    folder.mkdir(exist_ok=True)
+    scrape = {
+        "job_name": "rankscope",
+        "scrape_interval": "1s",
+        "static_configs": [{"targets": [f"127.0.0.1:{port}"]}],
+        **settings,
+    }
+    config = folder / "prometheus.yml"
+    config.write_text(json.dumps({"scrape_configs": [scrape]}))
+    listen = components.free_port()
+    command = [str(components.need("prometheus")), f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+    command += [f"--web.listen-address=127.0.0.1:{listen}", "--enable-feature=exemplar-storage"]
+    address = f"http://127.0.0.1:{listen}"
+    with components.running(command, folder / "log", lambda: components.answers(f"{address}/-/ready")):
+        yield address
+
+
+def _api(address: str, what: str, query: str, **more: object) -> Any:
+    url = f"{address}/api/v1/{what}?{urlencode({'query': query, **more})}"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return json.load(response)["data"]
+
+
+def _values(address: str, query: str) -> list[str]:
+    return [each["value"][1] for each in _api(address, "query", query)["result"]]
+
+
 def test_prometheus_scrapes_over_tls_with_a_password(tmp_path: Path) -> None:
     """The real Prometheus reads every series by OpenMetrics, over TLS, with a password; a client of another protocol
     and one without the authority's certificate get nothing."""
-    program = components.need("prometheus")
     both = _certificate(tmp_path)
     (tmp_path / "hash").write_text(hashed("pass"))
     gate = Gate(user="prom", password_file=str(tmp_path / "hash"))
@@ -194,32 +259,93 @@ def test_prometheus_scrapes_over_tls_with_a_password(tmp_path: Path) -> None:
                 assert b"hw_" not in plain.recv(4096)
         with pytest.raises(ssl.SSLError), socket.create_connection(("127.0.0.1", endpoint.port)) as raw:
             ssl.create_default_context().wrap_socket(raw, server_hostname="127.0.0.1")
-        scrape = {
-            "job_name": "rankscope",
-            "scrape_interval": "1s",
-            "scheme": "https",
-            "tls_config": {"ca_file": str(tmp_path / "c")},
-            "basic_auth": {"username": "prom", "password": "pass"},
-            "static_configs": [{"targets": [f"127.0.0.1:{endpoint.port}"]}],
-        }
-        config = tmp_path / "prometheus.yml"
-        config.write_text(json.dumps({"scrape_configs": [scrape]}))
-        port = components.free_port()
-        command = [str(program), f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'tsdb'}"]
-        command += [f"--web.listen-address=127.0.0.1:{port}"]
-        address = f"http://127.0.0.1:{port}"
-        with components.running(command, tmp_path / "log", lambda: components.answers(f"{address}/-/ready")):
-
-            def value(query: str) -> list[str]:
-                url = f"{address}/api/v1/query?query={quote(query)}"
-                with urllib.request.urlopen(url, timeout=10) as response:
-                    return [each["value"][1] for each in json.load(response)["data"]["result"]]
-
-            components.wait_for(lambda: value("up") == ["1"], "a scrape")
-            assert value(f'hw_temperature_celsius{{hw_id="{GPU}",host_name="node-a"}}') == ["61.5"]
-            assert value("hw_energy_joules_total") == ["1000000"]
-            assert value('rankscope_events_total{rankscope_xid="79"}') == ["2"]
-            assert value('rankscope_step_duration_seconds_count{rankscope_rank="2",rankscope_clock="host"}') == ["8"]
-            assert value("rankscope_rank_info") == ["1"]
-            (median,) = value("histogram_quantile(0.5, rankscope_step_duration_seconds_bucket)")
+        secret = {"username": "prom", "password": "pass"}
+        tls = {"ca_file": str(tmp_path / "c")}
+        with _scraping(tmp_path, endpoint.port, scheme="https", tls_config=tls, basic_auth=secret) as address:
+            components.wait_for(lambda: _values(address, "up") == ["1"], "a scrape")
+            assert _values(address, f'hw_temperature_celsius{{hw_id="{GPU}",host_name="node-a"}}') == ["61.5"]
+            assert _values(address, "hw_energy_joules_total") == ["1000000"]
+            assert _values(address, 'rankscope_events_total{rankscope_xid="79"}') == ["2"]
+            steps = 'rankscope_step_duration_seconds_count{rankscope_rank="2",rankscope_clock="host"}'
+            assert _values(address, steps) == ["8"]
+            assert _values(address, "rankscope_rank_info") == ["1"]
+            (median,) = _values(address, "histogram_quantile(0.5, rankscope_step_duration_seconds_bucket)")
             assert 0.25 <= float(median) <= 0.5
+
+
+def test_only_clients_of_the_authority_are_let_in(tmp_path: Path) -> None:
+    """Mutual TLS: the real Prometheus with a certificate of the authority scrapes; one without a certificate, and one
+    with a stranger's, are turned away in the handshake and see nothing."""
+    both = _certificate(tmp_path)
+    _client(tmp_path)
+    listen = Listen("127.0.0.1", 0, certificate=str(both), client_authority=str(tmp_path / "ca"))
+    with _endpoint(listen) as endpoint:
+
+        def page(name: str | None) -> bytes:
+            context = ssl.create_default_context(cafile=str(tmp_path / "c"))
+            if name is not None:
+                context.load_cert_chain(tmp_path / name, tmp_path / f"{name}.key")
+            with (
+                socket.create_connection(("127.0.0.1", endpoint.port), timeout=10) as raw,
+                context.wrap_socket(raw, server_hostname="127.0.0.1") as connection,
+            ):
+                connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                return b"".join(iter(lambda: connection.recv(65536), b""))
+
+        assert b"hw_temperature_celsius{" in page("client")
+        for name in (None, "stranger"):
+            # TLS 1.3 tells the client only when it reads.
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                page(name)
+        tls = {"ca_file": str(tmp_path / "c")}
+        own = {"cert_file": str(tmp_path / "client"), "key_file": str(tmp_path / "client.key")}
+        with _scraping(tmp_path / "in", endpoint.port, scheme="https", tls_config=tls | own) as address:
+            components.wait_for(lambda: _values(address, "up") == ["1"], "a scrape")
+            assert _values(address, "hw_temperature_celsius") == ["61.5"]
+        with _scraping(tmp_path / "out", endpoint.port, scheme="https", tls_config=tls) as address:
+            components.wait_for(lambda: _values(address, "up") == ["0"], "a scrape that fails")
+            assert _values(address, "hw_temperature_celsius") == []
+
+
+def test_a_slow_step_is_an_exemplar_that_names_its_trace() -> None:
+    """Where traces are sent, OpenMetrics has the last slow step in the bucket that its length lies in, with the id that
+    its trace has on every rank; the text format, which has no exemplars, has none, nor has a job without traces."""
+    identity = RankIdentity("j", 0, 2, 4, 2, "node-a", 42, 7, "b", GPU)
+    lengths = [SECOND // 8] * 40 + [3 * SECOND // 4] + [SECOND // 8] * 3
+    ends = list(accumulate(lengths))
+    records = [
+        StepRecord(step, end - length, end, 0, length, 0, 0, 0, 0, 0, 0)
+        for step, (end, length) in enumerate(zip(ends, lengths, strict=True))
+    ]
+    pages = {}
+    for traces in (True, False):
+        job = JobSeries("j", "node-a", Level.LINK, traces=traces)
+        job.add_records(identity, records)
+        for open_metrics in (True, False):
+            pages[traces, open_metrics] = exposition(job.snapshot(60 * SECOND), open_metrics=open_metrics)
+    told = [line for line in pages[True, True].splitlines() if " # " in line]
+    trace = trace_id("j", 0, 40)
+    assert len(told) == 1
+    assert "rankscope_step_duration_seconds_bucket{" in told[0]
+    assert 'le="1.0"' in told[0]
+    assert told[0].endswith(f' # {{trace_id="{trace.hex()}",span_id="{span_id(trace, 2).hex()}"}} 0.75')
+    assert not [page for key, page in pages.items() if key != (True, True) and "trace_id" in page]
+
+
+def test_prometheus_keeps_the_exemplar(tmp_path: Path) -> None:
+    """The real Prometheus, told to store exemplars, gives the trace of the slow step back."""
+    job = JobSeries("j", "node-a", Level.LINK, traces=True)
+    identity = RankIdentity("j", 0, 2, 4, 2, "node-a", 42, 7, "b", GPU)
+    for step in range(48):
+        length = SECOND // 8 if step != 40 else SECOND
+        job.add_records(
+            identity, [StepRecord(step, step * 2 * SECOND, step * 2 * SECOND + length, 0, length, *[0] * 6)]
+        )
+    with _endpoint() as endpoint:
+        endpoint.publish(job.snapshot(100 * SECOND))
+        with _scraping(tmp_path, endpoint.port) as address:
+            components.wait_for(lambda: _values(address, "up") == ["1"], "a scrape")
+            name = "rankscope_step_duration_seconds_bucket"
+            now = time.time()
+            (found,) = _api(address, "query_exemplars", name, start=now - 60, end=now + 60)
+            assert [each["labels"]["trace_id"] for each in found["exemplars"]] == [trace_id("j", 0, 40).hex()]
