@@ -14,8 +14,10 @@ from pathlib import Path
 import components
 
 from rankscope.agent.standing import PERIOD_NS, Standing
+from rankscope.exporters.export_levels import Level
 from rankscope.exporters.otlp_settings import otlp_targets
-from rankscope.exporters.replay import replay
+from rankscope.exporters.prometheus_text import JobSeries, exposition
+from rankscope.exporters.replay import CHUNK_NS, readings_of, records_of, replay
 from rankscope.finding import Finding
 from rankscope.simulator.generate import generate
 from rankscope.simulator.scenario import load_scenario
@@ -73,6 +75,36 @@ def send(window: Window, address: str, *, otlp: str = "") -> float:
     targets = otlp_targets({}, endpoint=otlp or f"{address}/opentelemetry")
     balance = replay(window, {signal: target for signal, target in targets.items() if signal == "metrics"})
     assert not balance.dropped.points, balance
+    return _shown(window, address)
+
+
+def scrape(window: Window, address: str, every_ns: int = CHUNK_NS) -> float:
+    """Put into a VictoriaMetrics what scrapes of each host's endpoint would have found, with the labels that a scraper
+    adds; gives the job's end in seconds since the epoch."""
+    for host, anchor in window.anchors.items():
+        shown = JobSeries(window.job, host, Level.LINK)
+        records, readings = records_of(window, host), readings_of(window, host)
+        record, reading = next(records, None), next(readings, None)
+        for now_ns in range(window.begin_ns, window.end_ns + every_ns, every_ns):
+            while reading is not None and reading.time_ns <= now_ns:
+                shown.add((reading,))
+                reading = next(readings, None)
+            while record is not None and record[0] <= now_ns:
+                shown.add_records(record[1], (record[2],))
+                record = next(records, None)
+            page = exposition(shown.snapshot(now_ns), open_metrics=False)
+            scraped = [
+                ("timestamp", anchor.to_wall_ns(now_ns) // 1_000_000),
+                ("extra_label", "job=rankscope"),
+                ("extra_label", f"instance={host}:9464"),
+            ]
+            url = f"{address}/api/v1/import/prometheus?{urllib.parse.urlencode(scraped)}"
+            urllib.request.urlopen(url, data=page.encode(), timeout=30).close()
+    return _shown(window, address)
+
+
+def _shown(window: Window, address: str) -> float:
+    """The job's end, once the store shows its ranks."""
     end_s = next(iter(window.anchors.values())).to_wall_ns(window.end_ns) / 1e9
     query = urllib.parse.urlencode({"query": f'rankscope_rank_info{{rankscope_job="{window.job}"}}', "time": end_s})
 

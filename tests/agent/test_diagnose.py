@@ -84,6 +84,29 @@ def test_the_store_gives_the_recordings_first_finding(store: str, tmp_path: Path
         assert costs[0] == pytest.approx(costs[1], rel=0.25)
 
 
+#: Of which it is shown each time that scrapes tell it, too; of all of them by `-m verify`.
+_SCRAPED = ("healthy", "gpu-thermal-slowdown", "cpu-contention", "checkpoint-stall")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in _SCRAPED else pytest.mark.verify) for name in SCENARIOS]
+)
+def test_scrapes_give_the_recordings_first_finding(store: str, tmp_path: Path, name: str) -> None:
+    """From the text that an agent's endpoint shows every 15 s, with the labels of a scraper and histograms of classic
+    buckets, come the class, rank and host that the recording gives."""
+    job = f"{name}-scraped"
+    window = stored_jobs.generated(tmp_path, job, _fault(name, SCENARIOS[name]), ranks=4)
+    recorded = judge(window, Overhead())
+    assert (_first(recorded) or ("healthy",))[0] == name
+    end_s = stored_jobs.scrape(window, store)
+    told, fetched = judge_store(Store(store, {}), job, since_s=None, until_s=end_s, now_s=end_s)
+    assert recorded.verdict == told.verdict
+    assert _first(told) == _first(recorded)
+    assert {of.identity.gpu_uuid for of in fetched.ranks.values()} == {
+        of.identity.gpu_uuid for of in window.ranks.values()
+    }
+
+
 @pytest.fixture(scope="module")
 def hot(store: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, Window]:
     """A job of 16 ranks on two hosts, rank 13 of which gets hot, in the store; its end."""
