@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rankscope.agent.config import ExportSettings
 from rankscope.agent.counted import META_KEY, Counted, uncounted
 from rankscope.agent.recording import Recording
-from rankscope.clock import Clock, ClockAnchor
+from rankscope.clock import Clock
 from rankscope.finding import Finding
 from rankscope.identity import RankIdentity
 from rankscope.reading import Event, Reading, Severity
@@ -66,15 +66,13 @@ class Export:
         from rankscope.exporters.otlp_settings import resource_attributes
         from rankscope.exporters.outbox import Outbox
 
-        # The recording's own: a replay, or an agent that takes over, has to give each reading the very same time.
-        facts = dict(recording.connection.execute("SELECT key, value FROM meta WHERE key LIKE 'anchor_%'"))
-        anchor = ClockAnchor(facts["anchor_monotonic_ns"], facts["anchor_wall_ns"])
         level = level_named(settings.level)
         self._delta = settings.temporality == "delta"
         self._encoder = OtlpEncoder(
             job=job,
             host=host,
-            anchor=anchor,
+            # The recording's own: a replay, or an agent that takes over, has to give each reading the very same time.
+            anchor=recording.anchor,
             resource_attributes=resource_attributes(environ),
             delta=self._delta,
             per_rank=level >= Level.RANK,
@@ -88,7 +86,6 @@ class Export:
         self._exporter = Exporter(recording.path, targets, clock=clock)
         self._recording = recording
         self._clock = clock
-        self._anchor = anchor
         self._period_ns = int(settings.period_seconds * 1e9)
         self._interval_ns = int(settings.interval_seconds * 1e9)
         self._due_ns = clock.monotonic_ns() + self._period_ns
@@ -147,6 +144,10 @@ class Export:
         for identity, records in uncounted(self._recording.connection):
             self.add_records(identity, records)
 
+    def take_anchor(self) -> None:
+        """The recording has another clock anchor: what is not encoded yet is dated by it."""
+        self._encoder.set_anchor(self._recording.anchor)
+
     def add(
         self, readings: Iterable[Reading] = (), events: Iterable[Event] = (), findings: Iterable[Finding] = ()
     ) -> None:
@@ -188,7 +189,7 @@ class Export:
 
     def write(self) -> list[Event]:
         """Put the batches into the outbox, inside the recording's transaction; returns what it had to drop."""
-        created = self._anchor.to_wall_ns(self._clock.monotonic_ns())
+        created = self._recording.anchor.to_wall_ns(self._clock.monotonic_ns())
         for batch in self._batches:
             self._outbox.add(batch.signal, batch.payload, batch.points, created)
         return [drop.event(self._clock.monotonic_ns()) for drop in self._outbox.take_drops()]

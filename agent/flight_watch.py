@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from rankscope.agent.hang import flight_path
 from rankscope.agent.inspector_watch import step_at
@@ -33,8 +34,12 @@ _MAX_TEXT = 200
 class FlightWatch:
     """The flight recorders of one job's ranks on this host."""
 
-    def __init__(self, clock: Clock, *, taker: StateTaker | None = None) -> None:
+    def __init__(
+        self, clock: Clock, *, anchor: Callable[[], ClockAnchor] | None = None, taker: StateTaker | None = None
+    ) -> None:
+        """`anchor` turns the wall clock that torch dates by into ours; None: as both stand at each look."""
         self._clock = clock
+        self._anchor = anchor or partial(ClockAnchor.take, clock)
         self._taker = taker or StateTaker()
         self._steps: dict[int, deque[tuple[int, int]]] = {}
         self._ranks: dict[int, Rank] = {}
@@ -71,14 +76,14 @@ class FlightWatch:
             dump = parse_dump(json.loads(flight or "{}"), rank.identity.rank)
         except (ValueError, RecursionError, DumpError):
             return []
-        anchor = ClockAnchor.take(self._clock)
+        anchor, now_ns = self._anchor(), self._clock.monotonic_ns()
         steps = self._steps.get(rank.row, deque())
         found: list[CollectiveRecord] = []
         last = 0
         for each in dump.operations:
             if each.created_ns is None or not synchronising(each):
                 continue
-            enqueued_ns = each.created_ns - anchor.wall_ns + anchor.monotonic_ns
+            enqueued_ns = anchor.to_monotonic_ns(each.created_ns, now_ns)
             step = step_at(steps, enqueued_ns)
             if step is None or enqueued_ns <= steps[0][0]:
                 # Before the steps that are known.

@@ -60,7 +60,7 @@ class History:
     def keep(self, window: Window, verdict: Verdict) -> int:
         """Write down how every GPU of a run fared; the number of rows. The same run twice is one row."""
         anchor = next(iter(window.anchors.values()), None)
-        ended = anchor.wall_ns + window.end_ns - anchor.monotonic_ns if anchor is not None else 0
+        ended = anchor.to_wall_ns(window.end_ns) if anchor is not None else 0
         rows = []
         for rank, of in window.ranks.items():
             identity = of.identity

@@ -12,8 +12,9 @@ import os
 import stat
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rankscope.agent.fingerprint import read_facts
@@ -70,8 +71,17 @@ class _Tail:
 class InspectorWatch:
     """The files of one job's ranks on this host."""
 
-    def __init__(self, clock: Clock, *, look_ns: int = LOOK_NS, look_bytes: int = LOOK_BYTES) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        anchor: Callable[[], ClockAnchor] | None = None,
+        look_ns: int = LOOK_NS,
+        look_bytes: int = LOOK_BYTES,
+    ) -> None:
+        """`anchor` turns the wall clock that the library dates by into ours; None: as both stand at each look."""
         self._clock = clock
+        self._anchor = anchor or partial(ClockAnchor.take, clock)
         self._look_ns, self._look_bytes = look_ns, look_bytes
         self._tails: dict[int, _Tail | None] = {}
         self._due_ns = 0
@@ -113,7 +123,7 @@ class InspectorWatch:
         share = self._look_bytes // len(tails)
         sizes = {id(tail): os.fstat(tail.descriptor).st_size for tail in tails}
         behind = any(sizes[id(tail)] - tail.position > _BEHIND * share for tail in tails)
-        anchor = ClockAnchor.take(self._clock)
+        anchor = self._anchor()
         found = []
         for tail in tails:
             if behind or sizes[id(tail)] < tail.position:
@@ -121,7 +131,7 @@ class InspectorWatch:
             data = os.pread(tail.descriptor, share, tail.position)
             tail.position += len(data)
             operations = [each for each in tail.reader.feed(data) if each.on_device]
-            if records := _records(tail, operations, anchor):
+            if records := _records(tail, operations, anchor, now):
                 found.append((tail.rank, records))
         return found, self._events(now, tails)
 
@@ -195,12 +205,12 @@ def _open(tail: _Tail) -> bool:
 
 
 def _records(
-    tail: _Tail, operations: Sequence[TimedOperation], anchor: ClockAnchor
+    tail: _Tail, operations: Sequence[TimedOperation], anchor: ClockAnchor, now_ns: int
 ) -> list[CollectiveRecord | GroupRecord]:
     """Operations as records, by the steps they ended in, and each communicator's sum over a step that is whole."""
     found: list[CollectiveRecord | GroupRecord] = []
     for each, ended_us in zip(operations, _ends(tail, operations), strict=True):
-        ended_ns = int(ended_us * 1000) - anchor.wall_ns + anchor.monotonic_ns
+        ended_ns = anchor.to_monotonic_ns(int(ended_us * 1000), now_ns)
         duration_ns = each.duration_us * 1000
         step = step_at(tail.steps, ended_ns)
         if step is None:

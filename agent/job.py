@@ -24,7 +24,7 @@ from rankscope.agent.schema import CLOCK_ERROR_KEY
 from rankscope.agent.standing import Standing
 from rankscope.agent.triggers import HARDWARE_EVENTS
 from rankscope.agent.windows import WindowWatch
-from rankscope.clock import Clock, boot_id
+from rankscope.clock import Clock, ClockAnchor, boot_id
 from rankscope.identity import RankIdentity
 from rankscope.probes.clock_state import clock_state
 from rankscope.probes.host_facts import host_facts
@@ -104,8 +104,8 @@ class WatchedJob:
         self._hang = HangWatch(settings.hang, clock)
         self._hooks = HookBudget(settings.budget.hook_ratio, clock)
         self._windows = WindowWatch(settings.windows, clock)
-        self._inspector = InspectorWatch(clock)
-        self._flight = FlightWatch(clock)
+        self._inspector = InspectorWatch(clock, anchor=self._anchor)
+        self._flight = FlightWatch(clock, anchor=self._anchor)
         self._live = LiveRules(recording, settings.rules, clock)
         self._standing = Standing(int(settings.export.period_seconds * 1e9))
         self._rules_trouble = ""
@@ -197,6 +197,7 @@ class WatchedJob:
     def poll(self) -> None:
         """Read every ring; look for new ones, for hangs and for findings where it is time to; commit."""
         now = self._clock.monotonic_ns()
+        self._look_at_clocks()
         if now >= self._scan_due_ns:
             # A rank's first seconds are in its ring: a moment until it is found loses nothing.
             self._scan_due_ns = now + _SECOND_NS // 2
@@ -216,6 +217,16 @@ class WatchedJob:
         if now >= self._commit_due_ns:
             self._commit_due_ns = now + int(self._settings.recording.commit_seconds * _SECOND_NS)
             self.commit()
+
+    def _anchor(self) -> ClockAnchor:
+        return self.recording.anchor
+
+    def _look_at_clocks(self) -> None:
+        parted = self.recording.look_at_clocks()
+        if parted is not None:
+            if self._export is not None:
+                self._export.take_anchor()
+            self._add_events([parted])
 
     def _take_timed(self, *, final: bool = False) -> None:
         """Record what the communication library timed, and what flight recorders told."""

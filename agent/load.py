@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from rankscope.agent.anchors import anchors_of
 from rankscope.agent.brevity import brief
 from rankscope.agent.host_clocks import Told, clock_lines, host_clock
 from rankscope.agent.plausible import counts, event_of, plausible, texts
 from rankscope.agent.recording import check_format
 from rankscope.agent.schema import (
-    ANCHOR_KEYS,
     CLOCK_ERROR_KEY,
     COLLECTIVE_FIELDS,
     DEVICE_FIELDS,
@@ -164,9 +164,7 @@ def _read(path: Path, since_ns: int | None, max_steps: int, first: _Part | None,
     connection = open_reader(path)
     try:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
-        anchor = ClockAnchor(meta["anchor_monotonic_ns"], meta["anchor_wall_ns"])
-        if not plausible(ANCHOR_KEYS, [(anchor.monotonic_ns, anchor.wall_ns)]):
-            raise RecordingError("damaged: it does not say when it began", where=str(path))
+        anchor, _ = anchors_of(meta)
         part = _Part(str(meta["job"]), str(meta["host"]), str(meta.get("boot_id", "")), anchor)
         part.job_status = _whole(meta.get("job_status"))
         part.gpus = texts(meta.get("gpus", "[]"))
@@ -193,8 +191,8 @@ def _shift(part: _Part, first: _Part | None) -> int:
     """Nanoseconds to add to this host's times to have them on the first host's clock."""
     if first is None or (part.boot_id and part.boot_id == first.boot_id):
         return 0
-    mine, theirs = part.anchor, first.anchor
-    return (mine.wall_ns - mine.monotonic_ns) - (theirs.wall_ns - theirs.monotonic_ns)
+    # By the clocks as they were at last: one that was set is right since.
+    return part.anchor.newest.ahead_ns - first.anchor.newest.ahead_ns
 
 
 class _Reader:
@@ -219,8 +217,9 @@ class _Reader:
         except sqlite3.DatabaseError as error:
             self._broken = True
             self._say(f"damaged or cut short, read as far as it goes ({error})")
-        kept = plausible(names, rows)
-        self._leave_out(len(rows) - len(kept), source.split(maxsplit=1)[0])
+        table = source.split(maxsplit=1)[0]
+        kept = plausible(names, rows, table)
+        self._leave_out(len(rows) - len(kept), table)
         return kept
 
     def _leave_out(self, count: int, table: str) -> None:

@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Any
 
 from rankscope.reading import Event, Severity
-from rankscope.records import LARGEST
+from rankscope.records import LARGEST, DeviceRecord, GroupRecord, StepRecord, required_names
 
 
 def _columns(names: str) -> frozenset[str]:
@@ -29,12 +29,18 @@ _NEEDED = _columns(
     "id attempt rank world_size local_rank pid start_ticks step value start_ns end_ns time_ns enqueued_ns"
     " anchor_monotonic_ns anchor_wall_ns"
 )
+_NEEDED_IN = {
+    "steps": frozenset(required_names(StepRecord)),
+    "device_steps": frozenset(required_names(DeviceRecord)),
+    "groups": frozenset(required_names(GroupRecord)),
+}
 _NOTHING = type(None)
 
 
-def plausible(names: Sequence[str], rows: list[Any]) -> list[Any]:
+def plausible(names: Sequence[str], rows: list[Any], table: str = "") -> list[Any]:
     """The rows of these columns that hold what an agent writes: all of them, unless the file was damaged."""
-    checks = [partial(_is_plausible, _label(name)) for name in names]
+    needed = _NEEDED | _NEEDED_IN.get(table, frozenset())
+    checks = [partial(_is_plausible, label, label in needed) for label in map(_label, names)]
     if not rows or all(check(column) for check, column in zip(checks, zip(*rows, strict=True), strict=True)):
         return rows
     return [row for row in rows if all(check((value,)) for check, value in zip(checks, row, strict=True))]
@@ -45,15 +51,16 @@ def _label(name: str) -> str:
     return name.rpartition(" ")[2].rpartition(".")[2]
 
 
-def _is_plausible(name: str, column: Sequence[Any]) -> bool:
+def _is_plausible(name: str, needed: bool, column: Sequence[Any]) -> bool:
     kinds = set(map(type, column))
     if name in _TEXTS:
         return kinds <= {str}
     if name in _TEXTS_OR_NOTHING:
         return kinds <= {str, _NOTHING}
     if name in _MEASURED:
-        return kinds <= {int, float, _NOTHING} and all(value is None or isfinite(value) for value in column)
-    if not kinds <= {int, _NOTHING} or (_NOTHING in kinds and name in _NEEDED):
+        fit = kinds <= {int, float, _NOTHING} and all(value is None or isfinite(value) for value in column)
+        return fit and not (needed and _NOTHING in kinds)
+    if not kinds <= {int, _NOTHING} or (needed and _NOTHING in kinds):
         return False
     present = [value for value in column if value is not None] if _NOTHING in kinds else column
     return not present or (max(present) <= LARGEST and min(present) >= (0 if name in _TIMES else -LARGEST))

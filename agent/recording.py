@@ -15,9 +15,8 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from rankscope.agent.plausible import plausible
+from rankscope.agent.anchors import LATER_KEY, anchors_of, later_anchors
 from rankscope.agent.schema import (
-    ANCHOR_KEYS,
     APPLICATION_ID,
     COLLECTIVE_FIELDS,
     DEVICE_FIELDS,
@@ -28,7 +27,7 @@ from rankscope.agent.schema import (
     THINNED,
     create_tables,
 )
-from rankscope.clock import Clock, ClockAnchor, SystemClock
+from rankscope.clock import PARTED_NS, Clock, ClockAnchor, PartedClocks, SystemClock
 from rankscope.errors import RecordingError
 from rankscope.finding import Finding
 from rankscope.identity import safe_name
@@ -100,6 +99,10 @@ class Recording:
         #: For the outbox, whose rows commit with the tick that they report.
         self.connection = connection
         self._clock = clock
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+        #: What turns its times into wall times.
+        self.anchor, asleep_ns = anchors_of(meta)
+        self._parted = PartedClocks(clock, asleep_ns)
         self._pending: dict[str, list[Sequence[Any]]] = {}
         self._positions: dict[int, int] = {}
         self._series = {
@@ -138,6 +141,7 @@ class Recording:
                     ("host", host),
                     ("anchor_monotonic_ns", anchor.monotonic_ns),
                     ("anchor_wall_ns", anchor.wall_ns),
+                    (LATER_KEY, later_anchors(anchor, clock.asleep_ns())),
                     ("max_bytes", max_bytes),
                     ("reserve_bytes", reserve_bytes),
                 ],
@@ -158,8 +162,6 @@ class Recording:
             check_format(connection, path)
             meta = dict(connection.execute("SELECT key, value FROM meta"))
             _limit(connection, int(meta["max_bytes"]) + int(meta["reserve_bytes"]))
-            if not plausible(ANCHOR_KEYS, [[meta[key] for key in ANCHOR_KEYS]]):
-                raise RecordingError("it does not say when it began", where=str(path))
             return cls(path, connection, clock or SystemClock())
         except (sqlite3.Error, KeyError, TypeError, ValueError, OverflowError) as error:
             connection.close()
@@ -167,6 +169,21 @@ class Recording:
         except RecordingError:
             connection.close()
             raise
+
+    def look_at_clocks(self) -> Event | None:
+        """Take another anchor where the wall clock was set or the host slept since the last; the event that says so."""
+        parted = self._parted.look(self.anchor.newest)
+        if parted is None:
+            return None
+        taken, set_ns, slept_ns = parted
+        self.anchor = self.anchor.replaced_by(taken)
+        self.set_meta(LATER_KEY, later_anchors(self.anchor, self._parted.asleep_ns))
+        said = [f"this host slept for {slept_ns / 1e9:.3f} s"] if slept_ns else []
+        if abs(set_ns) >= PARTED_NS:
+            said.append(f"the wall clock was set {'forward' if set_ns > 0 else 'back'} by {abs(set_ns) / 1e9:.3f} s")
+        attributes: dict[str, str | int | float | None] = {"set_ns": set_ns, "slept_ns": slept_ns}
+        text = f"{' and '.join(said)}; durations are as they were, and times from here on are by the clock as it is now"
+        return Event("clock-parted", taken.monotonic_ns, text, Severity.WARNING, attributes=attributes)
 
     def add_rank(self, ring: str, header: RingHeader) -> tuple[int, int]:
         """(row id, records of this ring that are recorded already) of a rank, old or new."""

@@ -17,8 +17,6 @@ DEVICE_FIELDS = field_names(DeviceRecord)
 GROUP_FIELDS = tuple(name for name in field_names(GroupRecord) if name not in ("group", "members"))
 COLLECTIVE_FIELDS = tuple(name for name in field_names(CollectiveRecord) if name not in ("operation", "group"))
 PHASE_FIELDS = ("step", "start_ns", "end_ns")
-#: Keys of `meta` that say when the recording began, on both clocks.
-ANCHOR_KEYS = ("anchor_monotonic_ns", "anchor_wall_ns")
 #: What a window holds of collectives that the communication library timed.
 TIMED_FIELDS = ("step", "sequence", "size_bytes", "ranks", "duration_ns")
 

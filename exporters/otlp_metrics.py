@@ -73,15 +73,19 @@ class ReadingsEncoder:
         self._anchor = anchor
         self._resource = resource
         self._delta = delta
-        #: (metric, device) -> (start of the series, or as deltas of the next point; last value)
+        #: (metric, device) -> (start of the series, or as deltas of the next point, CLOCK_MONOTONIC ns; last value)
         self._counters: dict[tuple[str, str], tuple[int, float]] = {}
         self._attributes: dict[tuple[str, str], list[KeyValue]] = {}
+
+    def set_anchor(self, anchor: ClockAnchor) -> None:
+        """The clocks have parted: from now on wall times are by this."""
+        self._anchor = anchor
 
     def begin_after(self, readings: Iterable[Reading]) -> None:
         """Take these as exported already."""
         for reading in readings:
             if metric_named(reading.metric).counter:
-                self._counters[reading.metric, reading.device] = self._anchor.to_wall_ns(reading.time_ns), reading.value
+                self._counters[reading.metric, reading.device] = reading.time_ns, reading.value
 
     def encode(self, readings: Iterable[Reading]) -> Iterator[EncodedBatch]:
         """Requests of at most MAX_POINTS points; readings of one series must come in order.
@@ -113,7 +117,10 @@ class ReadingsEncoder:
         points = message.sum.data_points if summed else message.gauge.data_points
         for reading in readings:
             wall_ns = self._anchor.to_wall_ns(reading.time_ns)
-            start_ns, value = self._point(reading, wall_ns) if metric.counter else (0, reading.value)
+            start_ns, value = 0, reading.value
+            if metric.counter:
+                began_ns, value = self._point(reading)
+                start_ns = self._anchor.begin_wall_ns(began_ns, reading.time_ns)
             point = points.add(time_unix_nano=wall_ns, start_time_unix_nano=start_ns, as_double=value)
             point.attributes.extend(self._series(reading))
         return message
@@ -126,18 +133,18 @@ class ReadingsEncoder:
         self.begin_after((reading,))
         return True
 
-    def _point(self, reading: Reading, wall_ns: int) -> tuple[int, float]:
+    def _point(self, reading: Reading) -> tuple[int, float]:
         """(start, value) of a counter's point."""
         key = (reading.metric, reading.device)
         if self._delta:
-            start_ns, last = self._counters[key]
-            self._counters[key] = (wall_ns, reading.value)
-            return start_ns, reading.value - last if reading.value >= last else reading.value
-        start_ns, last = self._counters.get(key, (wall_ns, reading.value))
+            began_ns, last = self._counters[key]
+            self._counters[key] = (reading.time_ns, reading.value)
+            return began_ns, reading.value - last if reading.value >= last else reading.value
+        began_ns, last = self._counters.get(key, (reading.time_ns, reading.value))
         if reading.value < last:
-            start_ns = wall_ns
-        self._counters[key] = (start_ns, reading.value)
-        return start_ns, reading.value
+            began_ns = reading.time_ns
+        self._counters[key] = (began_ns, reading.value)
+        return began_ns, reading.value
 
     def _series(self, reading: Reading) -> list[KeyValue]:
         key = (reading.metric, reading.device)

@@ -194,6 +194,10 @@ class StepsEncoder:
         #: By number; without a number each, all ranks are one.
         self._ranks: dict[int | None, _Rank] = {}
 
+    def set_anchor(self, anchor: ClockAnchor) -> None:
+        """The clocks have parted: from now on wall times are by this."""
+        self._anchor = anchor
+
     @property
     def impossible(self) -> int:
         """Durations below zero so far, which are not counted."""
@@ -241,7 +245,7 @@ class StepsEncoder:
         from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
         points = 0
-        start_wall_ns = self._anchor.to_wall_ns(rank.start_ns or 0)
+        start_wall_ns = self._anchor.begin_wall_ns(rank.start_ns or 0, until_ns)
         wall_ns = self._anchor.to_wall_ns(until_ns)
         for series in rank.series():
             name, histogram = series.name, series.histogram

@@ -81,6 +81,10 @@ class SlowSteps:
         self._ranks: dict[int, _Rank] = {}
         self._spans: list[Span] = []
 
+    def set_anchor(self, anchor: ClockAnchor) -> None:
+        """The clocks have parted: from now on wall times are by this."""
+        self._anchor = anchor
+
     def add(self, identity: RankIdentity, records: Iterable[RingRecord]) -> list[SlowStep]:
         """Look at records of one rank; returns its slow steps."""
         rank = self._ranks.setdefault(identity.rank, _Rank())
@@ -174,7 +178,7 @@ class SlowSteps:
                 parent_span_id=parent,
                 name=name or "unnamed",
                 kind=Span.SPAN_KIND_INTERNAL,
-                start_time_unix_nano=self._anchor.to_wall_ns(begin_ns),
+                start_time_unix_nano=self._anchor.begin_wall_ns(begin_ns, max(begin_ns, end_ns)),
                 end_time_unix_nano=self._anchor.to_wall_ns(max(begin_ns, end_ns)),
                 attributes=key_values(attributes),
             )

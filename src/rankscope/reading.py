@@ -108,6 +108,7 @@ EVENT_KINDS = {
     "stall_us, stall_operator, stall_source, stall_host_doing of the longest stall",
     "step-rule": "what the hooks take for a step of this job: text says it",
     "rank-degraded": "a rank's hooks lost a signal: text says which",
+    "clock-parted": "the wall clock was set or the host slept: set_ns (forward, or back where negative), slept_ns",
     "agent-started": "an agent began to record: pid, restart",
     "agent-stopped": "an agent ended: reason",
     "readings-thinned": "old readings were thinned to hold the recording's size: count",

@@ -486,6 +486,11 @@ def field_names(record: type[RingRecord]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(record))
 
 
+def required_names(record: type[RingRecord]) -> tuple[str, ...]:
+    """Fields that no record of this kind goes without."""
+    return tuple(field.name for field in fields(record) if "None" not in str(field.type))
+
+
 StepRecord.layout = struct.Struct(f"<{len(field_names(StepRecord))}q")
 DeviceRecord.layout = struct.Struct(f"<{len(field_names(DeviceRecord))}q")
 
@@ -511,10 +516,7 @@ _KINDS: dict[int, Any] = {
         MemoryRecord,
     )
 }
-_REQUIRED: dict[int, Any] = {
-    kind: operator.attrgetter(*(field.name for field in fields(record) if "None" not in str(field.type)))
-    for kind, record in _KINDS.items()
-}
+_REQUIRED: dict[int, Any] = {kind: operator.attrgetter(*required_names(record)) for kind, record in _KINDS.items()}
 _GROUP_V1 = struct.Struct("<6q48s")
 #: Payload lengths of rings of version 1, where another: jobs started before an upgrade go on writing them.
 _V1_BYTES: dict[int, int] = {RecordKind.STEP: 27 * 8, RecordKind.DEVICE: 12 * 8, RecordKind.GROUP: _GROUP_V1.size}

@@ -43,6 +43,9 @@ class _Clock:
     def wall_ns(self) -> int:
         return WALL_NS + self._ahead_ns
 
+    def asleep_ns(self) -> int:
+        return 0
+
 
 def record(
     directory: Path,

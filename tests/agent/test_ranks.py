@@ -262,6 +262,9 @@ class _Clock:
     def wall_ns(self) -> int:
         return self.now_ns
 
+    def asleep_ns(self) -> int:
+        return 0
+
 
 @pytest.mark.parametrize(
     ("phases", "past_ns", "hangs"),

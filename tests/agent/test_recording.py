@@ -306,6 +306,9 @@ def test_hosts_are_joined_on_the_first_ones_clock(tmp_path: Path) -> None:
         def wall_ns(self) -> int:
             return 1_700_000_000 * SECOND
 
+        def asleep_ns(self) -> int:
+            return 0
+
     for rank, offset in ((0, 0), (1, hour)):
         recording = Recording.create(tmp_path / f"node{rank}.db", job="job", host=f"node{rank}", clock=Shifted(offset))
         recording.set_meta("boot_id", f"boot{rank}")

@@ -39,6 +39,9 @@ class FakeClock:
     def wall_ns(self) -> int:
         return 1_700_000_000 * SECOND_NS + self.now_ns
 
+    def asleep_ns(self) -> int:
+        return 0
+
 
 @dataclass
 class Bench:

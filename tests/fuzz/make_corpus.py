@@ -308,6 +308,7 @@ CHANGES = {
         "cost-of-infinity": "UPDATE meta SET value = 9e999 WHERE key LIKE 'agent_%'",
         "process-of-nobody": "UPDATE series SET device = '[1, a]' WHERE metric LIKE 'process.%'",
         "events-of-nothing": "UPDATE events SET attributes = 'null', rank = 'a'",
+        "parts-of-nothing": "UPDATE steps SET backward_ns = NULL WHERE step > 3",
         "infinite-steps": "UPDATE steps SET start_ns = 9e999, end_ns = 9e999",
         "deep-sizes": f"UPDATE memory SET blocks = '{'[' * 3000}'",
     },
