@@ -59,15 +59,17 @@ class ContainerDirectories:
 
     def _namespaces(self) -> Iterator[tuple[int, int]]:
         """One process of each mount namespace other than ours."""
+        proc = str(self._proc)
         try:
-            seen = {(self._proc / "self/ns/mnt").stat().st_ino}
+            seen = {_inode(f"{proc}/self/ns/mnt")}
         except OSError:
             return
-        for name in (entry.name for entry in self._proc.iterdir()):
-            if not (name.isascii() and name.isdigit()):
-                continue
+        # Hundreds of processes: paths as text cost a third of Path's.
+        with os.scandir(proc) as entries:
+            names = [entry.name for entry in entries if entry.name.isdigit()]
+        for name in names:
             try:
-                namespace = (self._proc / name / "ns/mnt").stat().st_ino
+                namespace = _inode(f"{proc}/{name}/ns/mnt")
             except OSError:
                 continue
             if namespace not in seen and len(seen) <= MAX_CONTAINERS:
@@ -106,3 +108,7 @@ class ContainerDirectories:
         for descriptor in self._held.values():
             os.close(descriptor)
         self._held.clear()
+
+
+def _inode(path: str) -> int:
+    return os.stat(path).st_ino  # noqa: PTH116 - see where it is called

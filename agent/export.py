@@ -178,11 +178,7 @@ class Export:
         if self._filter.left_out and not self._series_said:
             self._series_said = True
             self._events.append(_too_many(now, self._filter.series))
-        self._batches += self._encoder.readings(self._readings)
-        self._batches += self._encoder.steps(now)
-        self._batches += self._encoder.traces()
-        self._batches += self._encoder.events(self._events)
-        self._batches += self._encoder.findings(self._findings, now)
+        self._batches += self._encoder.due(self._readings, self._events, self._findings, now)
         self._readings, self._events, self._findings = [], [], []
         self._recording.set_meta("exported_ns", now - _OVERLAP_NS)
         self._recording.set_meta(META_KEY, self._counted.document())

@@ -31,6 +31,21 @@ class EncodedBatch:
     points: int
 
 
+def joined(batches: Iterable[EncodedBatch], most_points: int) -> list[EncodedBatch]:
+    """The same in fewer requests, of at most so many points unless one alone has more.
+
+    Requests are messages of one repeated field, so that one behind the other is one request.
+    """
+    together: list[EncodedBatch] = []
+    for batch in batches:
+        last = together[-1] if together else None
+        if last is not None and last.signal is batch.signal and last.points + batch.points <= most_points:
+            together[-1] = EncodedBatch(last.signal, last.payload + batch.payload, last.points + batch.points)
+        else:
+            together.append(batch)
+    return together
+
+
 def key_values(attributes: Attributes) -> list[KeyValue]:
     """Attributes as OTLP carries them, in the order given."""
     from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rankscope.clock import ClockAnchor
-from rankscope.exporters.otlp_common import EncodedBatch, resource
+from rankscope.exporters.otlp_common import EncodedBatch, joined, resource
 from rankscope.exporters.otlp_logs import event_records, finding_records, logs_batch
-from rankscope.exporters.otlp_metrics import ReadingsEncoder
+from rankscope.exporters.otlp_metrics import MAX_POINTS, ReadingsEncoder
 from rankscope.exporters.otlp_steps import StepsEncoder
 from rankscope.exporters.otlp_traces import SlowSteps
 from rankscope.finding import Finding
@@ -85,3 +85,10 @@ class OtlpEncoder:
         """Findings as log records made at `now_ns`."""
         records = finding_records(findings, self._anchor, now_ns)
         return [logs_batch(self._resource, records)] if records else []
+
+    def due(
+        self, readings: Iterable[Reading], events: Iterable[Event], findings: Iterable[Finding], now_ns: int
+    ) -> list[EncodedBatch]:
+        """All of it, and what was counted since the last call, as of `now_ns`: in as few requests as may be."""
+        batches = [*self.iterate_readings(readings), *self.steps(now_ns), *self.traces()]
+        return joined([*batches, *self.events(events), *self.findings(findings, now_ns)], MAX_POINTS)

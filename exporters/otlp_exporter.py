@@ -40,7 +40,7 @@ class Exporter:
         uniform: Callable[[float, float], float] = random.uniform,
         say: Callable[[str], None] = _log.warning,
         backoff: Backoff | None = None,
-        poll_s: float = 1.0,
+        poll_s: float = 10.0,
         open_transport: Callable[[Target, Clock], Transport] = open_transport,
     ) -> None:
         """`say` gets one line at each change of state. Raises ConfigurationError where a certificate cannot be used."""

@@ -7,13 +7,17 @@ other failure is not. What never became an answer (refused, reset, timed out, a 
 from __future__ import annotations
 
 import base64
+import functools
 import http.client
+import io
 import os
 import socket
 import ssl
-import threading
+import time
+from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from rankscope.clock import Clock
@@ -44,22 +48,17 @@ class HttpTransport:
         }
         if target.gzip:
             self._headers["Content-Encoding"] = "gzip"
-        self._late = False
+        #: Until when an answer may take, on time.monotonic().
+        self._until_s = 0.0
 
     def send(self, batch: WaitingBatch) -> Reply:
         """Deliver one batch."""
-        self._late = False
-        # The socket's own timeout is per read: a receiver that drips bytes would pass it for ever.
-        watchdog = threading.Timer(self._target.timeout_s, self._too_late)
-        watchdog.daemon = True
-        watchdog.start()
+        self._until_s = time.monotonic() + self._target.timeout_s
         try:
             return self._exchange(batch)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             return Reply(Result.RETRY, detail=self._why(error))
-        finally:
-            watchdog.cancel()
 
     def _exchange(self, batch: WaitingBatch) -> Reply:
         body = batch.compressed if self._target.gzip else batch.payload()
@@ -67,7 +66,7 @@ class HttpTransport:
         try:
             response = self._request(body)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            if not kept or self._late:
+            if not kept:
                 raise
             # A connection kept since the last batch may have been closed for its idleness: that says nothing yet.
             self.close()
@@ -83,6 +82,8 @@ class HttpTransport:
         connection = self._connection
         if connection is None:
             connection = self._connection = self._connect()
+        else:
+            connection.sock.settimeout(self._target.timeout_s)
         url = self._target.path
         if self._proxy and not self._target.tls:
             url = f"http://{self._target.authority}{url}"
@@ -101,6 +102,8 @@ class HttpTransport:
             connection = http.client.HTTPConnection(host, port, timeout=target.timeout_s)
             self._headers |= proxy_headers
         connection.connect()
+        # The socket's own timeout is per read: a receiver that drips bytes would pass it for ever.
+        connection.response_class = functools.partial(_TimedResponse, lambda: self._until_s)  # type: ignore[assignment]
         self._socket = connection.sock
         return connection
 
@@ -127,17 +130,13 @@ class HttpTransport:
         return max(0.0, seconds)
 
     def _why(self, error: Exception) -> str:
-        if self._late or isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError):
             return f"no answer within {self._target.timeout_s:g} s"
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"its certificate does not hold: {error.verify_message}"
         if isinstance(error, OSError):
             return one_line(error.strerror or str(error) or type(error).__name__)
         return one_line(f"not an answer in HTTP ({type(error).__name__})")
-
-    def _too_late(self) -> None:
-        self._late = True
-        self.abort()
 
     def abort(self) -> None:
         """Make a `send` under way return soon."""
@@ -154,6 +153,34 @@ class HttpTransport:
         if self._connection is not None:
             self._connection.close()
         self._connection = self._socket = None
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    """An answer that has to be whole by a moment of time.monotonic(), however many reads it takes."""
+
+    def __init__(self, until_s: Callable[[], float], connected: socket.socket, *args: Any, **named: Any) -> None:
+        super().__init__(connected, *args, **named)
+        # http.client's own is a buffer over the socket too, which the response closes.
+        self.fp.close()
+        self.fp = io.BufferedReader(_TimedReader(connected, until_s))
+
+
+class _TimedReader(io.RawIOBase):
+    """Reads a socket until a moment. Closing it leaves the socket alone."""
+
+    def __init__(self, connected: socket.socket, until_s: Callable[[], float]) -> None:
+        self._connected = connected
+        self._until_s = until_s
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left_s = self._until_s() - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        self._connected.settimeout(left_s)
+        return self._connected.recv_into(buffer)
 
 
 def tls_context(target: Target) -> ssl.SSLContext:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from rankscope.clock import ClockAnchor
 from rankscope.exporters.otlp_common import EncodedBatch, Scalar, key_values, scope
+from rankscope.exporters.otlp_wire import PointWriter, field, gauge, metric_head, total
 from rankscope.exporters.outbox import Signal
 from rankscope.gpu_device import part_of
 from rankscope.metric import Metric
@@ -24,13 +25,16 @@ from rankscope.metrics_rules import LABELS, unpack
 from rankscope.reading import Reading
 
 if TYPE_CHECKING:
-    from opentelemetry.proto.common.v1.common_pb2 import KeyValue
     from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
-    from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
     from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 #: About 800 kB: receivers take 4 MiB of gRPC by default, and a batch is what is lost or sent again as one.
 MAX_POINTS = 5000
+
+#: ExportMetricsServiceRequest, then ResourceMetrics, then ScopeMetrics.
+_RESOURCE_METRICS = 1
+_RESOURCE, _SCOPE_METRICS = 1, 2
+_SCOPE, _METRICS = 1, 2
 
 #: Families of metrics whose device is a GPU or a part of one.
 GPU_FAMILIES = frozenset({"gpu", "gpu_process", "nvlink"})
@@ -75,7 +79,8 @@ class ReadingsEncoder:
         self._delta = delta
         #: (metric, device) -> (start of the series, or as deltas of the next point, CLOCK_MONOTONIC ns; last value)
         self._counters: dict[tuple[str, str], tuple[int, float]] = {}
-        self._attributes: dict[tuple[str, str], list[KeyValue]] = {}
+        self._writers: dict[tuple[str, str], PointWriter] = {}
+        self._heads: dict[str, bytes] = {}
 
     def set_anchor(self, anchor: ClockAnchor) -> None:
         """The clocks have parted: from now on wall times are by this."""
@@ -105,25 +110,22 @@ class ReadingsEncoder:
         messages = [self._metric(metric_named(name), group) for name, group in by_metric.items()]
         return metrics_batch(self._resource, messages, len(readings))
 
-    def _metric(self, metric: Metric, readings: list[Reading]) -> MetricMessage:
-        from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
-
-        message = MetricMessage(name=metric.otel, unit=metric.unit, description=metric.description)
-        summed = metric.counter or metric.otel in _UP_DOWN
-        if summed:
-            # What can go down has no deltas that a store could use.
-            message.sum.aggregation_temporality = temporality(delta=self._delta and metric.counter)
-            message.sum.is_monotonic = metric.counter
-        points = message.sum.data_points if summed else message.gauge.data_points
-        for reading in readings:
-            wall_ns = self._anchor.to_wall_ns(reading.time_ns)
-            start_ns, value = 0, reading.value
-            if metric.counter:
-                began_ns, value = self._point(reading)
-                start_ns = self._anchor.begin_wall_ns(began_ns, reading.time_ns)
-            point = points.add(time_unix_nano=wall_ns, start_time_unix_nano=start_ns, as_double=value)
-            point.attributes.extend(self._series(reading))
-        return message
+    def _metric(self, metric: Metric, readings: list[Reading]) -> bytes:
+        head = self._heads.get(metric.otel)
+        if head is None:
+            head = self._heads[metric.otel] = metric_head(metric.otel, metric.description, metric.unit)
+        to_wall_ns = self._anchor.to_wall_ns
+        if metric.counter:
+            points = b"".join(self._writer(reading, since=True).since(*self._point(reading)) for reading in readings)
+        else:
+            points = b"".join(
+                self._writer(reading, since=False).at(to_wall_ns(reading.time_ns), reading.value)
+                for reading in readings
+            )
+        if not (metric.counter or metric.otel in _UP_DOWN):
+            return head + gauge(points)
+        # What can go down has no deltas that a store could use.
+        return head + total(points, temporality(delta=self._delta and metric.counter), monotonic=metric.counter)
 
     def _begins(self, reading: Reading) -> bool:
         """Whether this is a counter's first reading, from which deltas are counted."""
@@ -133,24 +135,27 @@ class ReadingsEncoder:
         self.begin_after((reading,))
         return True
 
-    def _point(self, reading: Reading) -> tuple[int, float]:
-        """(start, value) of a counter's point."""
+    def _point(self, reading: Reading) -> tuple[int, int, float]:
+        """(start, time, value) of a counter's point, wall times in ns."""
         key = (reading.metric, reading.device)
+        value = reading.value
+        began_ns, last = self._counters.get(key, (reading.time_ns, value))
         if self._delta:
-            began_ns, last = self._counters[key]
-            self._counters[key] = (reading.time_ns, reading.value)
-            return began_ns, reading.value - last if reading.value >= last else reading.value
-        began_ns, last = self._counters.get(key, (reading.time_ns, reading.value))
-        if reading.value < last:
-            began_ns = reading.time_ns
-        self._counters[key] = (began_ns, reading.value)
-        return began_ns, reading.value
+            self._counters[key] = (reading.time_ns, value)
+            value = value - last if value >= last else value
+        else:
+            if value < last:
+                began_ns = reading.time_ns
+            self._counters[key] = (began_ns, value)
+        start_ns = self._anchor.begin_wall_ns(began_ns, reading.time_ns)
+        return start_ns, self._anchor.to_wall_ns(reading.time_ns), value
 
-    def _series(self, reading: Reading) -> list[KeyValue]:
+    def _writer(self, reading: Reading, *, since: bool) -> PointWriter:
         key = (reading.metric, reading.device)
-        if key not in self._attributes:
-            self._attributes[key] = key_values(series_attributes(*key))
-        return self._attributes[key]
+        writer = self._writers.get(key)
+        if writer is None:
+            writer = self._writers[key] = PointWriter(key_values(series_attributes(*key)), since=since)
+        return writer
 
 
 def temporality(*, delta: bool) -> AggregationTemporality.ValueType:
@@ -160,11 +165,8 @@ def temporality(*, delta: bool) -> AggregationTemporality.ValueType:
     return metrics_pb2.AGGREGATION_TEMPORALITY_DELTA if delta else metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
 
 
-def metrics_batch(resource: Resource, messages: Iterable[MetricMessage], points: int) -> EncodedBatch:
-    """Metrics of one resource as a serialised request."""
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-
-    request = ExportMetricsServiceRequest()
-    of_resource = request.resource_metrics.add(resource=resource)
-    of_resource.scope_metrics.add(scope=scope(), metrics=messages)
-    return EncodedBatch(Signal.METRICS, request.SerializeToString(), points)
+def metrics_batch(resource: Resource, messages: Iterable[bytes], points: int) -> EncodedBatch:
+    """Serialised metrics of one resource as a serialised request."""
+    of_scope = field(_SCOPE, scope().SerializeToString()) + b"".join(field(_METRICS, each) for each in messages)
+    of_resource = field(_RESOURCE, resource.SerializeToString()) + field(_SCOPE_METRICS, of_scope)
+    return EncodedBatch(Signal.METRICS, field(_RESOURCE_METRICS, of_resource), points)

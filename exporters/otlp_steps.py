@@ -239,7 +239,8 @@ class StepsEncoder:
                 continue
             points += self._rank_points(messages, number, rank, until_ns)
         if points and self._resource is not None:
-            yield metrics_batch(self._resource, messages.values(), points)
+            serialised = (message.SerializeToString() for message in messages.values())
+            yield metrics_batch(self._resource, serialised, points)
 
     def _rank_points(self, messages: dict[str, MetricMessage], number: int | None, rank: _Rank, until_ns: int) -> int:
         from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,12 @@ from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
 from rankscope.clock import ClockAnchor
-from rankscope.exporters.otlp_common import EncodedBatch
+from rankscope.exporters.otlp_common import EncodedBatch, joined, key_values
 from rankscope.exporters.otlp_encode import OtlpEncoder
 from rankscope.exporters.otlp_logs import MAX_BODY
 from rankscope.exporters.otlp_metrics import MAX_POINTS
 from rankscope.exporters.otlp_steps import HISTOGRAMS, MAX_NAMES, OTHER_NAME
+from rankscope.exporters.otlp_wire import PointWriter, gauge, metric_head, total
 from rankscope.exporters.outbox import Signal
 from rankscope.finding import Advice, Basis, Evidence, Finding, Impact, Side, Where
 from rankscope.identity import RankIdentity
@@ -217,9 +219,9 @@ def test_steps_become_cumulative_histograms_by_rank_and_phase() -> None:
     assert host.start_time_unix_nano == ANCHOR.to_wall_ns(10_000)
     assert host.time_unix_nano == ANCHOR.to_wall_ns(10_000 + 200 * MS)
     assert metrics["rankscope.step.duration"].unit == "s"
-    for clock, total in (("host", 0.1), ("device", 0.095)):
+    for clock, seconds in (("host", 0.1), ("device", 0.095)):
         phases = _points(metrics, "rankscope.step.phase.duration", rank=2, clock=clock)
-        assert sum(point.sum for point in phases) == pytest.approx(total)
+        assert sum(point.sum for point in phases) == pytest.approx(seconds)
     assert not _points(metrics, "rankscope.step.phase.duration", phase="checkpoint")
     (gc,) = _points(metrics, "rankscope.step.stall.duration")
     assert _attributes(gc)["rankscope.stall"] == "gc"
@@ -359,3 +361,42 @@ def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
+
+
+@pytest.mark.parametrize("counter", [False, True])
+def test_points_are_the_bytes_that_protobuf_makes(counter: bool) -> None:
+    """Long and non-ASCII attributes, extreme times and values: parsed back, each point is what was to be said."""
+    labels = {"hw.id": "GPU-" + "é" * 200, "rankscope.rank": 7, "empty": "", "share": -0.5}
+    writer = PointWriter(key_values(labels), since=counter)
+    points = [(1, 2, 0.0), (5, 2**63, -1e308), (2**64 - 1, 9, math.inf)]
+    written = b"".join(
+        writer.since(start, at, value) if counter else writer.at(at, value) for start, at, value in points
+    )
+    head = metric_head("name", "", "Cel")
+    message = metrics_pb2.Metric.FromString(head + (total(written, 2, monotonic=True) if counter else gauge(written)))
+    expected = metrics_pb2.Metric(name="name", unit="Cel")
+    into = expected.sum if counter else expected.gauge
+    for start, at, value in points:
+        point = into.data_points.add(start_time_unix_nano=start if counter else 0, time_unix_nano=at, as_double=value)
+        point.attributes.extend(key_values(labels))
+    if counter:
+        expected.sum.aggregation_temporality = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
+        expected.sum.is_monotonic = True
+    assert message == expected
+
+
+def test_requests_of_one_signal_go_out_as_one() -> None:
+    """Readings and steps are one request as long as it stays below what receivers take; logs are another."""
+    encoder = _encoder()
+    encoder.add_records(_identity(), [_step(1, 0)])
+    events = [Event("xid", 5, "Xid 79")]
+    metrics, logs = encoder.due([Reading("host.cpu_count", 8, 1_000)], events, [], 10)
+    assert (metrics.signal, logs.signal) == (Signal.METRICS, Signal.LOGS)
+    names = _metrics([metrics])
+    assert "rankscope.step.duration" in names
+    assert len(names) > 1
+    assert metrics.points == sum(
+        len(getattr(metric, metric.WhichOneof("data")).data_points) for metric in names.values()
+    )
+    full = EncodedBatch(Signal.METRICS, metrics.payload, MAX_POINTS)
+    assert joined([full, metrics, metrics], MAX_POINTS) == [full, *joined([metrics, metrics], MAX_POINTS)]
