@@ -10,6 +10,9 @@ at all: what those show is the noise of the machine. Intervals are 95 % bootstra
 In the "cold" loop a buffer larger than the caches is written between steps, outside the time taken: every step then
 finds the hooks' code and data where a long step leaves them, in memory. benchmarks/hook_instructions.py counts
 instructions, which do not depend on the machine's load.
+
+"Device events" has the hooks place and read an event at each boundary as on a GPU, with events that cost nothing: what
+the driver takes for its own (a few microseconds each, by its documentation) comes on top.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ import torch
 from document import Table, machine
 from torch.utils.data import DataLoader, TensorDataset
 
+from rankscope.device import DEVICE_CLOCK_VARIABLE
 from rankscope.torch_hooks import Scope
+from rankscope.torch_hooks.clocks import HostClock
 
 #: Steps at the begin of a block that are not counted: the ring is made in the first, caches fill in the others.
 SETTLING_STEPS = 5
@@ -46,14 +51,22 @@ class Loop(NamedTuple):
     layers: int = 2
     collectives: int = 0
     cold: bool = False
+    device: bool = False
 
 
 LOOPS = (
     Loop("2 layers"),
     Loop("2 layers, cold", cold=True),
+    Loop("2 layers, device events", device=True),
     Loop("64 layers", layers=64),
     Loop(f"2 layers, {COLLECTIVES} collectives", collectives=COLLECTIVES),
 )
+
+
+class FreeEvents(HostClock):
+    """A device whose events cost nothing: what is left is what the hooks do with them."""
+
+    name = "free"
 
 
 class Cost(NamedTuple):
@@ -70,7 +83,7 @@ class Training:
         torch.manual_seed(0)
         torch.set_num_threads(1)
         self._repeat = 1
-        self._loop = loop
+        self.loop = loop
         self._scratch = torch.zeros(4)
         self._evict = torch.zeros(cold_bytes // 8 if loop.cold else 1, dtype=torch.int64)
         self._model = torch.nn.Sequential(*(torch.nn.Linear(128, 128) for _ in range(loop.layers)))
@@ -94,7 +107,7 @@ class Training:
                 # The batch is added so that values keep their size: denormal numbers are slow, and come and go.
                 value = 0.5 * self._model(value) + batch
             value.square().mean().backward()
-            for _ in range(self._loop.collectives):
+            for _ in range(self.loop.collectives):
                 torch.distributed.all_reduce(self._scratch)
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -112,10 +125,12 @@ def trimmed_mean(values: list[int]) -> float:
 
 
 @contextmanager
-def attached(rank: int = 0, world_size: int = 2) -> Iterator[None]:
+def attached(rank: int = 0, world_size: int = 2, *, device: bool = False) -> Iterator[None]:
     """The hooks on. One process counts as one of two ranks: the end of its own backward is stamped as in a job."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         ranks = {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        if device:
+            ranks[DEVICE_CLOCK_VARIABLE] = "hook_cost:FreeEvents"
         scope = Scope({"RANKSCOPE_DIR": directory, "RANKSCOPE_STACK_SIGNAL": "", **ranks}, write_error=sys.exit)
         scope.install()
         try:
@@ -129,7 +144,7 @@ def quartet(training: Training, steps: int, *, hooks: bool) -> tuple[Cost, float
     found: dict[str, list[Cost]] = {"A": [], "B": []}
     for letter in random.choice(("ABBA", "BAAB")):
         if letter == "B" and hooks:
-            with attached():
+            with attached(device=training.loop.device):
                 found[letter].append(training.block(steps))
         else:
             found[letter].append(training.block(steps))

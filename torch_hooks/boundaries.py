@@ -54,14 +54,10 @@ class Boundaries:
         self._take = ring.take
         self._append_group = ring.appender(RecordKind.GROUP, GroupRecord.layout)
         self._now = monotonic_ns or time.monotonic_ns
-        #: Called with (phase ended, phase begun, now) at each boundary, where the device has a clock.
-        self.timeline_mark: Callable[[int, int, int], object] | None = None
-        #: The step's events on the device's clock, where it has one: told of each step's end.
+        #: A DeviceTimeline, where the device has a clock: told of each boundary, and of each step's end.
         self.timeline: Any = None
         #: Process groups whose operations are seen, the whole job's first; None where there are none.
         self.group_states: list[GroupState] | None = None
-        #: What the timeline is given with a step's end: the groups.
-        self.groups: Any = None
         #: Called at the end of each step, where profiler windows may be wanted.
         self.on_step: Callable[[], None] | None = None
         #: The device's memory: (allocated, reserved, peak bytes, retries), or None where it does not say.
@@ -99,8 +95,8 @@ class Boundaries:
         self._since = now
         self.phase = phase
         self._set_status(now, phase)
-        if self.timeline_mark is not None:
-            self.timeline_mark(ended, phase, now)
+        if self.timeline is not None:
+            self.timeline.mark(ended, phase, now, None)
         if self.sampled:
             self.timed_ns += self._now() - now
         return now
@@ -173,7 +169,7 @@ class Boundaries:
             self.explain()
         self._write_step(now, self.flags | (_WARM_UP if step < WARM_UP_STEPS or compile_ns > 0 else 0))
         if self.timeline is not None:
-            self.timeline.end_step(step, self.groups)
+            self.timeline.end_step(step, self.group_states)
         if self.group_states is not None:
             self._write_groups(self.group_states)
         self._next_step(now)

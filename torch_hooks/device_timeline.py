@@ -1,15 +1,19 @@
-"""Step phases on the device's clock: pooled events at the boundaries, read when they are done, never waited for."""
+"""Step phases on the device's clock: pooled events at the boundaries, read when they are done, never waited for.
+
+The reference of `native/device_timeline.c`.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rankscope.device import DeviceClock
 from rankscope.records import MISSING, DeviceRecord, GroupKind, GroupRecord, Phase, RecordKind
 from rankscope.ring import RingWriter
-from rankscope.torch_hooks.groups import Groups
-from rankscope.torch_hooks.hot import GroupState
+
+if TYPE_CHECKING:
+    from rankscope.torch_hooks.group_state import GroupState
 
 #: Steps whose events may be outstanding; a device further behind loses the oldest, counted.
 MAX_PENDING_STEPS = 32
@@ -19,6 +23,7 @@ _LEAD_BLOCK_STEPS = 128
 _UNKNOWN = -1
 #: In place of a phase: the compute stream waits for a collective in the middle of forward or backward.
 _INNER_WAIT = len(Phase)
+_PIPELINE = int(GroupKind.PIPELINE)
 #: Boundaries at which it is asked whether the device had caught up already: where the host hands over most work.
 _ASKED = frozenset((Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER))
 #: Phases in which a wait for other ranks needs no events of its own.
@@ -103,24 +108,28 @@ class DeviceTimeline:
             self._waiting = False
             self.mark(self._phase, self._resumed, host_ns, group)
 
-    def end_step(self, step: int, groups: Groups | None) -> None:
-        """The step's events are all placed; write what older steps' events say by now."""
+    def end_step(self, step: int, states: list[GroupState] | None) -> None:
+        """The step's events are all placed; write what older steps' events say by now.
+
+        `states` are the process groups whose operations are seen, the whole job's first.
+        """
         if self._open:
-            self._pending.append(_Step(step, self._open, () if groups is None else groups.used, self._drained))
+            used = tuple(state for state in states or () if state.count)
+            self._pending.append(_Step(step, self._open, used, self._drained))
             self._open = []
         self._drained = 0
-        self.flush(groups)
+        self.flush(states)
         if len(self._pending) > MAX_PENDING_STEPS:
             self._pending.popleft()
             self.dropped_steps += 1
             self._last = None
 
-    def flush(self, groups: Groups | None) -> None:
+    def flush(self, states: list[GroupState] | None) -> None:
         """Write the steps that the device has come to the end of."""
         while self._pending and self._clock.done(self._pending[0].marks[-1].event):
-            self._write(self._pending.popleft(), groups)
+            self._write(self._pending.popleft(), states)
 
-    def _write(self, step: _Step, groups: Groups | None) -> None:
+    def _write(self, step: _Step, states: list[GroupState] | None) -> None:
         spent: dict[int, int] = {}
         leads: dict[int, int] = {}
         waits: dict[GroupState | None, int] = {}
@@ -141,7 +150,7 @@ class DeviceTimeline:
         if not whole or _UNKNOWN in spent:
             return  # The first step has no event at its begin, one with a graph capture not at every boundary.
         # Operations whose waits were not seen were waited for somewhere in the "own" phases.
-        unseen = [state for state in step.used if state not in waits and state.kind is not GroupKind.PIPELINE]
+        unseen = [state for state in step.used if state not in waits and state.kind != _PIPELINE]
 
         def part(phase: int) -> int:
             return MISSING if self._coarse else spent.get(phase, 0)
@@ -168,22 +177,22 @@ class DeviceTimeline:
             step.drained,
             bool(unseen),
         )
-        if self._world_size > 1 and not self._coarse and groups is not None:
-            self._write_groups(step, spent, waits, groups)
+        if self._world_size > 1 and not self._coarse and states is not None:
+            self._write_groups(step, spent, waits, states[0])
 
     def _write_groups(
-        self, step: _Step, spent: dict[int, int], waits: dict[GroupState | None, int], groups: Groups
+        self, step: _Step, spent: dict[int, int], waits: dict[GroupState | None, int], default: GroupState
     ) -> None:
         own = spent.get(Phase.FORWARD, 0) + spent.get(Phase.BACKWARD, 0)
         backwards = sum(1 for mark in step.marks if mark.ended == Phase.BACKWARD and mark.begun != _INNER_WAIT)
-        for state in {groups.default, *step.used}:
+        for state in (default, *(state for state in step.used if state is not default)):
             wait, count = waits.get(state, 0), sum(1 for mark in step.marks if mark.group is state)
-            if state is groups.default:
+            if state is default:
                 wait += spent.get(Phase.COLLECTIVE_WAIT, 0) + waits.get(None, 0)
                 count += backwards
             if not count and state not in step.used:
                 continue
-            unseen = state in step.used and state not in waits and state.kind is not GroupKind.PIPELINE
+            unseen = state in step.used and state not in waits and state.kind != _PIPELINE
             head = (step.number, state.size, count, own, wait, 1, state.name, state.kind)
             self._append_group(*head, MISSING, MISSING, unseen, MISSING, MISSING, state.members)
 

@@ -31,11 +31,6 @@ class Groups:
         self.latest = default
         self.states: list[GroupState] = [default]
 
-    @property
-    def used(self) -> tuple[GroupState, ...]:
-        """Groups with operations issued from Python in the step under way."""
-        return tuple(state for state in self.states if state.count)
-
 
 def kind_of(description: str) -> GroupKind:
     """What a group is for, by the words of its description; UNKNOWN where they say nothing."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rankscope.records import GroupRecord, StepRecord
+from rankscope.records import DeviceRecord, GroupRecord, StepRecord
 from rankscope.torch_hooks import reference
 
 #: Environment variable: "python" keeps to Python.
@@ -24,13 +24,14 @@ def choose(environ: Mapping[str, str] = os.environ) -> ModuleType:
     except ImportError:
         return reference
     # One left over from an older source tree writes other records.
-    layouts = (StepRecord.layout.size, GroupRecord.layout.size)
+    layouts = (StepRecord.layout.size, DeviceRecord.layout.size, GroupRecord.layout.size)
     return native if getattr(native, "LAYOUTS", None) == layouts else reference
 
 
 if TYPE_CHECKING:
     from rankscope.torch_hooks.reference import (
         Boundaries,
+        DeviceTimeline,
         GroupState,
         HotLoop,
         backward_gate,
@@ -39,10 +40,21 @@ if TYPE_CHECKING:
     )
 else:
     _chosen = choose()
-    Boundaries, GroupState, HotLoop = _chosen.Boundaries, _chosen.GroupState, _chosen.HotLoop
+    Boundaries, DeviceTimeline = _chosen.Boundaries, _chosen.DeviceTimeline
+    GroupState, HotLoop = _chosen.GroupState, _chosen.HotLoop
     backward_gate, collate_gate, next_gate = _chosen.backward_gate, _chosen.collate_gate, _chosen.next_gate
 
 #: "python" or "compiled", as recordings and `doctor` say it.
 NAME = "python" if issubclass(Boundaries, reference.Boundaries) else "compiled"
 
-__all__ = ["NAME", "Boundaries", "GroupState", "HotLoop", "backward_gate", "choose", "collate_gate", "next_gate"]
+__all__ = [
+    "NAME",
+    "Boundaries",
+    "DeviceTimeline",
+    "GroupState",
+    "HotLoop",
+    "backward_gate",
+    "choose",
+    "collate_gate",
+    "next_gate",
+]

@@ -1,8 +1,17 @@
 """The hot path in Python: what `_native` does where it was not built, or is declined."""
 
 from rankscope.torch_hooks.boundaries import Boundaries
+from rankscope.torch_hooks.device_timeline import DeviceTimeline
 from rankscope.torch_hooks.gates import backward_gate, collate_gate, next_gate
 from rankscope.torch_hooks.group_state import GroupState
 from rankscope.torch_hooks.hot_loop import HotLoop
 
-__all__ = ["Boundaries", "GroupState", "HotLoop", "backward_gate", "collate_gate", "next_gate"]
+__all__ = [
+    "Boundaries",
+    "DeviceTimeline",
+    "GroupState",
+    "HotLoop",
+    "backward_gate",
+    "collate_gate",
+    "next_gate",
+]

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from rankscope.device import DeviceClock
 from rankscope.records import MarkKind, MarkRecord, Phase, StepFlag
 from rankscope.ring import RingWriter
-from rankscope.torch_hooks.device_timeline import DeviceTimeline
 from rankscope.torch_hooks.groups import Groups
-from rankscope.torch_hooks.hot import Boundaries, GroupState
+from rankscope.torch_hooks.hot import Boundaries, DeviceTimeline, GroupState
 from rankscope.torch_hooks.usage import CompileWatch, GcWatch, open_schedstat
 
 _H2D, _FORWARD = int(Phase.H2D), int(Phase.FORWARD)
@@ -43,11 +42,12 @@ class StepClock(Boundaries):
         self.thread = threading.get_ident()
         #: Called at the end of a step, where modules were imported since, or a fifth of a second has passed.
         self.on_look: Callable[[], None] | None = None
+        #: Process groups whose operations are seen; None where there are none.
+        self.groups: Groups | None = None
         self.now = monotonic_ns or time.monotonic_ns
         self._device = device
         if device.name != "host":
             self.timeline = DeviceTimeline(device, ring, world_size, coarse=coarse)
-            self.timeline_mark = self.timeline.mark
             self.memory = device.memory
         self.gc_watch = GcWatch(self, self.now)
         self._compile = CompileWatch(self, self.mark, self.now)
@@ -66,7 +66,7 @@ class StepClock(Boundaries):
 
     def forget_groups(self) -> None:
         """They are seen no more."""
-        self.groups = self.group_states = None
+        self.groups, self.group_states = None, None
 
     def explain(self) -> None:
         """Something was compiled in the step that ends: count what was compiled again, and say which guard failed."""
@@ -105,7 +105,7 @@ class StepClock(Boundaries):
     def flush(self) -> None:
         """Write what the device has come to by now."""
         if self.timeline is not None:
-            self.timeline.flush(self.groups)
+            self.timeline.flush(self.group_states)
 
     def close(self) -> None:
         """Take back what this clock registered elsewhere."""

@@ -118,8 +118,11 @@ def play(module: Any, calls: list[tuple[str, Any]], steps: list[int], *, device:
             seen.append("look")
 
     class Timeline:
-        def end_step(self, *arguments: Any) -> None:
+        def mark(self, *arguments: Any) -> None:
             seen.append(arguments)
+
+        def end_step(self, step: int, states: Any) -> None:
+            seen.append((step, None if states is None else len(states)))
 
     sequences = [[0], [7]]
     states = [
@@ -129,9 +132,7 @@ def play(module: Any, calls: list[tuple[str, Any]], steps: list[int], *, device:
     with tempfile.TemporaryDirectory() as directory:
         ring = new_ring(directory)
         clock = Clock(ring, ticking(steps))
-        clock.timeline_mark = lambda *mark: seen.append(mark)
-        if device:
-            clock.timeline, clock.groups = Timeline(), "the groups"
+        clock.timeline = Timeline() if device else None
         for name, value in calls:
             if name in SETTABLE or name in ("sampled", "copies_watched"):
                 setattr(clock, name, value)
@@ -156,6 +157,98 @@ def play(module: Any, calls: list[tuple[str, Any]], steps: list[int], *, device:
 def test_same_ring_for_the_same_calls(calls: list[tuple[str, Any]], steps: list[int], device: bool) -> None:
     """Whatever is called in whatever order, both write the same bytes and answer the same."""
     assert play(compiled(), calls, steps, device=device) == play(reference, calls, steps, device=device)
+
+
+class Device:
+    """A device clock whose events are done once it has come so far."""
+
+    def __init__(self, passed: list[int]) -> None:
+        self._times = ticking(passed)
+        self.allowed, self.reached, self.given_back = True, 0, 0
+
+    def ready(self) -> bool:
+        return self.allowed
+
+    def record(self) -> int:
+        return self._times()
+
+    def done(self, event: int) -> bool:
+        return event <= self.reached
+
+    def elapsed_ns(self, first: int, second: int) -> int:
+        return second - first
+
+    def release(self, event: int) -> None:
+        self.given_back += event
+
+
+MARKED = st.one_of(
+    st.tuples(st.just("mark"), st.tuples(PHASES, PHASES, NS)),
+    st.tuples(st.just("mark"), st.tuples(st.just(3), st.just(4), NS)),
+    st.tuples(st.just("wait_begins"), st.tuples(st.sampled_from([4, 12]), NS)),
+    st.tuples(st.just("wait_ends"), st.tuples(st.integers(0, 3), NS)),
+    st.tuples(st.just("end_step"), st.tuples(NS)),
+    st.tuples(st.just("flush"), st.tuples()),
+    st.tuples(st.just("used"), st.tuples(st.integers(0, 2), st.integers(0, 3))),
+    st.tuples(st.just("reach"), st.integers(0, 10**8)),
+    st.tuples(st.just("allow"), st.booleans()),
+    st.tuples(st.just("seen"), st.booleans()),
+    # More steps than may be outstanding.
+    st.tuples(st.just("behind"), st.integers(1, 40)),
+)
+
+
+def play_timeline(
+    module: Any, calls: list[tuple[str, Any]], passed: list[int], world_size: int, *, coarse: bool
+) -> tuple[list[Any], bytes]:
+    """What a timeline asked of its device, and the ring."""
+    seen: list[Any] = []
+    kinds = (GroupKind.DATA, GroupKind.SHARD, GroupKind.PIPELINE)
+    states = [module.GroupState(kind.name.encode(), kind, 2, b"0-1") for kind in kinds]
+    device = Device(passed)
+    with tempfile.TemporaryDirectory() as directory:
+        ring = new_ring(directory, 16)
+        timeline = module.DeviceTimeline(device, ring, world_size, coarse=coarse)
+        watched: list[Any] | None = states
+        for name, value in calls:
+            if name == "mark":
+                timeline.mark(*value)
+            elif name == "wait_begins":
+                timeline.wait_begins(*value)
+            elif name == "wait_ends":
+                timeline.wait_ends(states[value[0]] if value[0] < len(states) else None, value[1])
+            elif name == "end_step":
+                timeline.end_step(value[0], watched)
+            elif name == "flush":
+                timeline.flush(watched)
+            elif name == "used":
+                states[value[0]].count = value[1]
+            elif name == "reach":
+                device.reached = 10**15 + value
+            elif name == "allow":
+                device.allowed = value
+            elif name == "seen":
+                watched = states if value else None
+            else:
+                for step in range(value):
+                    timeline.mark(Phase.FORWARD, Phase.BACKWARD, step)
+                    timeline.end_step(step, watched)
+            seen.append((device.given_back, timeline.dropped_steps))
+        return seen, written(ring)
+
+
+@given(
+    st.lists(MARKED, max_size=40),
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=5),
+    st.integers(1, 2),
+    st.booleans(),
+)
+def test_same_device_times_for_the_same_marks(
+    calls: list[tuple[str, Any]], passed: list[int], world_size: int, coarse: bool
+) -> None:
+    """Boundaries, waits, groups, graph captures and a device far behind: both write the same records."""
+    one, other = (play_timeline(module, calls, passed, world_size, coarse=coarse) for module in (compiled(), reference))
+    assert one == other
 
 
 class Source:
@@ -373,14 +466,10 @@ def test_nonsense_is_an_error_and_no_crash(tmp_path: Path) -> None:
         for method in (clock.switch, clock.wait_begins, clock.spent_ns, clock.end_step):
             with pytest.raises((IndexError, OverflowError, TypeError)):
                 method(phase)
-    for states in ("x", [1], [None]):
+    for states in ("x", [], [1], [None], [native.GroupState.__new__(native.GroupState)]):
         clock.group_states = states
         with pytest.raises(TypeError):
             clock.end_step(Phase.FORWARD)
-    clock.group_states = [native.GroupState.__new__(native.GroupState)]
-    clock.backward_count = 1
-    with pytest.raises(ValueError, match="no group"):
-        clock.end_step(Phase.FORWARD)
     clock.phase = 99
     with pytest.raises(IndexError):
         clock.switch(0)
@@ -404,6 +493,44 @@ def test_nonsense_is_an_error_and_no_crash(tmp_path: Path) -> None:
             setattr(loop, name, [])
     with pytest.raises(TypeError):
         loop.optimizer_begin()
+    empty_timeline = native.DeviceTimeline.__new__(native.DeviceTimeline)
+    for call in (lambda: empty_timeline.mark(1, 2, 3), lambda: empty_timeline.flush(None)):
+        with pytest.raises(ValueError, match="no clock"):
+            call()
+    timeline = native.DeviceTimeline(Device([1]), ring, 2)
+    for wrong in ((-2, 1, 1), (1, 99, 1), (1, 2, 2**70), (1, 2, 3, "group")):
+        with pytest.raises((IndexError, OverflowError, TypeError)):
+            timeline.mark(*wrong)
+    timeline.mark(1, 2, 3)
+    for states in ("x", [1]):
+        with pytest.raises(TypeError):
+            timeline.end_step(1, states)
+    broken = native.DeviceTimeline(object(), ring, 2)
+    with pytest.raises(AttributeError):
+        broken.mark(1, 2, 3)
+
+
+def test_a_device_that_fails_leaves_the_timeline_whole(tmp_path: Path) -> None:
+    """Each call of the device may raise, at any step: no event is read twice, nothing crashes."""
+    native: Any = compiled()
+
+    class Failing(Device):
+        def done(self, event: int) -> bool:
+            if event > self.reached:
+                raise RuntimeError("device lost")
+            return True
+
+    device = Failing([5])
+    timeline = native.DeviceTimeline(device, new_ring(tmp_path), 2)
+    failures = 0
+    for step in range(100):
+        timeline.mark(Phase.BACKWARD, Phase.OTHER, step)
+        try:
+            timeline.end_step(step, None)
+        except RuntimeError:
+            failures += 1
+    assert failures == 100
+    assert timeline.dropped_steps == 0
 
 
 @BOTH
@@ -431,7 +558,7 @@ def test_nothing_is_kept(tmp_path: Path) -> None:
     native: Any = compiled()
     ring = new_ring(tmp_path)
     clock = native.Boundaries(ring)
-    clock.timeline_mark = [clock].count
+    clock.on_step = [clock].count
     loop = native.HotLoop(clock, threading.get_ident(), [clock].count, bool, bool)
     loop.quiet_iterator = loop.data_begin
     gate = native.backward_gate([loop].count, loop, print)

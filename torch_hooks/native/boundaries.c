@@ -1,55 +1,14 @@
-/* The boundaries of a step: what boundaries.py does, byte for byte.
-
-   The ring is mapped and read by another process: a slot's checksum is stored last, with release order, and a reader
-   believes nothing that it does not cover. */
+/* The boundaries of a step: what boundaries.py does, byte for byte. */
 
 #include "native.h"
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-#define HEADER_BYTES 4096
-#define STATUS_OFFSET 2048
-#define SLOT_BYTES 384
-/* Kind and length (2 bytes each) and sequence number (8): the checksum covers them and the fields. */
-#define PREFIX_BYTES 12
 #define READ_PERIOD_NS 10000000LL
 #define LOOK_PERIOD_NS 200000000LL
 #define WARM_UP_STEPS 3
 #define HOOK_SAMPLE 16
-
-static uint32_t crc_table[8][256];
-
-void fill_crc_table(void)
-{
-    for (uint32_t byte = 0; byte < 256; byte++) {
-        uint32_t value = byte;
-        for (int bit = 0; bit < 8; bit++)
-            value = value & 1 ? value >> 1 ^ 0xEDB88320u : value >> 1;
-        crc_table[0][byte] = value;
-    }
-    for (uint32_t byte = 0; byte < 256; byte++)
-        for (int at = 1; at < 8; at++)
-            crc_table[at][byte] = crc_table[at - 1][byte] >> 8 ^ crc_table[0][crc_table[at - 1][byte] & 0xFF];
-}
-
-/* CRC-32 as zlib's, eight bytes a turn. */
-static uint32_t crc32_of(const unsigned char *bytes, size_t size)
-{
-    uint32_t crc = 0xFFFFFFFFu;
-    for (; size >= 8; size -= 8, bytes += 8) {
-        uint32_t low, high;
-        memcpy(&low, bytes, 4);
-        memcpy(&high, bytes + 4, 4);
-        low ^= crc;
-        crc = crc_table[7][low & 0xFF] ^ crc_table[6][low >> 8 & 0xFF] ^ crc_table[5][low >> 16 & 0xFF] ^
-              crc_table[4][low >> 24] ^ crc_table[3][high & 0xFF] ^ crc_table[2][high >> 8 & 0xFF] ^
-              crc_table[1][high >> 16 & 0xFF] ^ crc_table[0][high >> 24];
-    }
-    while (size--)
-        crc = crc >> 8 ^ crc_table[0][(crc ^ *bytes++) & 0xFF];
-    return ~crc;
-}
 
 long long now_ns(Boundaries *self)
 {
@@ -66,7 +25,7 @@ long long now_ns(Boundaries *self)
 
 static int has_ring(Boundaries *self)
 {
-    if (self->ring.buf != NULL)
+    if (self->ring.mapped.buf != NULL)
         return 1;
     PyErr_SetString(PyExc_ValueError, "no ring: __init__ was not called");
     return 0;
@@ -83,7 +42,7 @@ static int is_phase(long long phase)
 /* Three words, of which the last checks the others: a reader that finds them torn reads again. */
 static void set_status(Boundaries *self, long long now, long long phase)
 {
-    uint64_t *status = (uint64_t *)((char *)self->ring.buf + STATUS_OFFSET);
+    uint64_t *status = (uint64_t *)((char *)self->ring.mapped.buf + STATUS_OFFSET);
     uint64_t doing = (uint64_t)self->step << 16 | (uint64_t)self->depth << 8 | (uint64_t)phase;
     __atomic_store_n(status, (uint64_t)now, __ATOMIC_RELAXED);
     __atomic_store_n(status + 1, doing, __ATOMIC_RELAXED);
@@ -108,12 +67,8 @@ long long switch_phase(Boundaries *self, long long phase)
     self->since_ns = now;
     self->phase = phase;
     set_status(self, now, phase);
-    if (is_there(self->timeline_mark)) {
-        PyObject *done = PyObject_CallFunction(self->timeline_mark, "LLL", ended, phase, now);
-        if (done == NULL)
-            return -1;
-        Py_DECREF(done);
-    }
+    if (is_there(self->timeline) && timeline_mark(self->timeline, ended, phase, now, Py_None) < 0)
+        return -1;
     if (self->sampled) {
         long long after = now_ns(self);
         if (failed(after))
@@ -183,22 +138,6 @@ static PyObject *boundaries_wait_ends(Boundaries *self, PyObject *const *argumen
     return PyLong_FromLongLong(waited);
 }
 
-/* A record of `size` bytes of fields becomes the ring's next one. */
-static void append(Boundaries *self, uint16_t kind, const void *fields, uint16_t size)
-{
-    int64_t *counter = self->counter.buf;
-    const int64_t sequence = *counter;
-    const uint16_t head[2] = {kind, size};
-    unsigned char *slot = (unsigned char *)self->ring.buf + HEADER_BYTES + (sequence - 1) % self->slots * SLOT_BYTES;
-    unsigned char body[SLOT_BYTES];
-    memcpy(body, head, 4);
-    memcpy(body + 4, &sequence, 8);
-    memcpy(body + PREFIX_BYTES, fields, size);
-    memcpy(slot + 4, body, PREFIX_BYTES + size);
-    __atomic_store_n((uint32_t *)slot, crc32_of(body, PREFIX_BYTES + size), __ATOMIC_RELEASE);
-    *counter = sequence + 1;
-}
-
 static void write_step(Boundaries *self, long long end_ns, long long flags)
 {
     const long long *spent = self->spent;
@@ -214,37 +153,31 @@ static void write_step(Boundaries *self, long long end_ns, long long flags)
         collate < 0 ? collate : spent[DATA_WAIT] - collate, collate, self->loader_cpu_ns, self->loader_io_ns,
         self->recompiles, flags, self->microbatches, is_there(self->group_states) ? self->issued : MISSING,
     };
-    append(self, STEP_KIND, fields, sizeof fields);
+    ring_append(&self->ring, STEP_KIND, fields, sizeof fields);
 }
 
 static int write_groups(Boundaries *self)
 {
-    PyObject *states = self->group_states;
-    if (!PyList_Check(states)) {
-        PyErr_SetString(PyExc_TypeError, "group_states is a list of GroupState");
-        return -1;
-    }
+    PyObject *states = Py_NewRef(self->group_states);
     int on_device = is_there(self->timeline), result = 0;
     long long own = self->spent[FORWARD] + self->spent[BACKWARD];
-    long long end_wait = self->spent[COLLECTIVE_WAIT] + self->wait_in_backward_ns;
-    Py_INCREF(states);
-    for (Py_ssize_t at = 0; result == 0 && at < PyList_GET_SIZE(states); at++) {
-        PyObject *item = PyList_GET_ITEM(states, at);
-        if (!PyObject_TypeCheck(item, &GroupStateType)) {
-            PyErr_SetString(PyExc_TypeError, "group_states is a list of GroupState");
+    for (Py_ssize_t at = 0; result == 0 && (at == 0 || at < PyList_GET_SIZE(states)); at++) {
+        GroupState *state = group_at(states, at);
+        if (state == NULL) {
             result = -1;
             break;
         }
-        GroupState *state = (GroupState *)Py_NewRef(item);
-        GroupFields fields;
-        int used = at == 0 ? fill_group(state, &fields, self->step, own, self->backward_count, end_wait)
-                           : fill_group(state, &fields, self->step, own, 0, 0);
-        if (used > 0) {
-            if (!on_device)
-                append(self, GROUP_KIND, &fields, sizeof fields);
+        /* In the whole job's group DDP reduces gradients out of our sight. */
+        long long count = state->count + (at == 0 ? self->backward_count : 0), first, last;
+        long long waited = state->wait_ns + (at == 0 ? self->spent[COLLECTIVE_WAIT] + self->wait_in_backward_ns : 0);
+        if (count != 0) {
+            result = group_sequence(state, &first, &last);
+            /* Operations whose waits were not seen were waited for somewhere in the "own" phases. */
+            int unseen = state->count > 0 && state->wait_ns == 0;
+            if (result == 0 && !on_device)
+                group_append(&self->ring, state, self->step, count, own, waited, 0, unseen, first, last);
             state->count = state->wait_ns = 0;
         }
-        result = used < 0 ? -1 : 0;
         Py_DECREF(state);
     }
     Py_DECREF(states);
@@ -303,12 +236,6 @@ static void read_usage(Boundaries *self)
     self->waited_total_ns = waited;
 }
 
-static int call_quietly(PyObject *done)
-{
-    Py_XDECREF(done);
-    return done == NULL ? -1 : 0;
-}
-
 /* Read what costs a system call, or more. */
 static int read_what_costs(Boundaries *self, long long now)
 {
@@ -329,7 +256,7 @@ static int read_what_costs(Boundaries *self, long long now)
         return 0;
     self->modules = modules;
     self->look_ns = now;
-    return call_quietly(PyObject_CallMethod((PyObject *)self, "look", NULL));
+    return quiet_call(PyObject_CallMethod((PyObject *)self, "look", NULL));
 }
 
 int end_step(Boundaries *self, long long next_phase)
@@ -343,12 +270,11 @@ int end_step(Boundaries *self, long long next_phase)
         return -1;
     long long step = self->step;
     int compiled = self->compile_ns > 0;
-    if (compiled && call_quietly(PyObject_CallMethod((PyObject *)self, "explain", NULL)) < 0)
+    if (compiled && quiet_call(PyObject_CallMethod((PyObject *)self, "explain", NULL)) < 0)
         return -1;
     write_step(self, now, self->flags | (step < WARM_UP_STEPS || compiled ? WARM_UP : 0));
-    if (is_there(self->timeline) &&
-        call_quietly(PyObject_CallMethod(self->timeline, "end_step", "LO", step,
-                                         self->groups == NULL ? Py_None : self->groups)) < 0)
+    PyObject *states = self->group_states == NULL ? Py_None : self->group_states;
+    if (is_there(self->timeline) && timeline_end_step(self->timeline, step, states) < 0)
         return -1;
     if (is_there(self->group_states) && write_groups(self) < 0)
         return -1;
@@ -360,7 +286,7 @@ int end_step(Boundaries *self, long long next_phase)
         self->boundaries_ns = self->timed_ns;
         self->timed_ns = 0;
     }
-    if (told && call_quietly(PyObject_CallNoArgs(self->on_step)) < 0)
+    if (told && quiet_call(PyObject_CallNoArgs(self->on_step)) < 0)
         return -1;
     if (sampled || told) {
         long long after = now_ns(self);
@@ -410,31 +336,12 @@ static int boundaries_init(Boundaries *self, PyObject *arguments, PyObject *keyw
     PyObject *ring, *clock = Py_None;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O", names, &ring, &clock))
         return -1;
-    if (self->ring.obj != NULL) {
+    if (self->ring.mapped.obj != NULL) {
         PyErr_SetString(PyExc_ValueError, "made once");
         return -1;
     }
-    PyObject *mapped = PyObject_GetAttrString(ring, "mapped"), *slots = PyObject_GetAttrString(ring, "slots");
-    PyObject *counter = PyObject_GetAttrString(ring, "counter");
-    Py_buffer view = {0}, position = {0};
-    int made = mapped != NULL && slots != NULL && counter != NULL && !failed(self->slots = PyLong_AsLongLong(slots)) &&
-               PyObject_GetBuffer(mapped, &view, PyBUF_WRITABLE) == 0 &&
-               PyObject_GetBuffer(counter, &position, PyBUF_WRITABLE) == 0;
-    Py_XDECREF(mapped);
-    Py_XDECREF(slots);
-    Py_XDECREF(counter);
-    if (made && (self->slots < 1 || self->slots > (view.len - HEADER_BYTES) / SLOT_BYTES || (uintptr_t)view.buf % 8 ||
-                 position.len != sizeof(int64_t) || (uintptr_t)position.buf % 8 || *(int64_t *)position.buf < 1)) {
-        PyErr_SetString(PyExc_ValueError, "not a ring of that many slots");
-        made = 0;
-    }
-    if (!made) {
-        PyBuffer_Release(&view);
-        PyBuffer_Release(&position);
+    if (ring_open(&self->ring, ring) < 0)
         return -1;
-    }
-    self->ring = view;
-    self->counter = position;
     self->clock = clock == Py_None ? NULL : Py_NewRef(clock);
     self->schedstat = -1;
     self->work = self->loader_ready = self->loader_workers = MISSING;
@@ -448,13 +355,11 @@ static int boundaries_init(Boundaries *self, PyObject *arguments, PyObject *keyw
 
 static int boundaries_traverse(Boundaries *self, visitproc visit, void *arg)
 {
-    Py_VISIT(self->ring.obj);
-    Py_VISIT(self->counter.obj);
+    Py_VISIT(self->ring.mapped.obj);
+    Py_VISIT(self->ring.counter.obj);
     Py_VISIT(self->clock);
-    Py_VISIT(self->timeline_mark);
     Py_VISIT(self->timeline);
     Py_VISIT(self->group_states);
-    Py_VISIT(self->groups);
     Py_VISIT(self->on_step);
     Py_VISIT(self->memory);
     return 0;
@@ -463,10 +368,8 @@ static int boundaries_traverse(Boundaries *self, visitproc visit, void *arg)
 static int boundaries_clear(Boundaries *self)
 {
     Py_CLEAR(self->clock);
-    Py_CLEAR(self->timeline_mark);
     Py_CLEAR(self->timeline);
     Py_CLEAR(self->group_states);
-    Py_CLEAR(self->groups);
     Py_CLEAR(self->on_step);
     Py_CLEAR(self->memory);
     return 0;
@@ -476,8 +379,7 @@ static void boundaries_dealloc(Boundaries *self)
 {
     PyObject_GC_UnTrack(self);
     boundaries_clear(self);
-    PyBuffer_Release(&self->ring);
-    PyBuffer_Release(&self->counter);
+    ring_close(&self->ring);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -516,10 +418,8 @@ static PyMemberDef members[] = {
     {"sampled", T_BOOL, offsetof(Boundaries, sampled), 0, NULL},
     {"copies_watched", T_BOOL, offsetof(Boundaries, copies_watched), 0, NULL},
     {"schedstat", T_INT, offsetof(Boundaries, schedstat), 0, NULL},
-    OBJECT(timeline_mark),
     OBJECT(timeline),
     OBJECT(group_states),
-    OBJECT(groups),
     OBJECT(on_step),
     OBJECT(memory),
     {NULL, 0, 0, 0, NULL},

@@ -24,35 +24,44 @@ static long long sequence_now(GroupState *self)
     return -1;
 }
 
+GroupState *group_at(PyObject *states, Py_ssize_t at)
+{
+    PyObject *state = PyList_Check(states) && at < PyList_GET_SIZE(states) ? PyList_GET_ITEM(states, at) : NULL;
+    if (state != NULL && PyObject_TypeCheck(state, &GroupStateType) && ((GroupState *)state)->name != NULL)
+        return (GroupState *)Py_NewRef(state);
+    PyErr_SetString(PyExc_TypeError, "process groups are a list of GroupState, the whole job's first");
+    return NULL;
+}
+
+int group_sequence(GroupState *self, long long *first, long long *last)
+{
+    long long before = self->sequence, latest = sequence_now(self);
+    if (failed(latest))
+        return -1;
+    self->sequence = latest;
+    int known = before != MISSING && latest > before;
+    *first = known ? before + 1 : MISSING;
+    *last = known ? latest : MISSING;
+    return 0;
+}
+
 static void put_text(char *field, size_t size, PyObject *bytes)
 {
     memset(field, 0, size);
     memcpy(field, PyBytes_AS_STRING(bytes), (size_t)PyBytes_GET_SIZE(bytes));
 }
 
-int fill_group(GroupState *self, GroupFields *fields, long long step, long long own_ns, long long more_count,
-               long long more_wait_ns)
+void group_append(Ring *ring, const GroupState *self, long long step, long long count, long long own_ns,
+                  long long wait_ns, int on_device, int unseen, long long first, long long last)
 {
-    long long count = self->count + more_count;
-    if (count == 0)
-        return 0;
-    if (self->name == NULL) {
-        PyErr_SetString(PyExc_ValueError, "no group: __init__ was not called");
-        return -1;
-    }
-    long long before = self->sequence, latest = sequence_now(self);
-    if (failed(latest))
-        return -1;
-    self->sequence = latest;
-    long long first = before == MISSING || latest <= before ? MISSING : before + 1;
-    const int64_t head[6] = {step, self->size, count, own_ns, self->wait_ns + more_wait_ns, 0};
-    const int64_t rest[6] = {self->kind, MISSING, MISSING, self->count > 0 && self->wait_ns == 0, first,
-                             first == MISSING ? MISSING : latest};
-    memcpy(fields->before, head, sizeof head);
-    memcpy(fields->after, rest, sizeof rest);
-    put_text(fields->name, sizeof fields->name, self->name);
-    put_text(fields->members, sizeof fields->members, self->members);
-    return 1;
+    /* The order is GroupRecord's. */
+    GroupFields fields = {
+        .before = {step, self->size, count, own_ns, wait_ns, on_device},
+        .after = {self->kind, MISSING, MISSING, unseen, first, last},
+    };
+    put_text(fields.name, sizeof fields.name, self->name);
+    put_text(fields.members, sizeof fields.members, self->members);
+    ring_append(ring, GROUP_KIND, &fields, sizeof fields);
 }
 
 static int group_init(GroupState *self, PyObject *arguments, PyObject *keywords)

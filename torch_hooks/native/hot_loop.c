@@ -23,15 +23,9 @@ static int here(HotLoop *self)
     return self->clock != NULL && PyThread_get_thread_ident() == self->thread;
 }
 
-static int done(PyObject *result)
-{
-    Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
-}
-
 static int call(HotLoop *self, PyObject *method)
 {
-    return done(PyObject_CallMethodNoArgs((PyObject *)self, method));
+    return quiet_call(PyObject_CallMethodNoArgs((PyObject *)self, method));
 }
 
 /* An error of ours ends the watching; what is no Exception (a keyboard interrupt) goes on, as in Python. */
@@ -169,7 +163,7 @@ static int begin_data(HotLoop *self, PyObject *iterator)
         return -1;
     if (is_quiet(self, iterator))
         return 0;
-    return done(PyObject_CallMethodOneArg((PyObject *)self, name_look_into_loader, iterator));
+    return quiet_call(PyObject_CallMethodOneArg((PyObject *)self, name_look_into_loader, iterator));
 }
 
 static PyObject *loop_data_begin(HotLoop *self, PyObject *iterator)
@@ -337,7 +331,7 @@ static int end_optimizer(HotLoop *self, PyObject *optimizer)
         self->stepped = 1;
         return enter(self, OTHER);
     }
-    return done(PyObject_CallMethodOneArg((PyObject *)self, name_optimizer_stepped, optimizer));
+    return quiet_call(PyObject_CallMethodOneArg((PyObject *)self, name_optimizer_stepped, optimizer));
 }
 
 static PyObject *loop_optimizer_end(HotLoop *self, PyObject *optimizer)

@@ -10,12 +10,13 @@ PyMODINIT_FUNC PyInit__native(void)
         const char *name;
         PyTypeObject *type;
     } types[] = {
-        {"Boundaries", &BoundariesType},   {"GroupState", &GroupStateType},      {"HotLoop", &HotLoopType},
-        {"next_gate", &NextGateType},      {"backward_gate", &BackwardGateType}, {"collate_gate", &CollateGateType},
+        {"Boundaries", &BoundariesType}, {"DeviceTimeline", &DeviceTimelineType}, {"GroupState", &GroupStateType},
+        {"HotLoop", &HotLoopType},       {"next_gate", &NextGateType},            {"backward_gate", &BackwardGateType},
+        {"collate_gate", &CollateGateType},
     };
     fill_crc_table();
     PyObject *made = PyModule_Create(&module);
-    PyObject *layouts = Py_BuildValue("(ii)", 8 * STEP_FIELDS, (int)sizeof(GroupFields));
+    PyObject *layouts = Py_BuildValue("(iii)", 8 * STEP_FIELDS, 8 * DEVICE_FIELDS, (int)sizeof(GroupFields));
     int result = made == NULL || layouts == NULL ? -1 : PyModule_AddObjectRef(made, "LAYOUTS", layouts);
     Py_XDECREF(layouts);
     for (size_t at = 0; result == 0 && at < sizeof types / sizeof *types; at++)

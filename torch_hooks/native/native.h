@@ -14,15 +14,24 @@
 #error "the ring is little-endian: on this machine boundaries.py writes it"
 #endif
 
-/* records.py: Phase, StepFlag, RecordKind, MISSING, and the layouts of StepRecord and GroupRecord. */
+/* records.py: Phase, StepFlag, RecordKind, GroupKind, MISSING, and the layouts of the records written here. */
 enum { NONE, DATA_WAIT, FORWARD, BACKWARD, COLLECTIVE_WAIT, OPTIMIZER, CHECKPOINT, EVALUATION, OTHER, ENDED, H2D, SYNC,
        BUBBLE, PHASES };
 enum { WARM_UP = 1, SKIPPED = 2, EXPLICIT = 4 };
-enum { STEP_KIND = 1, GROUP_KIND = 3 };
+enum { STEP_KIND = 1, DEVICE_KIND = 2, GROUP_KIND = 3 };
+enum { PIPELINE = 4 };
 #define MISSING INT64_MIN
 #define STEP_FIELDS 38
+#define DEVICE_FIELDS 20
 #define GROUP_NAME_BYTES 48
 #define GROUP_MEMBERS_BYTES 80
+
+/* ring.py */
+#define HEADER_BYTES 4096
+#define STATUS_OFFSET 2048
+#define SLOT_BYTES 384
+/* Kind and length (2 bytes each) and sequence number (8): the checksum covers them and the fields. */
+#define PREFIX_BYTES 12
 
 typedef struct {
     int64_t before[6];
@@ -30,6 +39,12 @@ typedef struct {
     int64_t after[6];
     char members[GROUP_MEMBERS_BYTES];
 } GroupFields;
+
+/* ring.py: the file of a RingWriter, and the number of its next record, which both write. */
+typedef struct {
+    Py_buffer mapped, counter;
+    long long slots;
+} Ring;
 
 /* group_state.py */
 typedef struct {
@@ -42,10 +57,10 @@ typedef struct {
 /* boundaries.py */
 typedef struct {
     PyObject_HEAD
-    Py_buffer ring, counter;
+    Ring ring;
     PyObject *clock;         /* NULL: CLOCK_MONOTONIC, read here */
-    PyObject *timeline_mark, *timeline, *group_states, *groups, *on_step, *memory; /* NULL or None where there is none */
-    long long slots, spent[PHASES], since_ns, start_ns, timed_ns, wait_in_backward_ns, boundaries_ns;
+    PyObject *timeline, *group_states, *on_step, *memory; /* NULL or None where there is none */
+    long long spent[PHASES], since_ns, start_ns, timed_ns, wait_in_backward_ns, boundaries_ns;
     long long read_ns, read_step, look_ns, modules, cpu_total_ns, waited_total_ns;
     long long step, phase, depth, flags, sync_count, issued, gc_ns, gc_count, compile_ns, recompiles;
     long long work, loader_ready, loader_workers, collate_ns, loader_cpu_ns, loader_io_ns;
@@ -56,7 +71,8 @@ typedef struct {
     char sampled, copies_watched;
 } Boundaries;
 
-extern PyTypeObject BoundariesType, GroupStateType, HotLoopType, NextGateType, BackwardGateType, CollateGateType;
+extern PyTypeObject BoundariesType, DeviceTimelineType, GroupStateType, HotLoopType, NextGateType, BackwardGateType,
+    CollateGateType;
 
 /* Whether a 64-bit result of -1 stands for an exception. */
 static inline int failed(long long value)
@@ -69,15 +85,33 @@ static inline int is_there(PyObject *object)
     return object != NULL && object != Py_None;
 }
 
+static inline int quiet_call(PyObject *answer)
+{
+    Py_XDECREF(answer);
+    return answer == NULL ? -1 : 0;
+}
+
+/* Of a RingWriter; -1 with an exception set. */
+int ring_open(Ring *ring, PyObject *writer);
+void ring_close(Ring *ring);
+/* A record of `size` bytes of fields becomes the next one. */
+void ring_append(Ring *ring, uint16_t kind, const void *fields, uint16_t size);
 /* Now in ns, or -1 with an exception set. */
 long long now_ns(Boundaries *self);
 /* The thread passes into a phase; returns now, or -1 with an exception set. */
 long long switch_phase(Boundaries *self, long long phase);
 /* The step ends; -1 with an exception set where that failed. */
 int end_step(Boundaries *self, long long next_phase);
-/* Fill in a group's record of the step under way; 0 where the group was not used in it, -1 with an exception set. */
-int fill_group(GroupState *state, GroupFields *fields, long long step, long long own_ns, long long more_count,
-               long long more_wait_ns);
+/* The device timeline's part of a boundary and of a step's end; -1 with an exception set. */
+int timeline_mark(PyObject *timeline, long long ended, long long begun, long long host_ns, PyObject *group);
+int timeline_end_step(PyObject *timeline, long long step, PyObject *states);
+/* The next operation of a group is counted from here on; -1 with an exception set. */
+int group_sequence(GroupState *state, long long *first, long long *last);
+/* Write a group's record. */
+void group_append(Ring *ring, const GroupState *state, long long step, long long count, long long own_ns,
+                  long long wait_ns, int on_device, int unseen, long long first, long long last);
+/* The states of a list of groups, or NULL with an exception set where it is none. */
+GroupState *group_at(PyObject *states, Py_ssize_t at);
 void fill_crc_table(void);
 
 #endif
