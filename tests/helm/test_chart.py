@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import components
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -21,7 +22,7 @@ CHART = ROOT / "helm" / "rankscope"
 #: Sets of values that ship with the chart, as Helm's own tools look for them.
 SETS = {path.name.removesuffix("-values.yaml"): path for path in sorted((CHART / "ci").glob("*-values.yaml"))}
 KUBERNETES = ("1.28", "1.31")
-#: Of the Prometheus operator: Kubernetes' schemas do not know them.
+#: Of the Prometheus operator: Kubernetes' schemas do not know them, the operator's types do.
 CUSTOM = {"PrometheusRule", "ServiceMonitor"}
 #: A ConfigMap holds no more (Kubernetes' own limit), and Helm's release a third of it compressed.
 LARGEST_CONFIGMAP_BYTES = 1 << 20
@@ -59,6 +60,30 @@ def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     """The one document of a kind."""
     (found,) = [document for document in documents if document["kind"] == kind]
     return found
+
+
+def wrong(document: dict[str, Any]) -> list[str]:
+    """What the Prometheus operator's own types have against a resource of its own."""
+    path = components.TOOLS / "operator-schema" / f"{document['kind']}.json"
+    if not path.exists():
+        components.missing("the operator's schemas are not in .tools: run `make tools`")
+    assert document["apiVersion"] == "monitoring.coreos.com/v1"
+    validator = jsonschema.Draft7Validator(json.loads(path.read_text()))
+    return [f"{list(error.absolute_path)}: {error.message}" for error in validator.iter_errors(document["spec"])]
+
+
+@pytest.mark.parametrize("name", ["collector", "everything"])
+def test_the_operator_knows_every_field_of_its_resources(name: str) -> None:
+    """Monitors and rules hold what the operator's API has, and nothing else; a word it does not know is seen."""
+    custom = [each for each in of_set(name) if each["kind"] in CUSTOM]
+    assert {each["kind"] for each in custom} == CUSTOM
+    assert [found for each in custom for found in wrong(each)] == []
+    monitor = of_kind([each for each in custom if each["kind"] == "ServiceMonitor"][:1], "ServiceMonitor")
+    monitor["spec"]["endpoints"][0]["scrapeEvery"] = "15s"
+    assert any("scrapeEvery" in found for found in wrong(monitor))
+    rule = next(each for each in custom if each["kind"] == "PrometheusRule")
+    rule["spec"]["groups"][0]["rules"][0]["expression"] = "up"
+    assert wrong(rule)
 
 
 @pytest.mark.parametrize("name", SETS)
