@@ -15,9 +15,12 @@ from rankscope.errors import ConfigurationError
 from rankscope.reading import Severity
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rankscope.agent.store import Store
     from rankscope.agent.store_job import StoredJob
     from rankscope.finding import Verdict
+    from rankscope.reading import Event
     from rankscope.window import Window
 
 #: Events after which a job makes no more steps.
@@ -76,16 +79,32 @@ def judge_store(
 def _unless_it_stopped(verdict: Verdict, window: Window, job: StoredJob) -> Verdict:
     """Steps that are all well are no health where ranks failed or hung after the last: the store does not say why."""
     last_ns = round((job.end_s - job.begin_s - 2 * job.step_s) * 1e9)
-    ended = sorted({(each.kind, each.host) for each in window.events if each.kind in _ENDS and each.time_ns >= last_ns})
+    ended = [each for each in window.events if each.kind in _ENDS and each.time_ns >= last_ns]
     if not ended or any(finding.severity is not Severity.INFO for finding in verdict.findings):
         return verdict
-    told = ", ".join(f"{kind} on {host}" for kind, host in ended[:4])
+    told = ", ".join(_ends(ended)[:4])
     return replace(
         verdict,
         verdict="unknown",
         summary=f"Nothing was wrong with the steps until the job stopped ({told}); the store does not hold why.",
         would_settle=("the recordings of these hosts: `rankscope report`", *verdict.would_settle),
     )
+
+
+def _ends(events: Sequence[Event]) -> list[str]:
+    """What happened on each host, with the ranks it happened to, in the order of the exports that told it."""
+    from rankscope.rules.flight_wording import ranks_text
+
+    ranks: dict[tuple[str, str], set[int]] = {}
+    for each in sorted(events, key=lambda event: (event.time_ns, event.kind, event.host)):
+        of = ranks.setdefault((each.kind, each.host), set())
+        rank = each.attributes.get("rank")
+        if isinstance(rank, int):
+            of.add(rank)
+    return [
+        f"{kind} on {host}" + (f" ({ranks_text(sorted(those))})" if those else "")
+        for (kind, host), those in ranks.items()
+    ]
 
 
 @click.command()

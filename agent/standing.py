@@ -15,6 +15,8 @@ PERIOD_NS = 15_000_000_000
 MAX_FINDINGS = 32
 #: Kinds and devices of events that are counted apart; what comes after them is counted as "other".
 MAX_EVENTS = 256
+#: Kinds that are counted by rank: how ranks end, or stop going on.
+_BY_RANK = frozenset({"rank-exception", "rank-exited", "rank-hung"})
 
 
 class Standing:
@@ -38,7 +40,8 @@ class Standing:
             if event.attributes.get("history"):
                 continue  # the kernel log tells of it from before the agent began
             number = event.attributes.get("number") if event.kind in ("xid", "sxid") else None
-            key = pack((event.kind, number, event.device if event.device.startswith(("GPU-", "MIG-")) else None))
+            gpu = event.device if event.device.startswith(("GPU-", "MIG-")) else None
+            key = pack((event.kind, number, gpu, *((event.rank,) if event.kind in _BY_RANK else ())))
             if key not in self._counts and len(self._counts) >= MAX_EVENTS:
                 key = "other"
             self._counts.setdefault(key, Counter())[str(event.attributes.get("source"))] += 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankscope.records import DeviceRecord, GroupRecord, StepRecord, field_names
+from rankscope.records import DeviceRecord, GroupKind, GroupRecord, StepRecord, field_names
 from rankscope.window import Columns
 
 FloatArray = NDArray[np.float64]
@@ -69,6 +70,15 @@ class Means:
         seen = _since_begin(counts)
         return _since_begin(sums) * _NS / np.where(seen > 0, seen, np.nan)
 
+    def latest(self, what: str) -> FloatArray | None:
+        """What a gauge said at each point; None where it was never told."""
+        return self._sums.get((what, "", ""))
+
+    def all_steps(self, what: str, name: str) -> FloatArray | None:
+        """Mean a step of what was summed on no clock of its own; None where it was never told."""
+        sums = self._sums.get((what, "", name))
+        return None if sums is None else self._mean(sums)
+
     def groups(self) -> list[str]:
         """Process groups that were told of on this clock."""
         return list(
@@ -127,6 +137,10 @@ def step_columns(host: Means, numbers: FloatArray, at_ns: FloatArray) -> Columns
     # Steps that had one are known, and not how many each had.
     columns["sync_count"] = host.share("sync")
     columns["gc_count"] = host.share("gc")
+    for name in ("work", "alloc_retries"):
+        counted = host.all_steps(name, "")
+        # Sums of durations are in seconds, these are numbers.
+        columns[name] = None if counted is None else counted / _NS
     columns["step"], columns["end_ns"] = numbers, at_ns
     columns["start_ns"] = at_ns[:length] - host.step() if length else None
     return _packed(field_names(StepRecord), columns, rows)
@@ -149,11 +163,24 @@ def device_columns(device: Means, host: Means, numbers: FloatArray) -> Columns:
         spent = host.of("phase", name)
         if spent is not None:
             columns[f"{name}_ns"] = np.minimum(np.nan_to_num(spent), _or_zero(device.of("phase", "other"), length))
+    columns |= {f"lead_{phase}_ns": device.all_steps("lead", phase) for phase in ("forward", "backward")}
+    columns["contaminated"] = device.latest("contaminated")
     columns["step"], columns["step_ns"] = numbers, device.step()
     return _packed(field_names(DeviceRecord), columns, rows)
 
 
-def group_columns(host: Means, device: Means, numbers: FloatArray) -> dict[str, Columns]:
+@dataclass(frozen=True, slots=True)
+class StoredGroup:
+    """What a store says of a process group of a rank."""
+
+    size: int
+    kind: GroupKind
+    members: str
+
+
+def group_columns(
+    host: Means, device: Means, numbers: FloatArray, groups: Mapping[str, StoredGroup]
+) -> dict[str, Columns]:
     """Fields of GroupRecord by group, on the device's clock where there is one."""
     found: dict[str, Columns] = {}
     for means, on_device in ((host, 0.0), (device, 1.0)):
@@ -166,5 +193,8 @@ def group_columns(host: Means, device: Means, numbers: FloatArray) -> dict[str, 
                 "wait_ns": means.of("wait", name),
                 "on_device": np.full(len(numbers), on_device),
             }
+            if (known := groups.get(name)) is not None:
+                columns["size"] = np.full(len(numbers), float(known.size))
+                columns["group_kind"] = np.full(len(numbers), float(known.kind))
             found[name] = _packed(_GROUP_FIELDS, columns, rows)
     return found

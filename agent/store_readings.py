@@ -86,6 +86,10 @@ def _event(job: StoredJob, series: Sampled, kind: str, time_s: float, more: int)
     if number.isdecimal():
         attributes["number"] = int(number)
         text = f"{'SXid' if kind == 'sxid' else 'Xid'} {number}"
+    rank = series.metric.get("rankscope_rank", "")
+    if rank.isdecimal():
+        # No more than that: of ranks that end within one interval nothing says which was the first.
+        attributes["rank"] = int(rank)
     if more > 1:
         attributes["repeated"] = more - 1
         text += f", {more} times"

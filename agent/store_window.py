@@ -13,12 +13,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rankscope.agent.store import Sampled, Store
-from rankscope.agent.store_columns import FloatArray, Means, device_columns, group_columns, step_columns
+from rankscope.agent.store_columns import (
+    FloatArray,
+    Means,
+    StoredGroup,
+    device_columns,
+    group_columns,
+    step_columns,
+)
 from rankscope.agent.store_job import STEPS, StoredJob
 from rankscope.agent.store_readings import agents_findings, fetch_events, fetch_readings
 from rankscope.agent.store_suspects import Chosen
 from rankscope.clock import ClockAnchor
 from rankscope.identity import RankIdentity
+from rankscope.records import GroupKind
 from rankscope.window import RankWindow, Window
 
 _SECOND_NS = 1_000_000_000
@@ -27,7 +35,15 @@ _NAMES = {
     "stall": "rankscope_step_stall_duration_seconds",
     "own": "rankscope_collective_own_duration_seconds",
     "wait": "rankscope_collective_wait_duration_seconds",
+    "lead": "rankscope_step_lead_duration_seconds",
 }
+#: What is no histogram: values as they are.
+_VALUES = {
+    "work": "rankscope_rank_work(_total)?",
+    "alloc_retries": "rankscope_rank_allocation_retries(_total)?",
+    "contaminated": "rankscope_rank_contaminated(_ratio)?",
+}
+_KINDS = {kind.name.lower(): kind for kind in GroupKind}
 
 
 @dataclass(slots=True)
@@ -47,6 +63,7 @@ def fetch_window(store: Store, job: StoredJob, chosen: Chosen) -> Window:
     anchors = {host: ClockAnchor(0, round(job.begin_s * _SECOND_NS)) for host in sorted(hosts)}
     told = _told(store, job, those, grid, identities)
     numbers = _numbers(store, job, those, grid)
+    groups = _groups(store, job, those, identities)
     ranks = {}
     for rank, identity in identities.items():
         of = told.get(rank, _Told())
@@ -56,7 +73,8 @@ def fetch_window(store: Store, job: StoredJob, chosen: Chosen) -> Window:
             identity=identity if device.known else _on_host(identity),
             steps=step_columns(host, numbers, at_ns),
             device=device_columns(device, host, numbers),
-            groups=group_columns(host, device, numbers),
+            groups=group_columns(host, device, numbers, groups.get(rank, {})),
+            members={name: each.members for name, each in groups.get(rank, {}).items() if each.members},
         )
     looked_at = _hosts_to_read(identities, chosen)
     series = fetch_readings(store, job, looked_at)
@@ -85,7 +103,7 @@ def _not_seen(
 ) -> Sequence[str]:
     lines = [
         f"single steps: the store has means over {job.step_s:g} s, in which a stall of one step does not stand out",
-        "how the job ended, batch sizes and single collectives: they are in the recordings only",
+        "how the job ended, single batches and collectives: they are in the recordings only",
     ]
     if told:
         lines.append(f"what agents rest their own findings on: {'; '.join(told)}: see their recordings")
@@ -150,6 +168,33 @@ def _on_host(identity: RankIdentity) -> RankIdentity:
     return replace(identity, device_clock="host")
 
 
+def _groups(
+    store: Store, job: StoredJob, those: str, identities: Mapping[int, RankIdentity]
+) -> dict[int, dict[str, StoredGroup]]:
+    """The process groups of each rank, as its host told them last."""
+    found: dict[int, dict[str, StoredGroup]] = {}
+    told = f"last_over_time(rankscope_rank_group{job.select(those)}[{job.width}])"
+    # What was told last is what still holds.
+    for series in [
+        *store.instant(told, job.end_s),
+        *store.instant(f"rankscope_rank_group{job.select(those)}", job.end_s),
+    ]:
+        labels = series.metric
+        identity = _of(labels, identities)
+        if identity is not None and series.value is not None:
+            kind = _KINDS.get(labels.get("rankscope_group_kind", ""), GroupKind.UNKNOWN)
+            group = StoredGroup(round(float(series.value[1])), kind, labels.get("rankscope_group_members", ""))
+            found.setdefault(identity.rank, {})[labels.get("rankscope_group", "")] = group
+    return found
+
+
+def _of(labels: Mapping[str, str], identities: Mapping[int, RankIdentity]) -> RankIdentity | None:
+    """The rank that a series is of; None where it is another host's, of another attempt."""
+    rank = labels.get("rankscope_rank", "")
+    identity = identities.get(int(rank)) if rank.isdecimal() else None
+    return None if identity is None or labels.get("host_name", "") != identity.host else identity
+
+
 def _told(
     store: Store, job: StoredJob, those: str, grid: FloatArray, identities: Mapping[int, RankIdentity]
 ) -> dict[int, _Told]:
@@ -158,19 +203,22 @@ def _told(
     asked = [(job.sum_of(STEPS, those), "step", True), (job.count_of(STEPS, those), "step", False)]
     asked += [(job.sum_of(name, those), what, True) for what, name in _NAMES.items()]
     asked.append((job.count_of(_NAMES["stall"], those), "stall", False))
+    for what, name in _VALUES.items():
+        matchers = f'__name__=~"{name}"' + (f", {those}" if those else "")
+        asked.append((job.select(matchers), what, True))
     for expression, what, is_sum in asked:
         for series in store.over(expression, float(grid[0]), float(grid[-1]), job.step_s, job.back_s):
             labels = series.metric
-            rank = labels.get("rankscope_rank", "")
-            identity = identities.get(int(rank)) if rank.isdecimal() else None
-            if identity is None or labels.get("host_name", "") != identity.host:
+            identity = _of(labels, identities)
+            if identity is None:
                 continue
             of = told.setdefault(identity.rank, _Told())
             name = next(
                 (labels[f"rankscope_{each}"] for each in ("phase", "stall", "group") if f"rankscope_{each}" in labels),
                 "",
             )
-            key = (what, labels.get("rankscope_clock", "host"), name)
+            clock = "" if what in ("lead", *_VALUES) else labels.get("rankscope_clock", "host")
+            key = (what, clock, name)
             (of.sums if is_sum else of.counts)[key] = on_grid(series, grid, job.step_s)
     return told
 

@@ -16,12 +16,15 @@ from rankscope.clock import ClockAnchor
 from rankscope.exporters.histogram import ExponentialHistogram
 from rankscope.exporters.otlp_common import EncodedBatch, Scalar, key_values
 from rankscope.exporters.otlp_metrics import metrics_batch, temporality
+from rankscope.exporters.otlp_ranks import GAUGES, SUMS, RankFacts
 from rankscope.exporters.otlp_traces import SlowStep
 from rankscope.identity import RankIdentity
 from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, RingRecord, StepRecord
 
 if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
     from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
+    from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
     from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 #: Names of process groups, and of user phases, that one rank keeps apart.
@@ -32,6 +35,7 @@ HISTOGRAMS = {
     "rankscope.step.duration": "Duration of a training step",
     "rankscope.step.phase.duration": "Duration of a phase of a step; the phases of one clock add up to the step",
     "rankscope.step.stall.duration": "Time inside the phases of a step that something kept the training thread",
+    "rankscope.step.lead.duration": "How far the device ran behind its host where a phase began: near zero, it starved",
     "rankscope.collective.own.duration": "Time from the begin of backward to the end of the rank's own work",
     "rankscope.collective.wait.duration": "Time spent waiting for peers: the late rank waits least",
     "rankscope.phase.duration": "Duration of a phase that the user named",
@@ -70,10 +74,14 @@ _DEVICE_PHASES = (
     "optimizer",
     "other",
 )
-_device_values = attrgetter("step_ns", *(f"{name}_ns" for name in _DEVICE_PHASES))
+_LEADS = ("forward", "backward")
+_device_values = attrgetter(
+    "step_ns", *(f"{name}_ns" for name in _DEVICE_PHASES), *(f"lead_{name}_ns" for name in _LEADS)
+)
 _DEVICE_SERIES: tuple[tuple[str, Label], ...] = (
     ("rankscope.step.duration", (_DEVICE,)),
     *_phases(_DEVICE, _DEVICE_PHASES),
+    *(("rankscope.step.lead.duration", (("rankscope.phase", phase),)) for phase in _LEADS),
 )
 
 
@@ -113,13 +121,14 @@ class _Series:
 class _Rank:
     """What is known of one rank."""
 
-    __slots__ = ("changed", "device_series", "identity", "named_series", "names", "start_ns", "step", "step_series")
+    __slots__ = ("changed", "device_series", "facts", "named_series", "names", "start_ns", "step_series", "summed")
 
     def __init__(self, identity: RankIdentity) -> None:
-        self.identity = identity
+        self.facts = RankFacts(identity)
         self.start_ns: int | None = None
-        self.step = -1
         self.changed = False
+        #: What of each sum was exported, for deltas.
+        self.summed: dict[str, float] = {}
         self.names: dict[str, set[str]] = {}
         self.step_series = tuple(_Series(*each) for each in _STEP_SERIES)
         self.device_series = tuple(_Series(*each) for each in _DEVICE_SERIES)
@@ -130,11 +139,14 @@ class _Rank:
         if isinstance(record, StepRecord):
             self._add_step(record)
         elif isinstance(record, DeviceRecord):
+            self.facts.add_device(record)
             for duration_ns, series in zip(_device_values(record), self.device_series, strict=True):
                 if duration_ns:
                     series.add(duration_ns)
         elif isinstance(record, GroupRecord):
-            of_group = (_CLOCKS[record.on_device == 1], self._bounded("rankscope.group", record.group))
+            name = self._bounded("rankscope.group", record.group)
+            self.facts.add_group(str(name[1]), record)
+            of_group = (_CLOCKS[record.on_device == 1], name)
             self._add_named("rankscope.collective.own.duration", of_group, record.own_ns)
             self._add_named("rankscope.collective.wait.duration", of_group, record.wait_ns)
         elif isinstance(record, PhaseRecord):
@@ -153,7 +165,7 @@ class _Rank:
         for duration_ns, series in zip(values, self.step_series, strict=True):
             if duration_ns:
                 series.add(duration_ns)
-        self.step = record.step
+        self.facts.add_step(record)
         self.changed = True
         if self.start_ns is None:
             self.start_ns = record.start_ns
@@ -209,7 +221,10 @@ class StepsEncoder:
         rank = self._ranks.get(number)
         if rank is None:
             rank = self._ranks[number] = _Rank(identity)
-        rank.identity = identity
+        if identity.pid != rank.facts.identity.pid:
+            # Another process makes its groups anew.
+            rank.facts.groups.clear()
+        rank.facts.identity = identity
         for record in records:
             rank.add(record)
 
@@ -219,7 +234,10 @@ class StepsEncoder:
         rank.step_series[0].exemplars.append(slow)
 
     def snapshot(self) -> Iterator[tuple[str, str, dict[str, Scalar | None], ExponentialHistogram | float]]:
-        """(name, description, attributes, a histogram of its own or a gauge's value) of everything counted so far."""
+        """(name, description, attributes, a histogram of its own or a value) of everything counted so far.
+
+        Values are gauges, but for those of SUMS.
+        """
         for number, rank in self._ranks.items():
             for series in rank.series():
                 if series.histogram.count:
@@ -227,8 +245,8 @@ class StepsEncoder:
                     copy.merge(series.histogram)
                     yield series.name, HISTOGRAMS[series.name], {"rankscope.rank": number, **dict(series.label)}, copy
             if number is not None and rank.start_ns is not None:
-                for name, _, value, attributes in _rank_gauges(number, rank):
-                    yield name, _GAUGES[name], attributes, float(value)
+                for name, value, attributes in (*rank.facts.gauges(), *rank.facts.sums()):
+                    yield name, (GAUGES | SUMS)[name][1], attributes, float(value)
 
     def encode(self, until_ns: int) -> Iterator[EncodedBatch]:
         """What changed since the last call, as of `until_ns`: one request, or none."""
@@ -281,37 +299,37 @@ class StepsEncoder:
             points += 1
             if self._delta:
                 series.begin_anew()
+        if rank.changed and number is not None:
+            for name, value, attributes in rank.facts.gauges():
+                gauge = messages.setdefault(name, _metric(name)).gauge
+                self._point(gauge.data_points, value, attributes, wall_ns)
+                points += 1
+            for name, value, attributes in rank.facts.sums():
+                of_sum = messages.setdefault(name, _metric(name)).sum
+                of_sum.aggregation_temporality, of_sum.is_monotonic = temporality(delta=self._delta), True
+                since = value - rank.summed.get(name, 0.0) if self._delta else value
+                rank.summed[name] = value
+                self._point(of_sum.data_points, since, attributes, wall_ns).start_time_unix_nano = start_wall_ns
+                points += 1
         if self._delta and points:
             rank.start_ns = until_ns
-        if rank.changed and number is not None:
-            for name, unit, value, attributes in _rank_gauges(number, rank):
-                message = messages.setdefault(name, Metric(name=name, unit=unit, description=_GAUGES[name]))
-                gauge_point = message.gauge.data_points.add(time_unix_nano=wall_ns, as_double=value)
-                gauge_point.attributes.extend(key_values(attributes))
-                points += 1
         rank.changed = False
         return points
 
+    @staticmethod
+    def _point(
+        to: RepeatedCompositeFieldContainer[NumberDataPoint],
+        value: float,
+        attributes: dict[str, Scalar | None],
+        wall_ns: int,
+    ) -> NumberDataPoint:
+        point: NumberDataPoint = to.add(time_unix_nano=wall_ns, as_double=value)
+        point.attributes.extend(key_values(attributes))
+        return point
 
-_GAUGES = {
-    "rankscope.rank.step": "Number of the last step that the rank ended",
-    "rankscope.rank.info": "Always 1: ties a rank to its attempt, process and GPU",
-}
 
+def _metric(name: str) -> MetricMessage:
+    from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
-def _rank_gauges(number: int, rank: _Rank) -> Iterator[tuple[str, str, float, dict[str, Scalar | None]]]:
-    identity = rank.identity
-    yield "rankscope.rank.step", "{step}", rank.step, {"rankscope.rank": number}
-    yield (
-        "rankscope.rank.info",
-        "",
-        1.0,
-        {
-            "rankscope.rank": number,
-            "rankscope.attempt": identity.attempt,
-            "rankscope.local_rank": identity.local_rank,
-            "rankscope.world_size": identity.world_size,
-            "process.pid": identity.pid,
-            "hw.id": identity.gpu_uuid,
-        },
-    )
+    unit, description = (GAUGES | SUMS)[name]
+    return Metric(name=name, unit=unit, description=description)

@@ -15,6 +15,7 @@ from rankscope.clock import ClockAnchor
 from rankscope.exporters.export_levels import ExportFilter, Level
 from rankscope.exporters.histogram import ExponentialHistogram
 from rankscope.exporters.otlp_metrics import series_attributes
+from rankscope.exporters.otlp_ranks import SUMS
 from rankscope.exporters.otlp_steps import StepsEncoder
 from rankscope.exporters.otlp_traces import SlowStep, SlowSteps
 from rankscope.exporters.prometheus_names import label_name, spellings
@@ -87,8 +88,8 @@ class JobSeries:
         of_steps: dict[tuple[str, str, str], dict[_Labels, float | ExponentialHistogram]] = {}
         exemplars: dict[_Labels, SlowStep] = {}
         for name, text, attributes, each in self._steps.snapshot():
-            kind = "gauge" if isinstance(each, float) else "histogram"
-            full = label_name(name) + ("" if isinstance(each, float) else "_seconds")
+            kind = "counter" if name in SUMS else "gauge" if isinstance(each, float) else "histogram"
+            full = label_name(name) + {"counter": "_total", "gauge": "", "histogram": "_seconds"}[kind]
             labels = self._with(attributes)
             of_steps.setdefault((full, kind, text), {})[labels] = each
             rank = attributes.get("rankscope.rank")

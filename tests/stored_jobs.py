@@ -28,7 +28,7 @@ _JOB = """
 name = "{name}"
 seed = 1
 [workload]
-kind = "ddp"
+{kind}
 ranks = {ranks}
 steps = {steps}
 step_ms = 2400
@@ -42,11 +42,15 @@ driver = "580.95.05"
 """
 
 
-def generated(folder: Path, name: str, fault: str = "", ranks: int = 8, steps: int = 250) -> Window:
+def generated(
+    folder: Path, name: str, fault: str = "", ranks: int = 8, steps: int = 250, kind: str = 'kind = "ddp"'
+) -> Window:
     """The window of a job of ten minutes, or of so many steps of 2.4 s, with a fault, its events counted as an agent
-    counts them."""
+    counts them. `kind` is what its scenario says of its groups."""
     path = folder / f"{name}.toml"
-    path.write_text(_JOB.format(name=name, ranks=ranks, steps=steps, hosts=-(-ranks // 8)) + fault, encoding="utf-8")
+    path.write_text(
+        _JOB.format(name=name, ranks=ranks, steps=steps, hosts=-(-ranks // 8), kind=kind) + fault, encoding="utf-8"
+    )
     return with_counted_events(generate(load_scenario(path)))
 
 

@@ -28,7 +28,7 @@ EVENT_METRICS = (
 #: Attributes that a packed device of each family stands for, in order. An empty part is no attribute.
 LABELS = {
     "finding": ("rankscope.class", "rankscope.side", "rankscope.advice", "rankscope.rank", "hw.id"),
-    "event": ("rankscope.event.kind", "rankscope.xid", "hw.id"),
+    "event": ("rankscope.event.kind", "rankscope.xid", "hw.id", "rankscope.rank"),
     "tcp": ("network.local.address", "network.peer.address"),
 }
 

@@ -84,6 +84,36 @@ def test_the_store_gives_the_recordings_first_finding(store: str, tmp_path: Path
         assert costs[0] == pytest.approx(costs[1], rel=0.25)
 
 
+PIPELINE = 'kind = "pipeline"\nstages = 4\ntensor = 2\nmicrobatches = 8'
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "ranks", "kind"),
+    [
+        ("stage-imbalance", "stage = 3\nseverity = 1.5", 16, PIPELINE),
+        ("work-imbalance", "rank = 2", 4, 'kind = "ddp"'),
+        ("launch-bound", "", 4, 'kind = "ddp"'),
+    ],
+)
+def test_groups_work_and_leads_are_in_the_store(
+    store: str, tmp_path: Path, name: str, place: str, ranks: int, kind: str
+) -> None:
+    """What needs the kinds and members of groups, the size of batches, or how far the device runs behind its host, is
+    told from the store as from the recording: the same class at the same rank or stage."""
+    window = stored_jobs.generated(tmp_path, name, _fault(name, place), ranks=ranks, kind=kind)
+    recorded = judge(window, Overhead())
+    end_s = stored_jobs.send(window, store)
+    told, fetched = judge_store(Store(store, {}), name, since_s=None, until_s=end_s, now_s=end_s)
+    first, stored = recorded.findings[0], told.findings[0]
+    assert first.class_slug == name
+    assert (stored.class_slug, stored.where) == (first.class_slug, first.where)
+    for rank, of in fetched.ranks.items():
+        known = window.ranks[rank]
+        assert of.members == known.members
+        for group, columns in of.groups.items():
+            assert set(columns.columns["group_kind"]) == set(known.groups[group].columns["group_kind"])
+
+
 #: Of which it is shown each time that scrapes tell it, too; of all of them by `-m verify`.
 _SCRAPED = ("healthy", "gpu-thermal-slowdown", "cpu-contention", "checkpoint-stall")
 
@@ -153,7 +183,8 @@ def test_a_job_that_stopped_is_not_called_healthy(store: str, tmp_path: Path, na
     end_s = stored_jobs.send(stored_jobs.generated(tmp_path, name, _fault(name, place), ranks=4), store)
     verdict, window = judge_store(Store(store, {}), name, since_s=None, until_s=end_s + 60, now_s=end_s + 60)
     assert verdict.verdict == "unknown"
-    assert f"{said} on node000" in verdict.summary
+    ranks = " (ranks 0-3)" if said == "rank-hung" else ""
+    assert f"{said} on node000{ranks}" in verdict.summary
     assert "rankscope report" in verdict.would_settle[0]
     if name == "gpu-off-bus":
         (xid,) = [event for event in window.events if event.attributes.get("number") == 79]

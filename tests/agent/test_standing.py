@@ -57,6 +57,19 @@ def test_events_are_counted_by_kind_and_xids_by_number_and_gpu() -> None:
     assert sum(counts.values()) == 1003
 
 
+def test_how_ranks_end_is_counted_by_rank() -> None:
+    """A rank that hangs, fails or ends is a series of its own; what else is told of a rank is not."""
+    standing = Standing()
+    kinds = ("rank-hung", "rank-exception", "rank-exited", "rank-attached")
+    standing.count(Event(kind, 1, "x", rank=rank) for kind in kinds for rank in (0, 3))
+    counts = {reading.device: reading.value for reading in said(standing, 0)["event.count"]}
+    assert counts == {f"{kind}|||{rank}": 1.0 for kind in kinds[:3] for rank in (0, 3)} | {"rank-attached||": 2.0}
+    assert series_attributes("event.count", "rank-hung|||3") == {
+        "rankscope.event.kind": "rank-hung",
+        "rankscope.rank": "3",
+    }
+
+
 def test_an_xid_of_two_sources_counts_once() -> None:
     """The driver's library and the kernel log tell of the same errors; what one of them missed is not lost."""
     standing = Standing()

@@ -26,11 +26,12 @@ from rankscope.finding import Advice, Basis, Evidence, Finding, Impact, Side, Wh
 from rankscope.identity import RankIdentity
 from rankscope.metrics import METRICS
 from rankscope.reading import Event, Reading, Severity
-from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, StepRecord
+from rankscope.records import DeviceRecord, GroupKind, GroupRecord, PhaseRecord, StepRecord
 
 GPU = "GPU-3f2a91c0-77aa-4b1e-9f10-000000000002"
 ANCHOR = ClockAnchor(monotonic_ns=1_000, wall_ns=1_700_000_000_000_000_000)
 MS = 1_000_000
+SECOND = 1_000 * MS
 
 
 def _encoder(**extra: str) -> OtlpEncoder:
@@ -232,6 +233,36 @@ def test_steps_become_cumulative_histograms_by_rank_and_phase() -> None:
     assert (host.count, host.start_time_unix_nano) == (2, ANCHOR.to_wall_ns(10_000))
     assert not _points(later, "rankscope.step.duration", rank=2, clock="device")
     assert encoder.steps(10_000 + 500 * MS) == []
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_ranks_groups_and_work_go_with_its_steps(delta: bool) -> None:
+    """Size, kind and members of each group as a gauge, and no longer those of the process before; work and retries as
+    sums, of which a delta is what came since; leads of the device as durations."""
+    encoder = OtlpEncoder(job="j", host="node-a", anchor=ANCHOR, delta=delta)
+    group = GroupRecord(0, 4, 1, MS, MS, 1, "data:0", GroupKind.DATA, members="0-3")
+    device = DeviceRecord(0, 95 * MS, *[19 * MS] * 5, 0, lead_forward_ns=5 * MS, contaminated=1)
+    encoder.add_records(_identity(), [_step(0, 10_000, work=32, alloc_retries=1), device, group])
+    first = _metrics(encoder.steps(SECOND))
+    (point,) = first["rankscope.rank.group"].gauge.data_points
+    told = {"rank": 2, "group": "data:0", "group.kind": "data", "group.members": "0-3"}
+    assert (point.as_double, _attributes(point)) == (4, {f"rankscope.{key}": value for key, value in told.items()})
+    (flag,) = first["rankscope.rank.contaminated"].gauge.data_points
+    assert flag.as_double == 1
+    (lead,) = _points(first, "rankscope.step.lead.duration", rank=2, phase="forward")
+    assert lead.sum == pytest.approx(0.005)
+    encoder.add_records(_identity(), [_step(1, SECOND, work=48)])
+    second = _metrics(encoder.steps(2 * SECOND))
+    for name, values in (
+        ("rankscope.rank.work", (32, 48 if delta else 80)),
+        ("rankscope.rank.allocation_retries", (1, 0 if delta else 1)),
+    ):
+        assert tuple(each[name].sum.data_points[0].as_double for each in (first, second)) == values
+        assert first[name].sum.is_monotonic
+        start = ANCHOR.to_wall_ns(SECOND if delta else 10_000)
+        assert second[name].sum.data_points[0].start_time_unix_nano == start
+    encoder.add_records(_identity(pid=4243), [_step(2, 2 * SECOND)])
+    assert "rankscope.rank.group" not in _metrics(encoder.steps(3 * SECOND))
 
 
 def test_histogram_points_hold_the_bucket_of_the_value() -> None:
