@@ -146,7 +146,8 @@ class Export:
 
     def take_anchor(self) -> None:
         """The recording has another clock anchor: what is not encoded yet is dated by it."""
-        self._encoder.set_anchor(self._recording.anchor)
+        self._batches += self._encoder.set_anchor(self._recording.anchor)
+        self._recording.set_meta(META_KEY, self._counted.document())
 
     def add(
         self, readings: Iterable[Reading] = (), events: Iterable[Event] = (), findings: Iterable[Finding] = ()

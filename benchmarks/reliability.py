@@ -21,6 +21,7 @@ from document import Table, machine
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+from survival.arena import CLOCKS  # noqa: E402
 from survival.corruption import corrupt  # noqa: E402
 from survival.kills import COLLECTORS, FULL, KILLS, campaign  # noqa: E402
 from survival.restarts import restarts  # noqa: E402
@@ -35,7 +36,7 @@ def strikes(campaigns: int) -> tuple[list[str], list[str]]:
     steps = received = 0
     for seed in range(1, campaigns + 1):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-            told = campaign(Path(place), seed, MOMENTS, (*KILLS, *FULL, *COLLECTORS))
+            told = campaign(Path(place), seed, MOMENTS, (*KILLS, *FULL, *COLLECTORS, *CLOCKS))
         struck += told.struck
         broken += told.broken
         steps += told.steps

@@ -40,13 +40,18 @@ class OtlpEncoder:
         self._slow = SlowSteps(anchor, self._resource) if traces else None
         self._steps = StepsEncoder(anchor, self._resource, delta=delta, per_rank=per_rank)
 
-    def set_anchor(self, anchor: ClockAnchor) -> None:
-        """The wall clock and the monotonic one have parted: from now on wall times are by this."""
+    def set_anchor(self, anchor: ClockAnchor) -> list[EncodedBatch]:
+        """The wall clock and the monotonic one have parted: from now on wall times are by this.
+
+        Returns the histograms up to then: where the clock was set back, they begin anew.
+        """
+        before = self.steps(anchor.newest.monotonic_ns - 1)
         self._anchor = anchor
         self._readings.set_anchor(anchor)
         self._steps.set_anchor(anchor)
         if self._slow is not None:
             self._slow.set_anchor(anchor)
+        return before
 
     def begin_after(self, readings: Iterable[Reading]) -> None:
         """Take these as exported already, by an agent before: deltas go on from them."""

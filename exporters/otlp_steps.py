@@ -207,8 +207,17 @@ class StepsEncoder:
         self._ranks: dict[int | None, _Rank] = {}
 
     def set_anchor(self, anchor: ClockAnchor) -> None:
-        """The clocks have parted: from now on wall times are by this."""
+        """The clocks have parted: from now on wall times are by this. Call `encode` first.
+
+        Where the wall clock was set back, sums that began after what they are sums of now begin anew.
+        """
+        back = anchor.newest.ahead_ns < self._anchor.newest.ahead_ns
         self._anchor = anchor
+        for rank in self._ranks.values() if back else ():
+            if rank.start_ns is not None:
+                rank.start_ns = anchor.newest.monotonic_ns
+                for series in rank.series():
+                    series.begin_anew()
 
     @property
     def impossible(self) -> int:

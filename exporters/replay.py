@@ -13,9 +13,10 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from operator import attrgetter
 
-from rankscope.clock import Clock, SystemClock
+from rankscope.clock import Clock, ClockAnchor, SystemClock
 from rankscope.errors import ExportError
 from rankscope.exporters.otlp_common import EncodedBatch
 from rankscope.exporters.otlp_encode import OtlpEncoder
@@ -99,8 +100,9 @@ def encode_window(
         return named if named in window.anchors and named is not None else first
 
     for host, anchor in window.anchors.items():
-        encoder = OtlpEncoder(job=window.job, host=host, anchor=anchor, resource_attributes=extra)
-        yield from _in_chunks(encoder, records_of(window, host), readings_of(window, host), window.end_ns)
+        began = replace(anchor, later=())
+        encoder = OtlpEncoder(job=window.job, host=host, anchor=began, resource_attributes=extra)
+        yield from _in_chunks(encoder, records_of(window, host), readings_of(window, host), window.end_ns, anchor)
         yield from encoder.events(event for event in window.events if at(event.host) == host)
         yield from encoder.findings((each for each in found if at(each.where.host) == host), window.end_ns)
 
@@ -122,16 +124,26 @@ def _in_chunks(
     records: Iterator[tuple[int, RankIdentity, RingRecord]],
     readings: Iterator[Reading],
     end_ns: int,
+    anchor: ClockAnchor,
 ) -> Iterator[EncodedBatch]:
-    """Readings as they come; the histograms each time the records have moved on by a chunk, and at the end."""
+    """Readings as they come; the histograms each time the records have moved on by a chunk, and at the end.
+
+    Where the clocks parted, what comes later is by the anchor that held then, as the agent had it.
+    """
     until_ns: int | None = None
+    passed = 0
     for time_ns, identity, record in records:
+        while passed < len(anchor.later) and time_ns >= anchor.later[passed].monotonic_ns:
+            passed += 1
+            yield from encoder.set_anchor(replace(anchor, later=anchor.later[:passed]))
         if until_ns is None:
             until_ns = time_ns + CHUNK_NS
         if time_ns > until_ns:
             yield from encoder.steps(until_ns)
             until_ns += (time_ns - until_ns) // CHUNK_NS * CHUNK_NS + CHUNK_NS
         encoder.add_records(identity, (record,))
+    if passed < len(anchor.later):
+        yield from encoder.set_anchor(anchor)
     yield from encoder.steps(max(end_ns, until_ns - CHUNK_NS) if until_ns is not None else end_ns)
     yield from encoder.iterate_readings(readings)
 

@@ -26,6 +26,11 @@ _GAP = 1.5
 _SENTINEL = (1 << 32) - 1
 #: A last sample further in the future than this means that the wall clock was set back, us.
 _STEPPED_BACK_US = 5_000_000
+#: Two readings of both clocks that differ by this say that the wall clock was set; a sample may be this much older than
+#: the read before the one that brings it, or this far ahead of its own, ns.
+_PARTED_NS = 20_000_000
+_LATE_NS = 1_000_000_000
+_AHEAD_NS = 1_000_000_000
 
 
 class RingReader:
@@ -43,6 +48,8 @@ class RingReader:
         self._refusals = refusals
         self._monotonic_ns = monotonic_ns
         self._wall_ns = wall_ns
+        #: When it last read, and what then turned wall into monotonic time, ns.
+        self._last: tuple[int, int] | None = None
 
     def read(self, sample: GpuSample, now_ns: int, seen: Sequence[int]) -> None:
         """Add what is younger than `seen`, the wall time (us) of the newest sample had of each ring.
@@ -50,8 +57,9 @@ class RingReader:
         Raises NvmlFailure where the GPU is down.
         """
         # The driver dates samples by the wall clock.
-        wall_ns = self._wall_ns()
-        offset_ns = self._monotonic_ns() - wall_ns
+        wall_ns, read_ns = self._wall_ns(), self._monotonic_ns()
+        offset_ns = read_ns - wall_ns
+        last, self._last = self._last, (read_ns, offset_ns)
         newest = list(seen)
         for place, (kind, metric, unit) in enumerate(RINGS):
             if self._refusals.paused(metric, now_ns):
@@ -72,8 +80,20 @@ class RingReader:
                 continue
             newest[place] = max(at for at, _ in fresh)
             sample.overruns += _overrun(ring, seen[place])
-            sample.series[metric] = [(at * 1000 + offset_ns, value / unit) for at, value in fresh if value != _SENTINEL]
+            dated = [
+                (_dated(at * 1000, offset_ns, read_ns, last), value / unit) for at, value in fresh if value != _SENTINEL
+            ]
+            sample.series[metric] = [each for each in dated if each[0] <= read_ns + _AHEAD_NS]
         sample.seen = newest
+
+
+def _dated(wall_ns: int, offset_ns: int, read_ns: int, last: tuple[int, int] | None) -> int:
+    """When a sample was taken, on the monotonic clock. Where the wall clock was set since the last read, what cannot be
+    of the time between was dated by the clock as it was."""
+    time_ns = wall_ns + offset_ns
+    if last is None or abs(offset_ns - last[1]) < _PARTED_NS:
+        return time_ns
+    return time_ns if last[0] - _LATE_NS <= time_ns <= read_ns else wall_ns + last[1]
 
 
 def _overrun(ring: SampleRing, seen_us: int) -> bool:

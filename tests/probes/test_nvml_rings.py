@@ -152,3 +152,29 @@ def test_a_refusal_keeps_the_place() -> None:
     sample = read(999, 77)
     assert sample.seen == [77] * len(RINGS)
     assert {metric for metric, _, _ in sample.outcomes} == {metric for _, metric, _ in RINGS}
+
+
+@pytest.mark.parametrize("set_s", [3600, -3600, 4], ids=["forward", "back", "a little"])
+def test_samples_around_a_wall_clock_that_is_set_keep_their_times(set_s: int) -> None:
+    """Those that the driver dated before are where they were, and those after it too; none is in the future."""
+    second = 10**9
+    now = [10 * second, 10_000 * second]
+    ring = SampleRing([], full=False)
+    gpu = Rings(ring)
+    reader = RingReader(gpu, Refusals(), monotonic_ns=lambda: now[0], wall_ns=lambda: now[1])  # type: ignore[arg-type]
+    seen = [0] * len(RINGS)
+    times: list[int] = []
+    for read_at in (10, 13, 16, 19):
+        now[0] = read_at * second
+        now[1] = (9_990 + read_at + (set_s if read_at > 13 else 0)) * second
+        # One a second; the clock was set between 14 and 15.
+        ring.samples[:] = [
+            ((9_990 + at + (set_s if at > 14 else 0)) * 1_000_000, at) for at in range(max(0, read_at - 8), read_at + 1)
+        ]
+        sample = GpuSample()
+        reader.read(sample, 0, seen)
+        seen = sample.seen
+        times += [time_ns // second for time_ns, _ in sample.series.get(POWER, [])]
+    assert times == sorted(set(times))
+    assert set(times) >= set(range(2, 14)) | {17, 18, 19}
+    assert max(times) == 19

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from rankscope.agent.anchors import anchors_of
 from rankscope.agent.load import load_window
-from rankscope.clock import ClockAnchor
 from rankscope.exporters.otlp_encode import OtlpEncoder
 from rankscope.exporters.outbox import Balance
 from rankscope.reading import Reading
@@ -101,7 +101,7 @@ def missing_points(recording: Path, requests: Iterable[tuple[str, bytes]]) -> in
     rows = connection.execute(
         "SELECT metric, value, time_ns, device FROM readings JOIN series ON series.id = series_id ORDER BY time_ns"
     )
-    anchor = ClockAnchor(meta["anchor_monotonic_ns"], meta["anchor_wall_ns"])
+    anchor, _ = anchors_of(meta)
     encoder = OtlpEncoder(job=meta["job"], host=meta["host"], anchor=anchor)
     wanted = _points(batch.payload for batch in encoder.readings(Reading(*row) for row in rows))
     connection.close()
@@ -146,6 +146,13 @@ def counted_steps(requests: Iterable[tuple[str, bytes]]) -> Counter[int]:
     for (rank, _), count in highest.items():
         counts[rank] += count
     return counts
+
+
+def parted_ns(recording: Path) -> tuple[int, int]:
+    """By how much the wall clock was set, and how long the host slept, as events say it, ns."""
+    keys = ("$.set_ns", "$.slept_ns")
+    query = "SELECT coalesce(sum(json_extract(attributes, '{}')), 0) FROM events WHERE kind = 'clock-parted'"
+    return count(recording, query.format(keys[0])), count(recording, query.format(keys[1]))
 
 
 def steps_so_far(recording: Path) -> int | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import components
 import msgspec
 from survival.collector import received
+from survival.stepped_clock import HOUR_NS, SteppedClock
 from survival.trainer import losses
 
 from rankscope.agent.config import (
@@ -42,6 +43,12 @@ PAUSE_MS = 4.0
 DISABLED = ("kernel-log", "cpu-clock", "numa", "edac", "pressure", "cgroup", "disk", "filesystem", "nfs", "lustre")
 
 
+#: What may happen to the clocks of the agent, its helper and the ranks; the collector's is another machine's.
+CLOCKS: dict[str, Callable[[SteppedClock], None]] = {
+    "clock set forward": lambda clock: clock.set_wall(HOUR_NS),
+    "clock set back": lambda clock: clock.set_wall(-HOUR_NS),
+    "asleep": lambda clock: clock.sleep(HOUR_NS),
+}
 #: Everything as often as may be, so that much happens between two faults.
 HASTY = Settings(
     recording=RecordingSettings(commit_seconds=0.1),
@@ -121,6 +128,8 @@ class Arena:
             roots=replace(settings.roots, nvml_library=str(library / LIBRARY)),
         )
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("RANKSCOPE", "OTEL"))}
+        self.clock = SteppedClock(place)
+        clean |= self.clock.environment()
         self._environ = clean | self._node.environment(library)
         self._rank_environ = clean | {"RANKSCOPE_DIR": str(self.rings), "RANKSCOPE_JOB": "arena"}
         self._starts = 0
@@ -204,8 +213,11 @@ class Arena:
         return pid
 
     def begin(self, fault: str) -> None:
-        """What lasts: "disk full" (with "agent": it has to begin then), "rings full" for a rank that begins, or
-        "collector MODE"."""
+        """What lasts: "disk full" (with "agent": it has to begin then), "rings full" for a rank that begins,
+        "collector MODE"; and what does not go back: the wall clock set by an hour, or an hour asleep."""
+        if fault in CLOCKS:
+            CLOCKS[fault](self.clock)
+            return
         if fault.startswith("collector"):
             (self.kept / "mode").write_text(fault.split()[1])
             return
@@ -217,6 +229,8 @@ class Arena:
 
     def end(self, fault: str) -> None:
         """It is over; an agent that could not begin is started again, as `rankscope run` does."""
+        if fault in CLOCKS:
+            return
         if fault.startswith("collector"):
             (self.kept / "mode").unlink()
             return

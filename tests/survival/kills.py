@@ -135,4 +135,8 @@ def _judge(told: Survival, running: Arena) -> None:
     recorded, counted = accounts.recorded_steps(recording), accounts.counted_steps(requests)
     told.expect(recorded == counted, f"steps recorded {dict(recorded)}, counted by the collector {dict(counted)}")
     told.steps = sum(recorded.values())
+    parted = accounts.parted_ns(recording)
+    happened = (running.clock.set_ns, running.clock.slept_ns)
+    near = all(abs(said - done) < 10**9 for said, done in zip(parted, happened, strict=True))
+    told.expect(near, f"clocks set and asleep by {happened} ns, and said to be by {parted} ns")
     told.expect(not (why := running.curve_differs()), f"losses: {why}")

@@ -1,12 +1,14 @@
-"""Every fault at moments drawn from a seed: SIGKILL to each part, full file systems, collectors that misbehave."""
+"""Every fault at moments drawn from a seed: SIGKILL to each part, full file systems, collectors that misbehave,
+clocks that are set."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from survival.arena import CLOCKS
 from survival.kills import COLLECTORS, FULL, KILLS, campaign
 
-FAULTS = (*KILLS, *FULL, *COLLECTORS)
+FAULTS = (*KILLS, *FULL, *COLLECTORS, *CLOCKS)
 
 
 def test_whatever_strikes_when_training_goes_on_and_the_accounts_add_up(tmp_path: Path) -> None:
