@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rankscope.agent.config import RuleSettings
 from rankscope.agent.cost import give_back_memory
+from rankscope.agent.kept_readings import KeptReadings
 from rankscope.clock import Clock
 from rankscope.finding import Advice, Finding
 
@@ -33,6 +34,7 @@ class LiveRules:
         self._results: queue.SimpleQueue[tuple[tuple[Finding, ...], int, str]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._known: set[tuple[object, ...]] = set()
+        self._kept = KeptReadings()
         #: When the last rounds were asked for that could not wait, and whether one is to follow the round that runs.
         self._hurries_ns: deque[int] = deque(maxlen=_HURRIES)
         self._again = False
@@ -109,5 +111,5 @@ class LiveRules:
         from rankscope.agent.site_table import site_table
         from rankscope.rules import diagnose
 
-        window = load_window([self._recording], since_ns=since_ns, max_steps=_MAX_STEPS)
+        window = load_window([self._recording], since_ns=since_ns, max_steps=_MAX_STEPS, kept=self._kept)
         return diagnose(window, site_table(self._settings.classes_file)) if window.ranks else ()

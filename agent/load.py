@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import starmap
@@ -14,6 +15,7 @@ from urllib.parse import quote
 from rankscope.agent.anchors import anchors_of
 from rankscope.agent.brevity import brief
 from rankscope.agent.host_clocks import Told, clock_lines, host_clock
+from rankscope.agent.kept_readings import KeptReadings
 from rankscope.agent.plausible import counts, event_of, plausible, texts
 from rankscope.agent.recording import check_format
 from rankscope.agent.schema import (
@@ -40,6 +42,8 @@ _MEMORY = field_names(MemoryRecord)
 _NAN = float("nan")
 #: Events after which a rank's process is no longer heard of.
 _LAST_WORDS = frozenset({"rank-exited", "rank-exception", "rank-hung"})
+#: Series whose readings are asked for together: a question each costs more than the few readings of a short window.
+_SERIES_AT_ONCE = 64
 #: Operations of one rank that a window takes in: the latest steps' worth, some 40 MB at 64 ranks.
 MAX_COLLECTIVES = 4_000
 #: Collectives of one rank timed by its communication library that a window takes in: the latest, 40 bytes each.
@@ -71,14 +75,20 @@ class _Part:
         return Told(self.host, self.boot_id, self.wall_error_ns)
 
 
-def load_window(paths: Sequence[Path], *, since_ns: int | None = None, max_steps: int = DEFAULT_MAX_STEPS) -> Window:
+def load_window(
+    paths: Sequence[Path],
+    *,
+    since_ns: int | None = None,
+    max_steps: int = DEFAULT_MAX_STEPS,
+    kept: KeptReadings | None = None,
+) -> Window:
     """The run that `paths` recorded, one file a host (a directory stands for the recordings in it).
 
     Of a job that was restarted the window holds the last attempt in which a rank finished a step. `since_ns` leaves
     out what ended before (CLOCK_MONOTONIC of the first host). Times of further hosts are moved onto the first host's
     clock: by their wall clocks, and by the steps in which ranks met where those disagree (`clocks` says how well). A
     file that was cut short gives what can be read, and the window's `not_seen` says so; RecordingError where nothing
-    can.
+    can. `kept` is for one who reads one file again and again; its window is good until the next.
     """
     files = recordings(paths)
     if not files:
@@ -87,7 +97,7 @@ def load_window(paths: Sequence[Path], *, since_ns: int | None = None, max_steps
     clocks: dict[str, HostClock] = {}
     for file in files:
         first = parts[0] if parts else None
-        part = _read(file, since_ns, max_steps, first)
+        part = _read(file, since_ns, max_steps, first, kept=kept)
         if first is not None and part.host != first.host:
             clock = clocks.get(part.host)
             if clock is None:
@@ -160,7 +170,15 @@ def _fold_in(path: Path) -> None:
         connection.close()
 
 
-def _read(path: Path, since_ns: int | None, max_steps: int, first: _Part | None, *, ahead_ns: int = 0) -> _Part:
+def _read(
+    path: Path,
+    since_ns: int | None,
+    max_steps: int,
+    first: _Part | None,
+    *,
+    ahead_ns: int = 0,
+    kept: KeptReadings | None = None,
+) -> _Part:
     connection = open_reader(path)
     try:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
@@ -173,7 +191,7 @@ def _read(path: Path, since_ns: int | None, max_steps: int, first: _Part | None,
         since = None if since_ns is None else since_ns - shift
         reader = _Reader(connection, part, since, max_steps, shift, path)
         reader.ranks()
-        reader.series()
+        reader.series(kept or KeptReadings())
         reader.events()
         reader.sources()
         return part
@@ -330,14 +348,33 @@ class _Reader:
             rows.reverse()
         return rows
 
-    def series(self) -> None:
-        for number, metric, device in self._rows(("id", "metric", "device"), "series"):
-            source = "readings WHERE series_id = ? AND time_ns >= ? ORDER BY time_ns"
-            rows = self._rows(("time_ns", "value"), source, (number, self._since))
-            if rows:
-                times, values = zip(*rows, strict=True)
-                moved = array("q", [time + self._shift for time in times]) if self._shift else array("q", times)
-                self._part.series[SeriesKey(self._part.host, metric, device)] = Series(moved, array("d", values))
+    def series(self, kept: KeptReadings) -> None:
+        keys = {
+            number: SeriesKey(self._part.host, metric, device)
+            for number, metric, device in self._rows(("id", "metric", "device"), "series ORDER BY id")
+        }
+        since, at_once = kept.missing_since(self._since), 1 if kept.empty else _SERIES_AT_ONCE
+        kept.move_on(self._since)
+        numbers = list(keys)
+        for begin in range(0, len(numbers), at_once):
+            self._read_series(numbers[begin : begin + at_once], since, kept)
+        for number, series in kept.window():
+            moved = array("q", [time + self._shift for time in series.times_ns]) if self._shift else series.times_ns
+            self._part.series[keys[number]] = Series(moved, series.values)
+
+    def _read_series(self, numbers: Sequence[int], since: int, kept: KeptReadings) -> None:
+        places = ", ".join("?" * len(numbers))
+        source = f"readings WHERE series_id IN ({places}) AND time_ns >= ? ORDER BY series_id, time_ns"
+        # Of one series its number need not be read with each of its many readings.
+        names = ("time_ns", "value") if len(numbers) == 1 else ("time_ns", "value", "series_id")
+        rows = self._rows(names, source, (*numbers, since))
+        if not rows:
+            return
+        times, values, *told = zip(*rows, strict=True)
+        begin = 0
+        for number, count in Counter(*told).items() if told else [(numbers[0], len(times))]:
+            kept.add(number, times[begin : begin + count], values[begin : begin + count])
+            begin += count
 
     def events(self) -> None:
         names = ("kind", "time_ns", "text", "severity", "device", "rank AS told_rank", "attributes")

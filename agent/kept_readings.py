@@ -1,0 +1,53 @@
+"""Readings of a growing recording for one who reads it again and again: kept, so that only what is new is read."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+from rankscope.window import Series
+
+#: A reading is written no later than this after others that were taken after it: probes' deadlines are shorter.
+_LATE_NS = 30 * 10**9
+
+
+class KeptReadings:
+    """Of one recording, and of windows of it that only move on, as the live rules' do."""
+
+    def __init__(self) -> None:
+        self._series: dict[int, Series] = {}
+        self._newest_ns: int | None = None
+        #: Readings that were read so far; those of the last half minute are read anew each time.
+        self.read = 0
+
+    def missing_since(self, since_ns: int) -> int:
+        """From which time on readings are to be read, for a window that begins at `since_ns`."""
+        return since_ns if self._newest_ns is None else max(since_ns, self._newest_ns - _LATE_NS)
+
+    def move_on(self, since_ns: int) -> None:
+        """Let go of what is before the window, and of what is read anew."""
+        missing_ns = self.missing_since(since_ns)
+        for number, kept in list(self._series.items()):
+            first, last = bisect_left(kept.times_ns, since_ns), bisect_left(kept.times_ns, missing_ns)
+            if first < last:
+                self._series[number] = Series(kept.times_ns[first:last], kept.values[first:last])
+            else:
+                del self._series[number]
+
+    @property
+    def empty(self) -> bool:
+        """Whether all is still to be read."""
+        return self._newest_ns is None
+
+    def add(self, number: int, times_ns: Sequence[int], values: Sequence[float]) -> None:
+        """The readings of a series since `missing_since`, one at least, in order."""
+        kept = self._series.setdefault(number, Series(array("q"), array("d")))
+        kept.times_ns.extend(times_ns)
+        kept.values.extend(values)
+        self.read += len(times_ns)
+        self._newest_ns = times_ns[-1] if self._newest_ns is None else max(self._newest_ns, times_ns[-1])
+
+    def window(self) -> Iterator[tuple[int, Series]]:
+        """Every series with a reading in the window, by its number; good until the window moves on."""
+        return iter(self._series.items())
