@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rankscope.agent.schema import DEVICE_FIELDS, GROUP_FIELDS, STEP_FIELDS
 from rankscope.identity import RankIdentity
-from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, RingRecord, StepRecord
+from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, RingRecord, StepRecord, believable
 
 #: Key in the recording's meta table.
 META_KEY = "exported_steps"
@@ -65,7 +65,8 @@ def uncounted(connection: sqlite3.Connection) -> Iterator[tuple[RankIdentity, li
     for number, identity in identities.items():
         # One that attached after the last batch is counted from its begin.
         if keys[number] in last or number > newest:
-            records = list(_after(connection, number, last.get(keys[number], {})))
+            # A disk may have changed what was recorded.
+            records = list(filter(believable, _after(connection, number, last.get(keys[number], {}))))
             if records:
                 yield identity, records
 

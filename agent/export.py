@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rankscope.agent.config import ExportSettings
 from rankscope.agent.counted import META_KEY, Counted, uncounted
+from rankscope.agent.plausible import event_of, plausible
 from rankscope.agent.recording import Recording
 from rankscope.clock import Clock
 from rankscope.finding import Finding
@@ -93,6 +93,8 @@ class Export:
         self._events: list[Event] = []
         self._findings: list[Finding] = []
         self._batches: list[EncodedBatch] = []
+        #: Points given up while nothing could be written.
+        self._unsaid_points = 0
         self._counted = Counted()
         #: What was found as it began, for whoever records it.
         self.begun: list[Event] = []
@@ -125,22 +127,19 @@ class Export:
         # The filter goes by the same intervals as its predecessor's, and deltas begin where those ended.
         before_ns = since_ns + _OVERLAP_NS if self._delta else since_ns
         begin_ns = min(since_ns, before_ns - _FILTER_INTERVALS * self._interval_ns)
-        recorded = [
-            Reading(*fields)
-            for fields in execute(
-                "SELECT metric, value, time_ns, device FROM readings JOIN series ON series.id = series_id "
-                "WHERE time_ns > ? ORDER BY time_ns",
-                (begin_ns,),
-            )
-        ]
+        names = ("metric", "value", "time_ns", "device")
+        rows = execute(
+            f"SELECT {', '.join(names)} FROM readings JOIN series ON series.id = series_id WHERE time_ns > ? "
+            "ORDER BY time_ns",
+            (begin_ns,),
+        ).fetchall()
+        recorded = [Reading(*fields) for fields in plausible(names, rows)]
         before = self._filter.take(reading for reading in recorded if reading.time_ns <= before_ns)
         self._encoder.begin_after(before) if self._delta else deque(before, maxlen=0)
         self._readings += self._filter.take(reading for reading in recorded if reading.time_ns > before_ns)
-        for kind, time_ns, text, severity, device, rank, attributes in execute(
-            "SELECT kind, time_ns, text, severity, device, rank, attributes FROM events WHERE time_ns > ?", row
-        ):
-            details = json.loads(attributes)
-            self._events.append(Event(kind, time_ns, text, Severity(severity), device, rank, attributes=details))
+        query = "SELECT kind, time_ns, text, severity, device, rank, attributes FROM events WHERE time_ns > ?"
+        events = (event_of(fields, "", 0) for fields in execute(query, row))
+        self._events += (event for event in events if event is not None)
         for identity, records in uncounted(self._recording.connection):
             self.add_records(identity, records)
 
@@ -197,18 +196,21 @@ class Export:
             if self._batches:
                 self._exporter.wake()
             self._batches = []
-            return []
+            points, self._unsaid_points = self._unsaid_points, 0
+            return [self._not_exported(points)] if points else []
         points = 0
         while self._batches and sum(len(batch.payload) for batch in self._batches) > _MAX_WAITING_BYTES:
             points += self._batches.pop(0).points
         surplus = max(0, len(self._readings) - _MAX_WAITING_READINGS)
         del self._readings[:surplus]
-        points += surplus
-        if not points:
-            return []
-        text = f"{points} points were not exported: the outbox cannot be written"
+        # Said once there is room: an event each time would itself have to wait.
+        self._unsaid_points += points + surplus
+        return []
+
+    def _not_exported(self, points: int) -> Event:
+        text = f"{points} points were not exported: the outbox could not be written"
         attributes: dict[str, str | int | float | None] = {"points": points}
-        return [Event("export-dropped", self._clock.monotonic_ns(), text, Severity.WARNING, attributes=attributes)]
+        return Event("export-dropped", self._clock.monotonic_ns(), text, Severity.WARNING, attributes=attributes)
 
     def stop(self, seconds: float) -> bool:
         """Send what waits, for at most that long. False where something stays in the outbox."""

@@ -274,11 +274,11 @@ class WatchedJob:
     def commit(self, *, final: bool = False) -> bool:
         """Write everything in one transaction, with the export batch where one is due."""
         if self._export is None:
-            return self.recording.commit()
+            return self.recording.commit(final=final)
         export = self._export
         export.prepare(final=final)
         dropped: list[Event] = []
-        done = self.recording.commit(lambda: dropped.extend(export.write()))
+        done = self.recording.commit(lambda: dropped.extend(export.write()), final=final)
         self._add_events(export.written(done))
         if done:
             self._add_events(dropped)

@@ -49,10 +49,15 @@ from rankscope.ring import RingHeader
 DEFAULT_MAX_BYTES = 2_000_000_000
 #: Rows kept in memory while the file cannot be written (some 10 MB); older ones are then lost and counted.
 PENDING_ROWS = 50_000
+#: A file that could not be written is tried again after so long at the latest.
+_TRY_AGAIN_NS = 60 * 10**9
 #: Triggers whose surroundings are spared when old rows are thinned.
 MAX_KEPT_WINDOWS = 64
 #: Tables whose rows may be given up; the others are few and name what the rows belong to.
 _BULK = ("readings", "collectives", "memory", "signals", "groups", "phases", "device_steps", "steps")
+
+#: What goes only where nothing else is left to go: an agent that can write nothing for days still has much to say.
+_SAID = ("findings", "marks", "events")
 
 # What goes into the columns, in their order; for every step of every rank, so at the least cost.
 _step_values = operator.attrgetter(*STEP_FIELDS)
@@ -104,6 +109,8 @@ class Recording:
         self.anchor, asleep_ns = anchors_of(meta)
         self._parted = PartedClocks(clock, asleep_ns)
         self._pending: dict[str, list[Sequence[Any]]] = {}
+        #: Rows of which the last of its key counts, by table: however long nothing can be written, they do not grow.
+        self._latest: dict[str, dict[Any, Sequence[Any]]] = {"meta": {}, "sources": {}, "sources_cleared": {}}
         self._positions: dict[int, int] = {}
         self._series = {
             (metric, device): number
@@ -116,6 +123,8 @@ class Recording:
         self._lost_unsaid = 0
         #: Why the last commit failed; "" while all is well.
         self.trouble = ""
+        #: When it failed, and what room there was.
+        self._failed: tuple[int, tuple[int, int]] | None = None
 
     @classmethod
     def create(
@@ -259,11 +268,11 @@ class Recording:
     def set_outcome(self, probe: str, group: str, device: str, time_ns: int, outcome: Outcome, reason: str) -> None:
         """Say how a source answers: OK takes back all that was said of it, anything else adds to it."""
         key = (probe, group, device)
+        sources = self._latest["sources"]
         if outcome is Outcome.OK:
-            waiting = self._pending.get("sources", [])
-            waiting[:] = [row for row in waiting if tuple(row[:3]) != key]
-            self._add("sources_cleared", key)
-        self._add("sources", (*key, time_ns, outcome, reason))
+            self._latest["sources"] = sources = {each: row for each, row in sources.items() if each[:3] != key}
+            self._latest["sources_cleared"][key] = key
+        sources[*key, reason] = (*key, time_ns, outcome, reason)
 
     def add_findings(self, findings: Iterable[Finding], time_ns: int) -> None:
         """Add findings as they were made live."""
@@ -273,18 +282,23 @@ class Recording:
 
     def set_meta(self, key: str, value: str | float | None) -> None:
         """Keep one fact about the run."""
-        self._add("meta", (key, value))
+        self._latest["meta"][key] = (key, value)
 
     def _add(self, table: str, row: Sequence[Any]) -> None:
         self._pending.setdefault(table, []).append(row)
         self._unwritten += 1
 
-    def commit(self, also: Callable[[], None] | None = None) -> bool:
+    def commit(self, also: Callable[[], None] | None = None, *, final: bool = False) -> bool:
         """Write what was added, and what `also` executes on the same connection, as one transaction.
 
         False where the disk is full or the limit reached: then everything is kept for the next call, up to
-        PENDING_ROWS; what is beyond is dropped, counted in `lost_rows` and said by an event once there is room.
+        PENDING_ROWS (ranks, series and the latest facts come on top); what is beyond is dropped, the oldest first and
+        events last, counted in `lost_rows` and said by an event once there is room. While there is none it is tried
+        again once a minute, and at once where there is more room than when it failed, or for the `final` time.
         """
+        if not (final or self._may_have_room()):
+            self._drop_old_rows()
+            return False
         if self._lost_unsaid:
             pending = self._pending | {"events": [*self._pending.get("events", ()), self._loss_row()]}
         else:
@@ -293,7 +307,7 @@ class Recording:
             self.connection.execute("BEGIN IMMEDIATE")
             # In the order of INSERTS: a series before its readings, a rank before its position.
             for table, statement in INSERTS.items():
-                if rows := pending.get(table):
+                if rows := pending.get(table) or list(self._latest.get(table, {}).values()):
                     self.connection.executemany(statement, rows)
             self.connection.executemany(
                 INSERTS["positions"], [(position, rank) for rank, position in self._positions.items()]
@@ -305,14 +319,35 @@ class Recording:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             self.trouble = str(error)
+            self._failed = (self._clock.monotonic_ns(), self._room())
             self._drop_old_rows()
             return False
         self._pending.clear()
+        for rows in self._latest.values():
+            rows.clear()
         self._positions.clear()
         self._unwritten = 0
         self.trouble = ""
+        self._failed = None
         self._lost_unsaid = 0
         return True
+
+    def _may_have_room(self) -> bool:
+        """Whether to try: what waits may be many rows, and to write them in vain every few seconds costs too much."""
+        if self._failed is None:
+            return True
+        failed_ns, room = self._failed
+        waited_ns = self._clock.monotonic_ns() - failed_ns
+        return waited_ns >= _TRY_AGAIN_NS or any(now > then for now, then in zip(self._room(), room, strict=True))
+
+    def _room(self) -> tuple[int, int]:
+        """Bytes that are free where the file lies, and pages that it may have."""
+        try:
+            found = os.statvfs(self.path.parent)
+            (pages,) = self._execute("PRAGMA max_page_count").fetchone()
+        except (OSError, sqlite3.Error):
+            return (0, 0)
+        return found.f_bavail * found.f_frsize, int(pages)
 
     def _loss_row(self) -> Sequence[Any]:
         text = f"{self._lost_unsaid} rows could not be written: {self.trouble}"
@@ -320,7 +355,7 @@ class Recording:
         return ("recording-lost", self._clock.monotonic_ns(), text, Severity.WARNING, "", None, attributes)
 
     def _drop_old_rows(self) -> None:
-        for table in _BULK:
+        for table in (*_BULK, *_SAID):
             rows = self._pending.get(table, [])
             surplus = min(len(rows), self._unwritten - PENDING_ROWS)
             if surplus > 0:
@@ -408,7 +443,7 @@ class Recording:
 
     def close(self) -> None:
         """Write what is left and leave one file without side files."""
-        self.commit()
+        self.commit(final=True)
         try:
             self._execute("PRAGMA journal_mode = DELETE")
         except sqlite3.Error:

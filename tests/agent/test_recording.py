@@ -19,6 +19,7 @@ from rankscope.identity import RankIdentity
 from rankscope.reading import Event, Outcome, Reading, Severity
 from rankscope.records import DeviceRecord, GroupRecord, MarkRecord, PhaseRecord, StepRecord
 from rankscope.ring import RingHeader
+from rankscope.testing import FakeClock
 from rankscope.window import SeriesKey
 
 SECOND = 1_000_000_000
@@ -375,3 +376,53 @@ def test_rows_that_no_agent_writes_are_left_out_and_counted(path: Path) -> None:
     said = "rows of {} hold what no agent writes, and were left out"
     for table, count in (("steps", 2), ("readings", 1), ("events", 1)):
         assert any(f"{count} {said.format(table)}" in line for line in window.not_seen), window.not_seen
+
+
+def test_a_disk_that_is_full_for_a_day_costs_no_memory_and_few_tries(path: Path) -> None:
+    """Facts and states of sources replace each other, events go last, and what was lost is said in one event; the
+    file is tried once a minute, and at once when there is room."""
+    clock = FakeClock()
+    recording = Recording.create(path, job="job", host="node1", clock=clock)
+    tries: list[str] = []
+    recording.connection.set_trace_callback(
+        lambda statement: tries.append(statement) if statement.startswith("BEGIN") else None
+    )
+    (pages,) = recording.connection.execute("PRAGMA page_count").fetchone()
+    recording.connection.execute(f"PRAGMA max_page_count = {pages}")
+    commits = readings = events = 0
+    failed = False
+    while commits < 24 * 1800:
+        commits += 1
+        clock.advance(2 * SECOND)
+        now = clock.monotonic_ns()
+        recording.add_readings(Reading("gpu.power_watts", 1.0, now + place, "GPU-0") for place in range(4))
+        readings += 4
+        for key in range(5):
+            recording.set_meta(f"fact {key}", commits)
+        recording.set_outcome("nvml", "fast", "", now, (Outcome.FAILED, Outcome.OK)[commits % 2], f"{commits % 3}")
+        if commits % 2 == 0:
+            recording.add_events([Event("governor", now, "again")])
+            events += 1
+        failed = failed or not recording.commit()
+        assert not (failed and recording.commit())
+    assert failed
+    held = sum(map(len, recording._pending.values()))
+    assert held <= PENDING_ROWS + 10
+    assert sum(map(len, recording._latest.values())) < 12
+    # Once a minute, and whenever others on this machine free space.
+    assert 24 * 60 - 2 <= len(tries) < commits / 10
+    recording.connection.execute("PRAGMA max_page_count = 1000000")
+    assert recording.commit(), "at once, for there is room"
+    assert recording.commit()
+    recording.close()
+    connection = sqlite3.connect(path)
+    kept = {
+        table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("readings", "events")
+    }
+    [(said,)] = connection.execute(
+        "SELECT json_extract(attributes, '$.count') FROM events WHERE kind = 'recording-lost'"
+    ).fetchall()
+    assert connection.execute("SELECT value FROM meta WHERE key = 'fact 3'").fetchone() == (commits,)
+    connection.close()
+    assert kept["readings"] + kept["events"] - 1 + said == readings + events
+    assert kept["events"] - 1 == events, "events go last"

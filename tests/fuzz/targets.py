@@ -107,9 +107,11 @@ def read_outbox(path: Path) -> str:
         clock=clock,
         environ={},
     )
-    clock.advance(20 * 10**9)
-    job.poll()
-    job.close("done")
+    try:
+        clock.advance(20 * 10**9)
+        job.poll()
+    finally:
+        job.close("done")
     sent = _deliver(recording, clock)
     return f"{sent}"
 
