@@ -23,23 +23,27 @@ from document import Table
 from rankscope.agent.kineto import read_trace
 from rankscope.clock import ClockAnchor
 from rankscope.identity import RankIdentity
-from rankscope.records import DeviceRecord, StepRecord, field_names
+from rankscope.records import DeviceRecord, GroupRecord, StepRecord, field_names
 from rankscope.rules import diagnose
 from rankscope.rules.trace.analysis import analyse
 from rankscope.rules.trace.blame import blame
 from rankscope.rules.trace.exchange import exchange_of
 from rankscope.rules.trace.seen import Seen, masked, seen_of
 from rankscope.simulator.traces import TraceJob, TracePlan
+from rankscope.torch_hooks.groups import kind_of, ranges
 from rankscope.window import Columns, RankWindow, Window
 
 STEPS = 40
+RecordType = type[StepRecord] | type[DeviceRecord] | type[GroupRecord]
 
 
 def as_recorded(seen: Seen) -> Window:
-    """A masked trace as the hooks would have put it into a recording: one device record a step, and nothing else."""
+    """A masked trace as the hooks would have put it into a recording: a device record a step, and one a group."""
     ends = np.nanmedian(seen.step_ns, axis=0).cumsum()
 
-    def columns(kind: type[StepRecord] | type[DeviceRecord], told: dict[str, np.ndarray]) -> Columns:
+    def columns(
+        kind: type[StepRecord] | type[DeviceRecord] | type[GroupRecord], told: dict[str, np.ndarray]
+    ) -> Columns:
         missing = np.full(len(seen.steps), np.nan)
         return Columns({name: array("d", told.get(name, missing)) for name in field_names(kind)})
 
@@ -53,7 +57,22 @@ def as_recorded(seen: Seen) -> Window:
         identity = RankIdentity(
             "job", 0, rank, len(seen.ranks), rank, "h", 100 + rank, 1, "boot", f"GPU-{rank}", "cuda"
         )
-        ranks[rank] = RankWindow(identity, columns(StepRecord, host | phases), columns(DeviceRecord, device | phases))
+        own_groups = [group for group in seen.groups if rank in group.members]
+        groups, members = {}, {}
+        for number, group in enumerate(own_groups):
+            told = {"step": np.array(seen.steps), "own_ns": own, "wait_ns": group.took_ns[row]}
+            same = {"size": len(group.members), "count": 1, "on_device": 1, "group_kind": int(kind_of(group.kind))}
+            same |= {"contaminated": 0}
+            told |= {name: np.full(len(seen.steps), value) for name, value in same.items()}
+            groups[f"{group.kind} {number}"] = columns(GroupRecord, told)
+            members[f"{group.kind} {number}"] = ranges(sorted(group.members))
+        ranks[rank] = RankWindow(
+            identity,
+            columns(StepRecord, host | phases),
+            columns(DeviceRecord, device | phases),
+            groups=groups,
+            members=members,
+        )
     anchors = {"h": ClockAnchor(0, 0)}
     return Window("job", ranks, {}, (), anchors, 0, int(ends[-1]), len(seen.ranks))
 

@@ -111,7 +111,7 @@ class Frame:
     def __init__(self, window: Window) -> None:
         self.window = window
         self.ranks: tuple[int, ...] = tuple(sorted(rank for rank, of in window.ranks.items() if len(of.steps)))
-        numbers = [_column(self.of(index).steps, "step") for index in range(len(self.ranks))]
+        numbers = [column_of(self.of(index).steps, "step") for index in range(len(self.ranks))]
         self.steps: IntArray = np.unique(np.concatenate(numbers)).astype(np.int64) if numbers else np.zeros(0, np.int64)
         self._places = [np.searchsorted(self.steps, of.astype(np.int64)) for of in numbers]
         self._cache: dict[tuple[str, str], FloatArray] = {}
@@ -133,7 +133,7 @@ class Frame:
         """A field of StepRecord, ranks by steps."""
         key = ("host", field)
         if key not in self._cache:
-            columns = [_column(self.of(row).steps, field) for row in range(len(self.ranks))]
+            columns = [column_of(self.of(row).steps, field) for row in range(len(self.ranks))]
             if any(len(column) for column in columns):
                 values = np.full(self.shape, np.nan, dtype=np.float64 if field in _MOMENTS else np.float32)
                 for row, column in enumerate(columns):
@@ -153,7 +153,7 @@ class Frame:
 
     def _device(self, field: str) -> FloatArray:
         """The same, made anew: for what is kept in another form."""
-        columns = [_column(self.of(row).device, field) for row in range(len(self.ranks))]
+        columns = [column_of(self.of(row).device, field) for row in range(len(self.ranks))]
         if not any(len(column) for column in columns):
             return np.broadcast_to(np.float32(np.nan), self.shape)
         values = np.full(self.shape, np.nan, dtype=np.float32)
@@ -168,7 +168,7 @@ class Frame:
         """For each row where its device records lie on the axis of steps, and which of them do."""
         found = []
         for row in range(len(self.ranks)):
-            numbers = _column(self.of(row).device, "step").astype(np.int64)
+            numbers = column_of(self.of(row).device, "step").astype(np.int64)
             places = np.minimum(np.searchsorted(self.steps, numbers), max(0, len(self.steps) - 1))
             known = self.steps[places] == numbers if len(numbers) else np.zeros(0, dtype=bool)
             found.append((places[known], known))
@@ -234,7 +234,7 @@ class Frame:
             told = np.full(self.shape, np.nan, dtype=np.float32)
             for row in range(len(self.ranks)):
                 for columns in self.of(row).groups.values():
-                    flags = _column(columns, "contaminated")
+                    flags = column_of(columns, "contaminated")
                     if np.nanmax(np.nan_to_num(flags), initial=0.0) > 0:
                         told[row] = np.fmax(told[row], middle(flags))
         most: BoolArray = np.nan_to_num(median(told, axis=1)) > _MOSTLY if self.ranks else np.zeros(0, dtype=bool)
@@ -348,9 +348,9 @@ class Frame:
     def in_group(self, row: int, kind: GroupKind) -> int:
         """Size of the row's largest process group of a kind; 0 where it has none."""
         sizes = [
-            middle(_column(columns, "size"))
+            middle(column_of(columns, "size"))
             for columns in self.of(row).groups.values()
-            if _kind(columns) == kind and len(columns)
+            if kind_of_group(columns) == kind and len(columns)
         ]
         return int(max(sizes, default=0))
 
@@ -394,7 +394,8 @@ class Frame:
         )
 
 
-def _kind(columns: Columns) -> int:
+def kind_of_group(columns: Columns) -> int:
+    """What a process group is for, by its records: one of GroupKind."""
     kinds = columns.columns.get("group_kind")
     return int(kinds[0]) if kinds is not None and len(kinds) and kinds[0] == kinds[0] else GroupKind.UNKNOWN
 
@@ -402,14 +403,14 @@ def _kind(columns: Columns) -> int:
 def group_key(of: RankWindow, kind: GroupKind) -> str | None:
     """What names a rank's group of a kind: its members where they were told, else its name; None without one."""
     for name, columns in of.groups.items():
-        if _kind(columns) == kind:
+        if kind_of_group(columns) == kind:
             return of.members.get(name) or name
     return None
 
 
 def _role(of: RankWindow) -> str:
     """Whom a rank shares its role with: the members of its data-parallel group; all where it has no other groups."""
-    kinds = {name: _kind(columns) for name, columns in of.groups.items()}
+    kinds = {name: kind_of_group(columns) for name, columns in of.groups.items()}
     if not any(kind in (GroupKind.PIPELINE, GroupKind.TENSOR) for kind in kinds.values()):
         return ""
     copies = [name for name, kind in kinds.items() if kind in (GroupKind.DATA, GroupKind.SHARD)]
@@ -420,7 +421,7 @@ def _role(of: RankWindow) -> str:
 
 def _stage(of: RankWindow, rank: int) -> int | None:
     for name, columns in of.groups.items():
-        if _kind(columns) == GroupKind.PIPELINE:
+        if kind_of_group(columns) == GroupKind.PIPELINE:
             members = ranks_of(of.members.get(name, ""))
             return members.index(rank) if rank in members else None
     return None
@@ -442,6 +443,7 @@ def numbered(keys: list[str]) -> IntArray:
     return np.array([numbers[key] for key in keys], dtype=np.int64)
 
 
-def _column(columns: Columns, field: str) -> FloatArray:
+def column_of(columns: Columns, field: str) -> FloatArray:
+    """A field as an array; empty where there is none."""
     values = columns.columns.get(field)
     return np.frombuffer(values, dtype=values.typecode) if values is not None and len(values) else np.zeros(0)

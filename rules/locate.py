@@ -5,6 +5,7 @@ from __future__ import annotations
 from rankscope.rules.change import LEAST_STEPS
 from rankscope.rules.locate_groups import slow_stages, slow_transfers
 from rankscope.rules.locate_job import late_batches, slow_job, syncs, uneven_work
+from rankscope.rules.locate_links import slow_links
 from rankscope.rules.locate_ranks import slow_hosts, slow_ranks
 from rankscope.rules.stalls import stalls
 from rankscope.rules.suspect import Suspect
@@ -25,7 +26,7 @@ def suspects(prices: Prices) -> list[Suspect]:
         return []
     data = late_batches(prices)
     found = [*data, *stalls(frame), *syncs(prices), *uneven_work(prices)]
-    found += [*slow_stages(prices), *slow_transfers(frame)]
+    found += [*slow_stages(prices), *(slow_links(frame) or slow_transfers(frame))]
     hosts = slow_hosts(prices)
     found += hosts
     covering = max((suspect.fraction for suspect in found if not suspect.located), default=0.0)
