@@ -35,7 +35,7 @@ import msgspec  # noqa: E402
 from agent_cost import GPUS, SECOND, Node  # noqa: E402
 from collector_outage import OneClock, simulated_settings  # noqa: E402
 from survival import accounts  # noqa: E402
-from survival.footprint import BLOCKS, Footprint, footprint_of, slope_of  # noqa: E402
+from survival.footprint import Footprint, footprint_of, slope_of  # noqa: E402
 
 from rankscope.agent.config import ExportSettings, RecordingSettings, Settings  # noqa: E402
 from rankscope.agent.processes import descendants  # noqa: E402
@@ -55,6 +55,8 @@ LOG_BYTES = 16_000_000
 LOOKS = 480
 #: Share of the looks that belongs to caches that fill.
 WARM_UP = 1 / 4
+#: Shorter runs say nothing of memory: the live rules look at ten minutes of steps, and caches fill as they do.
+JUDGED_HOURS = 1.0
 #: What memory may grow by, at the upper end of the interval, as a share of itself over the whole length.
 GROWTH = 0.1
 #: An Xid that blames the application and accuses no GPU.
@@ -217,7 +219,7 @@ def _judge(told: Soak, recording: Path) -> None:
     told.expect(balance.holds, accounts.say(balance))
     told.expect(not balance.dropped.batches, f"{balance.dropped.batches} batches were dropped")
     settled = _settled(told.looks)
-    if len(settled) >= BLOCKS:
+    if told.hours >= JUDGED_HOURS:
         grew = slope_of([look.hours for look in settled], [look.agent.pss_bytes for look in settled])
         most = GROWTH * settled[0].agent.pss_bytes
         told.expect(grew.high * told.hours <= most, f"memory grows by {grew.high * told.hours / 1e6:.1f} MB")
