@@ -7,16 +7,14 @@ one group alone nothing tells whose link it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 
 from rankscope.records import GroupKind
 from rankscope.rules.change import LEAST_STEPS, Shift
-from rankscope.rules.frame import NS_PER_MS, BoolArray, FloatArray, Frame, column_of, kind_of_group
+from rankscope.rules.frame import NS_PER_MS, FloatArray, Frame, column_of, kind_of_group
 from rankscope.rules.suspect import Suspect, suspect_of
 from rankscope.rules.table import Symptom
+from rankscope.window import Columns
 
 #: A group's transfers are slow where they take longer than those of any other group of its kind by this factor: sizes
 #: of shards and places in a rack differ by less.
@@ -27,25 +25,19 @@ _STEADY = 0.8
 _ALIKE = (GroupKind.DATA, GroupKind.SHARD, GroupKind.TENSOR, GroupKind.CONTEXT, GroupKind.EXPERT)
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Rows of the members, and the least wait of any of them in each step, ms."""
-
-    rows: frozenset[int]
-    least_ms: FloatArray
-
-
 def slow_links(frame: Frame) -> list[Suspect]:
     """The one rank whose every group exchanges slowly, as far as the device's clock tells waits by group."""
     if frame.shape[0] < 4 or not frame.on_device or int(frame.usable.sum()) < 2 * LEAST_STEPS:
         return []
-    excess_ms, slow, clean = 0.0, [], set()
+    excess_ms = 0.0
+    slow: list[frozenset[int]] = []
+    clean: set[int] = set()
     for kind in _ALIKE:
-        groups = list(_groups(frame, kind))
-        grown = [_longer(frame, groups, place) for place in range(len(groups))]
-        slow += [group.rows for group, more in zip(groups, grown, strict=True) if more > 0]
-        clean |= {row for group, more in zip(groups, grown, strict=True) if more == 0 for row in group.rows}
-        excess_ms += max(grown, default=0.0)
+        groups = _groups(frame, kind)
+        longer = _longer(frame, list(groups.values()))
+        slow += [rows for rows, more in zip(groups, longer, strict=True) if more > 0]
+        clean |= {row for rows, more in zip(groups, longer, strict=True) if more == 0 for row in rows}
+        excess_ms += max(longer, default=0.0)
     common = frozenset.intersection(*slow) - clean if slow else frozenset()
     if len(slow) < 2 or len(common) != 1:
         return []
@@ -64,46 +56,43 @@ def slow_links(frame: Frame) -> list[Suspect]:
     return [suspect] if suspect is not None else []
 
 
-def _groups(frame: Frame, kind: GroupKind) -> Iterator[_Group]:
-    """The groups of a kind with two members or more whose waits were told."""
-    rows: dict[str, set[int]] = {}
-    least: dict[str, FloatArray] = {}
+def _groups(frame: Frame, kind: GroupKind) -> dict[frozenset[int], FloatArray]:
+    """By the rows of its members, the least wait in ms of each of several groups of a kind, by steps."""
+    members: dict[str, list[tuple[int, Columns]]] = {}
     for row in range(frame.shape[0]):
         of = frame.of(row)
         for name, columns in of.groups.items():
-            if kind_of_group(columns) != kind:
-                continue
-            key = of.members.get(name) or name
-            steps, waits_ns = column_of(columns, "step"), column_of(columns, "wait_ns")
-            if not len(steps) or len(waits_ns) != len(steps):
-                continue
-            waits = _waits(frame, steps, waits_ns)
-            rows.setdefault(key, set()).add(row)
-            least[key] = np.fmin(least[key], waits) if key in least else waits
-    for key, members in rows.items():
-        if len(members) > 1:
-            yield _Group(frozenset(members), least[key])
-
-
-def _waits(frame: Frame, steps: FloatArray, waits_ns: FloatArray) -> FloatArray:
-    found = np.full(frame.shape[1], np.nan)
-    places = np.minimum(np.searchsorted(frame.steps, steps.astype(np.int64)), len(frame.steps) - 1)
-    known = frame.steps[places] == steps
-    found[places[known]] = waits_ns[known] / NS_PER_MS
+            if kind_of_group(columns) == kind and len(column_of(columns, "wait_ns")):
+                members.setdefault(of.members.get(name) or name, []).append((row, columns))
+    several = [group for group in members.values() if len(group) > 1]
+    if len(several) < 2:
+        return {}
+    found = {}
+    for group in several:
+        least = np.full(frame.shape[1], np.inf, np.float32)
+        for _, columns in group:
+            _lower(frame, least, column_of(columns, "step"), column_of(columns, "wait_ns"))
+        found[frozenset(row for row, _ in group)] = least
     return found
 
 
-def _longer(frame: Frame, groups: list[_Group], place: int) -> float:
-    """ms a step by which a group's transfers take longer than the quickest other group's, 0 where they do not."""
-    if len(groups) < 2:
-        return 0.0
-    others = np.stack([group.least_ms for number, group in enumerate(groups) if number != place])
-    usable: BoolArray = frame.usable
-    with np.errstate(all="ignore"):
-        usual = np.fmin.reduce(others)[usable]
-        own = groups[place].least_ms[usable]
-        slow = own >= _SLOW * usual
-    there = np.isfinite(own) & np.isfinite(usual)
-    if int(there.sum()) < 2 * LEAST_STEPS or float(slow[there].mean()) < _STEADY:
-        return 0.0
-    return max(0.0, float(np.median(own[there]) - np.median(usual[there])))
+def _lower(frame: Frame, least: FloatArray, steps: FloatArray, waits_ns: FloatArray) -> None:
+    places = np.minimum(np.searchsorted(frame.steps, steps.astype(np.int64)), len(frame.steps) - 1)
+    known = (frame.steps[places] == steps) & np.isfinite(waits_ns)
+    least[places[known]] = np.minimum(least[places[known]], waits_ns[known] / NS_PER_MS)
+
+
+def _longer(frame: Frame, least_ms: list[FloatArray]) -> list[float]:
+    """ms a step by which each group's transfers take longer than the quickest other group's, 0 where they do not."""
+    if not least_ms:
+        return []
+    least = np.stack(least_ms)[:, frame.usable]
+    quickest, next_to = np.partition(least, 1, axis=0)[:2]
+    found = []
+    for own in least:
+        usual = np.where(own == quickest, next_to, quickest)
+        there = np.isfinite(own) & np.isfinite(usual)
+        mine, theirs = own[there], usual[there]
+        steady = len(mine) >= 2 * LEAST_STEPS and float(np.mean(mine >= _SLOW * theirs)) >= _STEADY
+        found.append(max(0.0, float(np.median(mine) - np.median(theirs))) if steady else 0.0)
+    return found
