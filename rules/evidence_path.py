@@ -24,9 +24,12 @@ _EXPLAINS = (0.1, 0.4)
 #: Where a rank came to wait for its cores by this share of the growth, its host is late to send and to acknowledge, and
 #: what is measured there is no matter of the network.
 _STARVED = 0.5
-#: A way is slow from the one strength on, and well up to the other; between them it is neither.
-_SLOW, _WELL = 0.5, 0.1
-#: A host is the place where this share of the ways to it are slow and no more than that of the others.
+#: A way is slow from this strength on.
+_SLOW = 0.5
+#: Of several, those that grew by this share of the largest growth are what it is about, and those that grew by no more
+#: than the other are well: where one way is slow, what shares cores or a queue with it grows a little, too.
+_AS_SLOW, _WELL = 0.5, 0.25
+#: A host is the place where this share of the ways to it are slow, and no more than that of the others are not well.
 _OF_ITS_OWN, _OF_OTHERS = 0.8, 0.1
 
 Way = tuple[str, str]
@@ -40,6 +43,11 @@ class _Trip:
     before_ms: float
     strength: float
 
+    @property
+    def grown_ms(self) -> float:
+        """By how much it takes longer."""
+        return max(0.0, self.now_ms - self.before_ms)
+
 
 def round_trips(case: Case) -> Observation:
     """Packets take longer between some of the job's hosts than before, in the view of both ends."""
@@ -47,14 +55,15 @@ def round_trips(case: Case) -> Observation:
     trips = _trips(case, hosts)
     if not trips:
         return unseen("no round-trip times between hosts, seen from both ends, now and before")
-    slow = {way for way, trip in trips.items() if trip.strength >= _SLOW}
-    well = {way for way, trip in trips.items() if trip.strength <= _WELL}
-    worst = max(trips, key=lambda way: (trips[way].strength, trips[way].now_ms))
+    worst = max(trips, key=lambda way: (trips[way].strength, trips[way].grown_ms))
     trip = trips[worst]
+    slow = {way for way, of in trips.items() if of.strength >= _SLOW and of.grown_ms >= _AS_SLOW * trip.grown_ms}
+    well = {way for way, of in trips.items() if of.grown_ms <= _WELL * trip.grown_ms}
     told = f"{link_name(worst)}: round trips of {trip.now_ms:.2f} ms (before: {trip.before_ms:.2f} ms)"
     what = f"{told}; longer on {len(slow)} of {len(trips)} ways between hosts"
     host = _shared(trips, slow, well)
-    link = link_name(worst) if host is None and slow == {worst} and (well or len(hosts) == 2) else None
+    alone = slow == {worst} and len(well) == len(trips) - 1 and (well or len(hosts) == 2)
+    link = link_name(worst) if host is None and alone else None
     return Observation(
         trip.strength,
         what,
@@ -87,7 +96,7 @@ def _shared(trips: Mapping[Way, _Trip], slow: set[Way], well: set[Way]) -> str |
         if (
             len(slow & set(its_own)) >= max(2, _OF_ITS_OWN * len(its_own))
             and well & set(others)
-            and len(slow & set(others)) <= _OF_OTHERS * len(others)
+            and len(set(others) - well) <= _OF_OTHERS * len(others)
         ):
             candidates.append(host)
     return candidates[0] if len(candidates) == 1 else None
@@ -127,7 +136,7 @@ def _trips(case: Case, hosts: Mapping[str, tuple[Intervals, Intervals]]) -> dict
         one, other = sorted((*of[0], *of[1]))
         trip = min((_trip(case, each) for each in (mine, theirs)), key=lambda each: each.strength)
         known = trips.get((one, other))
-        if max(starved[one], starved[other]) > _STARVED * (trip.now_ms - trip.before_ms) and trip.strength > 0:
+        if trip.strength > 0 and max(starved[one], starved[other]) > _STARVED * trip.grown_ms:
             continue
         if one != other and (known is None or trip.strength > known.strength):
             trips[one, other] = trip

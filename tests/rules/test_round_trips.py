@@ -98,6 +98,18 @@ def test_where_every_way_is_slow_no_host_is() -> None:
     assert (two.class_slug, place(two)) == ("network-delay", {})
 
 
+def test_what_grows_a_little_beside_a_slow_host_is_well() -> None:
+    """The third way takes 2 ms in place of 0.2, as where all share a machine's cores; 5 ms are too much to say."""
+    ways = [("node-a", "node-c"), ("node-b", "node-c")]
+
+    def beside(ms: float) -> Trips:
+        slow = slow_between(*ways, to_ms=16.0)
+        return lambda one, other, late: ms if late and {one, other} == {"node-a", "node-b"} else slow(one, other, late)
+
+    assert place(told(spread(waiting(3), beside(2.0)))) == {"host": "node-c"}
+    assert place(told(spread(waiting(3), beside(6.0)))) == {}
+
+
 def one_sided(one: str, other: str, slow: bool) -> float | None:
     """Everybody sees node-c answer late; node-c sees nothing."""
     return 8.0 if slow and other == "node-c" and one != other else USUAL_MS
