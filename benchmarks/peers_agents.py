@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,6 +36,7 @@ from peer_environment import peer_python
 
 from rankscope.agent.cost import cpu_time_ns, process_pss_bytes
 from rankscope.clock import SystemClock
+from rankscope.probes.registry import built_in
 from rankscope.simulator.build import LIBRARY, build
 from rankscope.simulator.layout import MAX_GPUS
 from rankscope.simulator.state import STATE_VARIABLE, NodeState
@@ -85,6 +86,21 @@ print(len(names))
 """
 
 
+#: Groups that hold what a peer collects, and more; all other groups, Xids among them, are then left out. What we lack of
+#: openlit and nvitop-exporter is the use of encoder and decoder and the fan, of wandb its own process.
+EQUAL = {
+    "openlit": ("nvml/fast", "nvml/slow"),
+    "wandb": (
+        *(f"nvml/{group}" for group in ("fast", "slow", "counters", "gpm", "health")),
+        *("cpu/cpu", "memory/memory", "disk/disk", "filesystem/filesystem", "network/network", "network/stack"),
+    ),
+    "nvitop-exporter": (
+        *(f"nvml/{group}" for group in ("fast", "slow", "counters", "links")),
+        *("cpu/cpu", "memory/memory", "disk/disk", "filesystem/filesystem", "network/network"),
+    ),
+}
+
+
 @dataclass
 class Subject:
     """One agent at one interval, and what was seen of it."""
@@ -107,7 +123,12 @@ class Subject:
     @property
     def mark(self) -> str:
         """What marks its processes."""
-        return f"{self.name}/{self.interval}".replace(" ", "-")
+        return re.sub("[^a-z0-9/]+", "-", f"{self.name}/{self.interval}")
+
+    @property
+    def cpu_ratio(self) -> float:
+        """Its share of one core: the median of the windows."""
+        return statistics.median(self.cpu_ratios)
 
     def pids(self) -> list[int]:
         """All its living processes."""
@@ -207,22 +228,13 @@ def scraper(subject: Subject, stop: threading.Event) -> None:
         subject.series |= {found[1] for row in text.splitlines() if (found := line.match(row))}
 
 
-def subjects(directory: Path, library: Path, rings: Path) -> list[Subject]:
-    """Everyone, at one second and at their own default."""
+def peers(directory: Path) -> list[Subject]:
+    """The others, at one second and at their own default."""
     nvitop = peer_python("nvitop-exporter", "nvitop-exporter==1.7.2")
     openlit = peer_python("openlit", "openlit==1.45.0", NVML)
     wandb = peer_python("wandb", "wandb==0.31.0")
     l9gpu = peer_python("l9gpu", "l9gpu==0.2.3", NVML)
     everyone = []
-    for interval, period in (("1 s", 1.0), ("default", 15.0)):
-        config = directory / f"rankscope-{period:.0f}.toml"
-        config.write_text(
-            f'[roots]\nnvml_library = "{library}"\n[rings]\ndirectory = "{rings}"\n'
-            f'[recording]\nstate_directory = "{directory / f"state-{period:.0f}"}"\n'
-            f"[export]\nperiod_seconds = {period}\n"
-        )
-        command = [str(Path(sys.executable).with_name("rankscope")), "agent", "--config", str(config)]
-        everyone.append(Subject("rankscope", interval, command))
     for number, interval in enumerate(("1 s", "default")):
         port = str(19400 + os.getpid() % 500 + number)
         command = [str(nvitop.with_name("nvitop-exporter")), "--port", port, "--interval", "1"]
@@ -243,6 +255,53 @@ def subjects(directory: Path, library: Path, rings: Path) -> list[Subject]:
     ):
         everyone.append(Subject("l9gpu", interval, [str(l9gpu.with_name("l9gpu")), *once, *options]))
     return everyone
+
+
+def rankscope(name: str, interval: str, directory: Path, library: Path, rings: Path, settings: str) -> Subject:
+    """The agent over a directory of rings, with more settings."""
+    state = directory / f"state-{name}-{interval}".replace(" ", "-")
+    config = state.with_suffix(".toml")
+    config.write_text(
+        f'[roots]\nnvml_library = "{library}"\n[rings]\ndirectory = "{rings}"\n'
+        f'[recording]\nstate_directory = "{state}"\n{settings}'
+    )
+    command = [str(Path(sys.executable).with_name("rankscope")), "agent", "--config", str(config)]
+    return Subject(name, interval, command)
+
+
+def as_they_are(directory: Path, library: Path, rings: Path, _: Path) -> list[Subject]:
+    """Everyone with all that each collects."""
+    own = [
+        rankscope("rankscope", interval, directory, library, rings, f"[export]\nperiod_seconds = {period}\n")
+        for interval, period in (("1 s", 1.0), ("default", 15.0))
+    ]
+    return [*own, *peers(directory)]
+
+
+def with_equal_metrics(directory: Path, library: Path, rings: Path, quiet: Path) -> list[Subject]:
+    """The peers at one second, and beside each Rankscope with the groups that hold what it collects."""
+    everyone = []
+    for peer in peers(directory):
+        if peer.interval == "1 s" and peer.name in EQUAL:
+            own = [rankscope(f"rankscope as {peer.name}", "1 s", directory, library, quiet, _only(EQUAL[peer.name]))]
+            if peer.name == "openlit":
+                name = f"rankscope as {peer.name}, and 8 ranks' steps"
+                own.append(rankscope(name, "1 s", directory, library, rings, _only(EQUAL[peer.name])))
+            everyone += [peer, *own]
+    return everyone
+
+
+def _only(groups: tuple[str, ...]) -> str:
+    """Settings under which these groups alone are read, each every second, every reading is sent, and nobody judges."""
+    every = [f"{probe.name}/{group.name}" for probe in built_in() for group in probe.groups]
+    strangers = set(groups) - set(every)
+    assert not strangers, strangers
+    periods = ", ".join(f'"{group}" = 1.0' for group in groups)
+    return (
+        "[export]\nperiod_seconds = 1.0\ninterval_seconds = 0.0\n[rules]\nlive = false\n"
+        f"[probes]\ndisabled = {[group for group in every if group not in groups]}\n"
+        f"period_seconds = {{ {periods} }}\n"
+    )
 
 
 def start(subject: Subject, directory: Path, sink: Sink, node: NodeState, library: Path) -> None:
@@ -312,37 +371,52 @@ def table(everyone: list[Subject], seconds: float, windows: int) -> str:
         "| " + " | ".join(COLUMNS) + " |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for interval in ("1 s", "default"):
+    for interval in dict.fromkeys(subject.interval for subject in everyone):
         chosen = [subject for subject in everyone if subject.interval == interval]
-        own = next(statistics.median(each.cpu_ratios) for each in chosen if each.name == "rankscope")
-        for subject in sorted(chosen, key=lambda each: statistics.median(each.cpu_ratios)):
-            cpu = statistics.median(subject.cpu_ratios)
+        own = next(each.cpu_ratio for each in chosen if each.name.startswith("rankscope"))
+        for subject in sorted(chosen, key=lambda each: each.cpu_ratio):
             rows.append(
-                f"| {subject.name} | {interval} | {60 * cpu:.2f} | {cpu / own:.1f} | {subject.pss_bytes / 1e6:.0f}"
+                f"| {subject.name} | {interval} | {60 * subject.cpu_ratio:.2f} | {subject.cpu_ratio / own:.1f}"
+                f" | {subject.pss_bytes / 1e6:.0f}"
                 f" | {statistics.median(subject.calls_a_minute):.0f} | {len(subject.series)}"
                 f" | {subject.gap_s:.1f} | {subject.gap_hung_s:.1f} |"
             )
     return "\n".join(rows)
 
 
-def main() -> None:
-    """Measure and print, or write into the document."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="length of a window: the slowest reads once a minute")
-    parser.add_argument("--windows", type=int, default=3)
-    parser.add_argument("--warm-up", type=float, default=30)
-    parser.add_argument("--write", type=Path)
-    arguments = parser.parse_args()
-    document = Table(arguments.write, "agents") if arguments.write else None
+def equal_table(everyone: list[Subject], seconds: float, windows: int) -> str:
+    """Each peer, and Rankscope as it beside it: the ratio of their CPU time in each window, its median and range."""
+    rows = [
+        f"{machine()}; {GPUS} simulated H100s; medians of {windows} windows of {seconds:.0f} s, all at the same time.",
+        "",
+        "| agent | CPU s a minute | of the peer's (least to most) | PSS, MB | NVML calls a minute | series |",
+        "|---|---|---|---|---|---|",
+    ]
+    peer = everyone[0]
+    for subject in everyone:
+        if not subject.name.startswith("rankscope"):
+            peer = subject
+        ratios = sorted(own / of for own, of in zip(subject.cpu_ratios, peer.cpu_ratios, strict=True))
+        beside = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if subject is not peer else ""
+        rows.append(
+            f"| {subject.name} | {60 * subject.cpu_ratio:.2f} | {beside} | {subject.pss_bytes / 1e6:.0f}"
+            f" | {statistics.median(subject.calls_a_minute):.0f} | {len(subject.series)} |"
+        )
+    return "\n".join(rows)
+
+
+def run(make: Callable[..., list[Subject]], arguments: argparse.Namespace, *, hung: bool) -> list[Subject]:
+    """Everyone that `make` names, started, watched and ended; with `hung`, while one GPU hangs too."""
     with tempfile.TemporaryDirectory(dir="/dev/shm", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         node = NodeState.create(directory / "node", profile="H100-SXM5-80GB", gpus=GPUS)
         (directory / "lib").mkdir()
         library = build(directory / "lib") / LIBRARY
-        rings = directory / "rings"
+        rings, quiet = directory / "rings", directory / "quiet"
         rings.mkdir()
-        ranks = Ranks(rings, node, SystemClock())
-        everyone = subjects(directory, library, rings)
+        quiet.mkdir()
+        ranks, silent_ranks = Ranks(rings, node, SystemClock()), Ranks(quiet, node, SystemClock())
+        everyone = make(directory, library, rings, quiet)
         sink = Sink({subject.mark.replace("/", "-"): subject for subject in everyone})
         stop = threading.Event()
         try:
@@ -361,7 +435,8 @@ def main() -> None:
                 sys.exit(f"{silent[0].mark} read no GPU: {said[0] if said else 'it said nothing'}")
             for subject in everyone:
                 subject.pss_bytes = subject.pss()
-            hang(everyone, node)
+            if hung:
+                hang(everyone, node)
         finally:
             stop.set()
             for subject in everyone:
@@ -374,11 +449,32 @@ def main() -> None:
                 for pid in subject.pids():
                     os.kill(pid, signal.SIGKILL)
             ranks.close()
+            silent_ranks.close()
             sink.shutdown()
-    text = table(everyone, arguments.seconds, arguments.windows)
-    print(text)
-    if document is not None:
-        document.write(text)
+    return everyone
+
+
+#: Table -> who is in it.
+TABLES = {"agents": as_they_are, "agents-equal": with_equal_metrics}
+
+
+def main() -> None:
+    """Measure and print, or write into the document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="length of a window: the slowest reads once a minute")
+    parser.add_argument("--windows", type=int, default=3)
+    parser.add_argument("--warm-up", type=float, default=30)
+    parser.add_argument("--table", choices=TABLES, help="this one only")
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    chosen = [arguments.table] if arguments.table else list(TABLES)
+    documents = {name: Table(arguments.write, name) for name in chosen} if arguments.write else {}
+    for name in chosen:
+        everyone = run(TABLES[name], arguments, hung=name == "agents")
+        made = (table if name == "agents" else equal_table)(everyone, arguments.seconds, arguments.windows)
+        print(made)
+        if name in documents:
+            documents[name].write(made)
 
 
 def follow(ranks: Ranks, stop: threading.Event) -> None:
