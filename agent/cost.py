@@ -6,36 +6,45 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from rankscope.agent.processes import PROC, process_stat
+from rankscope.agent.processes import PROC
 
-_TICKS_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+#: The number of a process's own clock is its pid's complement before three bits that say which: CPUCLOCK_SCHED, of a
+#: process and not of a thread (include/linux/posix-timers_types.h); what clock_getcpuclockid(3) makes.
+_SCHEDULER_CLOCK = 2
 
 
 class OwnCost:
     """This process and its living children; CPU time of children that have ended stays counted."""
 
-    def __init__(self, proc: Path = PROC, own_cpu_ns: Callable[[], int] = time.process_time_ns) -> None:
+    def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
-        self._own_cpu_ns = own_cpu_ns
 
     def children(self) -> list[int]:
         """Living children, by the kernel's own list of each thread's."""
         found: list[int] = []
-        for path in (self._proc / "self/task").glob("*/children"):
+        tasks = f"{self._proc}/self/task"
+        with os.scandir(tasks) as threads:
+            names = [thread.name for thread in threads]
+        for name in names:
             try:
-                found += [int(word) for word in path.read_text().split()]
+                descriptor = os.open(f"{tasks}/{name}/children", os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 continue
+            try:
+                found += map(int, os.read(descriptor, 65536).split())
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
         return found
 
     def cpu_ns(self) -> int:
         """CPU time so far, ns."""
         ended = os.times()
-        total = self._own_cpu_ns() + int((ended.children_user + ended.children_system) * 1e9)
-        return total + sum(cpu_time_ns(pid, self._proc) for pid in self.children())
+        total = time.process_time_ns() + int((ended.children_user + ended.children_system) * 1e9)
+        return total + sum(map(cpu_time_ns, self.children()))
 
     def pss_bytes(self) -> int | None:
         """Proportional memory now, or None where the kernel does not tell."""
@@ -43,23 +52,12 @@ class OwnCost:
         return sum(size for size in sizes if size is not None) if sizes[0] is not None else None
 
 
-def cpu_time_ns(pid: int, proc: Path = PROC) -> int:
-    """CPU time of all threads of a process so far, ns; 0 once it is gone.
-
-    A process's own schedstat counts its main thread only, and its stat counts in ticks of 10 ms: the sum of its
-    threads' is exact, but forgets threads that have ended, so the larger of the two is taken.
-    """
-    total = 0
+def cpu_time_ns(pid: int) -> int:
+    """CPU time of all threads of a process so far, those that have ended too, ns; 0 once it is gone."""
     try:
-        for task in (proc / str(pid) / "task").iterdir():
-            try:
-                total += int((task / "schedstat").read_text().split()[0])
-            except (OSError, ValueError, IndexError):
-                continue
+        return time.clock_gettime_ns(~pid << 3 | _SCHEDULER_CLOCK)
     except OSError:
         return 0
-    stat = process_stat(pid, proc)
-    return max(total, stat.cpu_ticks * _TICKS_NS if stat is not None else 0)
 
 
 def process_pss_bytes(process: Path) -> int | None:

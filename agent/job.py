@@ -178,6 +178,8 @@ class WatchedJob:
 
     def add_readings(self, readings: list[Reading]) -> None:
         """Record readings of the agent itself."""
+        if not readings:
+            return
         self.recording.add_readings(readings)
         if self._export is not None:
             self._export.add(readings=readings)
@@ -189,6 +191,8 @@ class WatchedJob:
         self._add_events(events)
 
     def _add_events(self, events: list[Event]) -> None:
+        if not events:
+            return
         self._standing.count(events)
         self.recording.add_events(events)
         if self._export is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rankscope.agent.config import Settings
 from rankscope.agent.containers import ContainerDirectories
 from rankscope.agent.daemon import build_agent
+from rankscope.agent.directories import ChangedDirectories
 from rankscope.agent.exposition import open_exposition
 from rankscope.agent.job import WatchedJob
 from rankscope.agent.places import find_process, sees_every_process
@@ -36,13 +37,14 @@ def watch_node(
     jobs: list[WatchedJob] = []
     agent = build_agent(jobs, settings, clock)
     containers = ContainerDirectories(directory, clock)
+    directories = ChangedDirectories()
     #: Rings looked at by path, so that one header is read once.
     looked_at: set[str] = set()
 
     def look() -> None:
         if exposition is not None:
             exposition.refresh()
-        rings = [path for place in (directory, *containers.paths()) for path in sorted(place.glob(f"*{SUFFIX}"))]
+        rings = [path for place in (directory, *containers.paths()) for path in _rings(place, directories)]
         for name in sorted(_jobs(rings, looked_at, refuse) - {job.name for job in agent.jobs}):
             path = new_recording_path(Path(state) if state else state_directory(), name, host_name())
             job = WatchedJob(
@@ -66,6 +68,15 @@ def watch_node(
                 agent.stop("every job has ended")
 
     agent.run(look)
+
+
+def _rings(place: Path, directories: ChangedDirectories) -> list[Path]:
+    """Rings of a directory, where any may have come since it was last looked into."""
+    try:
+        return sorted(place.glob(f"*{SUFFIX}")) if directories.changed(place) else []
+    except OSError:
+        # It comes with the first ring.
+        return []
 
 
 def _jobs(rings: Sequence[Path], looked_at: set[str], refuse: Callable[[str], None]) -> set[str]:

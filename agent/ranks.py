@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rankscope.agent.directories import ChangedDirectories
 from rankscope.agent.fingerprint import RANK_KEY, read_facts
 from rankscope.agent.last_words import ProcessTraces, left_behind
 from rankscope.agent.places import Place, find_process, place_of, sees_every_process
@@ -26,8 +26,6 @@ from rankscope.ring import SUFFIX, RankStatus, RingReader
 _USUAL_STEPS = 256
 #: A rank whose process is not seen, and that did not say goodbye, counts as gone after so long without a word.
 _HIDDEN_SILENCE_NS = 3600 * 10**9
-#: A directory that had changed this shortly before it was looked into is looked into again.
-_SAME_MOMENT_NS = 2 * 10**9
 #: Ranks that ended and are kept in mind, their rings with them: more than a host's worth, so that of a restart both
 #: lives are there to be compared. A job that restarts for days must fill neither the agent nor the host's memory.
 MAX_GONE = 32
@@ -113,8 +111,7 @@ class RankWatcher:
         #: Ring files known in each directory, good or refused, by name: inode, so that a file that was replaced is
         #: looked at again.
         self._known: dict[Path, dict[str, int]] = {}
-        #: When each directory had changed when it was last looked into, and when that was, wall time in ns.
-        self._looked: dict[Path, tuple[int, int]] = {}
+        self._directories = ChangedDirectories()
 
     def scan(self) -> list[Event]:
         """Look for rings that are new."""
@@ -122,7 +119,7 @@ class RankWatcher:
         events: list[Event] = []
         for directory in (self._directory, *self._also()):
             try:
-                if not self._changed(directory):
+                if not self._directories.changed(directory):
                     continue
                 entries = [entry for entry in os.scandir(directory) if entry.name.endswith(SUFFIX)]
             except OSError:
@@ -134,16 +131,6 @@ class RankWatcher:
             if len(known) > len(entries):
                 self._known[directory] = {entry.name: known[entry.name] for entry in entries if entry.name in known}
         return events
-
-    def _changed(self, directory: Path) -> bool:
-        """Whether there may be other files than at the last look. Raises OSError."""
-        changed_ns = directory.stat().st_mtime_ns
-        known_ns, looked_ns = self._looked.get(directory, (0, 0))
-        # The kernel dates a change by the tick: what came in the same one as the last look may not have been seen.
-        if changed_ns == known_ns and looked_ns - changed_ns > _SAME_MOMENT_NS:
-            return False
-        self._looked[directory] = changed_ns, time.time_ns()
-        return True
 
     def _forget(self) -> None:
         """Let go of the ranks that ended longest ago, and of their files once all they held is recorded."""

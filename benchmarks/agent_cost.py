@@ -48,10 +48,10 @@ WARM_UP_S = 40
 
 
 class Ranks:
-    """Eight ranks: sleeping processes, whose rings the benchmark writes at a step each 200 ms."""
+    """Ranks: sleeping processes, whose rings the benchmark writes at a step each 200 ms. GPUs are theirs in turn."""
 
-    def __init__(self, rings: Path, node: NodeState, clock: Clock) -> None:
-        script = f"for i in {' '.join(map(str, range(GPUS)))}; do sleep 7200 >/dev/null 2>&1 & echo $!; done"
+    def __init__(self, rings: Path, node: NodeState, clock: Clock, count: int = GPUS) -> None:
+        script = f"for i in {' '.join(map(str, range(count)))}; do sleep 7200 >/dev/null 2>&1 & echo $!; done"
         told = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
         # Their parent has ended: they are no children of the agent, and do not count as its cost.
         self.pids = [int(word) for word in told.stdout.split()]
@@ -60,9 +60,8 @@ class Ranks:
         self._step = 0
         self._rings = []
         for rank, pid in enumerate(self.pids):
-            identity = RankIdentity(
-                "bench", 0, rank, GPUS, rank, host_name(), pid, start_ticks(pid), boot_id(), node.gpus[rank].uuid
-            )
+            uuid = node.gpus[rank % len(node.gpus)].uuid
+            identity = RankIdentity("bench", 0, rank, count, rank, host_name(), pid, start_ticks(pid), boot_id(), uuid)
             self._rings.append(RingWriter(ring_path(rings, identity), identity, ClockAnchor.take(clock)))
         self._stumbles = False
 

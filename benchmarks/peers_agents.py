@@ -86,12 +86,13 @@ print(len(names))
 """
 
 
-#: Groups that hold what a peer collects, and more; all other groups, Xids among them, are then left out. What we lack of
-#: openlit and nvitop-exporter is the use of encoder and decoder and the fan, of wandb its own process.
+#: Groups that hold what a peer collects, and more; all other groups, Xids among them, are then left out. What we lack
+#: of openlit and nvitop-exporter is the use of encoder and decoder and the fan, of wandb the memory of its own process
+#: and two totals of ECC errors.
 EQUAL = {
     "openlit": ("nvml/fast", "nvml/slow"),
     "wandb": (
-        *(f"nvml/{group}" for group in ("fast", "slow", "counters", "gpm", "health")),
+        *(f"nvml/{group}" for group in ("fast", "slow", "counters", "gpm")),
         *("cpu/cpu", "memory/memory", "disk/disk", "filesystem/filesystem", "network/network", "network/stack"),
     ),
     "nvitop-exporter": (
@@ -149,6 +150,14 @@ class Subject:
     def pss(self) -> int:
         """Proportional memory of all its processes now."""
         return sum(process_pss_bytes(Path(f"/proc/{pid}")) or 0 for pid in self.pids())
+
+    def environment_mark(self) -> dict[str, str]:
+        """What its processes are found by."""
+        return {MARK: self.mark}
+
+    def all_calls(self) -> int:
+        """Calls so far, of all GPUs."""
+        return sum(calls for calls, _, _ in struct.iter_unpack("<3Q", self.calls_file.read_bytes()))
 
     def calls(self) -> list[tuple[int, int, int]]:
         """Calls, time of the last answer and longest gap between two, ns, of each GPU."""
@@ -320,7 +329,7 @@ def start(subject: Subject, directory: Path, sink: Sink, node: NodeState, librar
         STATE_VARIABLE: str(node.path.absolute()),
         "RANKSCOPE_SIM_NVML_CALLS": str(subject.calls_file),
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
-        MARK: subject.mark,
+        **subject.environment_mark(),
         **subject.environment,
     }
     with (home / "log").open("wb") as log:
@@ -332,14 +341,14 @@ def start(subject: Subject, directory: Path, sink: Sink, node: NodeState, librar
 def watch(everyone: list[Subject], seconds: float, windows: int) -> None:
     """CPU time and calls in each of `windows` windows."""
     for _ in range(windows):
-        before = [(subject.cpu_ns(), sum(calls for calls, _, _ in subject.calls())) for subject in everyone]
+        before = [(subject.cpu_ns(), subject.all_calls()) for subject in everyone]
         began = time.monotonic_ns()
         time.sleep(seconds)
         for subject, (cpu, calls) in zip(everyone, before, strict=True):
             after = subject.cpu_ns()
             passed = time.monotonic_ns() - began
             subject.cpu_ratios.append(sum(after[pid] - cpu.get(pid, 0) for pid in after) / passed)
-            subject.calls_a_minute.append((sum(c for c, _, _ in subject.calls()) - calls) / passed * 60 * SECOND)
+            subject.calls_a_minute.append((subject.all_calls() - calls) / passed * 60 * SECOND)
 
 
 def hang(everyone: list[Subject], node: NodeState) -> None:
@@ -374,13 +383,12 @@ def table(everyone: list[Subject], seconds: float, windows: int) -> str:
     for interval in dict.fromkeys(subject.interval for subject in everyone):
         chosen = [subject for subject in everyone if subject.interval == interval]
         own = next(each.cpu_ratio for each in chosen if each.name.startswith("rankscope"))
-        for subject in sorted(chosen, key=lambda each: each.cpu_ratio):
-            rows.append(
-                f"| {subject.name} | {interval} | {60 * subject.cpu_ratio:.2f} | {subject.cpu_ratio / own:.1f}"
-                f" | {subject.pss_bytes / 1e6:.0f}"
-                f" | {statistics.median(subject.calls_a_minute):.0f} | {len(subject.series)}"
-                f" | {subject.gap_s:.1f} | {subject.gap_hung_s:.1f} |"
-            )
+        rows += [
+            f"| {subject.name} | {interval} | {60 * subject.cpu_ratio:.2f} | {subject.cpu_ratio / own:.1f}"
+            f" | {subject.pss_bytes / 1e6:.0f} | {statistics.median(subject.calls_a_minute):.0f}"
+            f" | {len(subject.series)} | {subject.gap_s:.1f} | {subject.gap_hung_s:.1f} |"
+            for subject in sorted(chosen, key=lambda each: each.cpu_ratio)
+        ]
     return "\n".join(rows)
 
 

@@ -13,12 +13,13 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from plot import Curve, write
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/verdict-growth.md"
-PLOT = ROOT / "docs/images/verdict-growth.svg"
 RANKS = (64, 128, 256, 512, 1024)
 STEPS = (450, 900, 1800, 3600)
 HOUR = 3600
@@ -93,36 +94,16 @@ that of ranks times steps.
 """
 
 
-def svg(rows: Sequence[dict[str, float]]) -> str:
-    """Seconds against rank-steps, both axes linear: a straight line is linear growth."""
-    width, height, left, bottom = 640, 320, 60, 40
-    most_x = max(row["ranks"] * row["steps"] for row in rows) / 1e6
-    most_y = max(row["cpu_seconds"] for row in rows) * 1.1
+def curves(rows: Sequence[dict[str, float]]) -> list[Curve]:
+    """Seconds against rank-steps: a straight line is linear growth."""
 
-    def place(row: dict[str, float]) -> tuple[float, float]:
-        x = left + (width - left - 20) * row["ranks"] * row["steps"] / 1e6 / most_x
-        y = (height - bottom) - (height - bottom - 20) * row["cpu_seconds"] / most_y
-        return round(x, 1), round(y, 1)
+    def points(chosen: Iterable[dict[str, float]]) -> list[tuple[float, float]]:
+        return [(row["ranks"] * row["steps"] / 1e6, row["cpu_seconds"]) for row in chosen]
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"',
-        ' font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<path d="M{left} 20V{height - bottom}H{width - 20}" fill="none" stroke="#444"/>',
-        f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">ranks x steps, millions</text>',
-        f'<text x="14" y="{height / 2}" text-anchor="middle" transform="rotate(-90 14 {height / 2})">seconds</text>',
-        f'<text x="{width - 20}" y="{height - 24}" text-anchor="end">{most_x:.1f}</text>',
-        f'<text x="{left - 6}" y="26" text-anchor="end">{most_y:.1f}</text>',
+    return [
+        ("by ranks, an hour", points(row for row in rows if row["steps"] == HOUR)),
+        ("by steps, 1,024 ranks", points(row for row in rows if row["ranks"] == RANKS[-1])),
     ]
-    kinds = (("#1f77b4", "by ranks, an hour", lambda row: row["steps"] == HOUR),)
-    kinds += (("#d95f02", "by steps, 1,024 ranks", lambda row: row["ranks"] == RANKS[-1]),)
-    for index, (colour, label, chosen) in enumerate(kinds):
-        points = sorted(place(row) for row in rows if chosen(row))
-        path = " ".join(f"{x},{y}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}"/>' for x, y in points]
-        parts.append(f'<text x="{left + 12}" y="{34 + 16 * index}" fill="{colour}">{label}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def main() -> int:
@@ -140,8 +121,7 @@ def main() -> int:
     print(table(rows))
     if chosen.write:
         PAGE.write_text(page(rows), encoding="utf-8")
-        PLOT.parent.mkdir(exist_ok=True)
-        PLOT.write_text(svg(rows), encoding="utf-8")
+        write("verdict-growth", curves(rows), "ranks x steps, millions", "seconds")
     return 0
 
 

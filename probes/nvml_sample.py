@@ -69,6 +69,8 @@ class Refusals:
 
     def paused(self, metric: str, now_ns: int) -> bool:
         """Whether a metric is left alone now."""
+        if not self._pauses:
+            return False
         pause = self._pauses.get(metric)
         return pause is not None and now_ns < pause.until_ns
 

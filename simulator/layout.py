@@ -15,8 +15,8 @@ from ctypes import c_char, c_double, c_int32, c_int64, c_uint32, c_uint64
 from typing import Any
 
 MAGIC = int.from_bytes(b"RSNVML\x00\x01", "little")
-VERSION = 2
-MAX_GPUS = 16
+VERSION = 3
+MAX_GPUS = 64  # no board has more than 16 today; growth is measured beyond
 MAX_LINKS = 18  # the most links of a profiled product
 MAX_PROCESSES = 16
 MAX_MIG = 7  # the most instances of a profiled product

@@ -20,7 +20,7 @@ from rankscope.simulator.profiles import GpuProfile, profile_named
 STATE_VARIABLE = "RANKSCOPE_SIM_NVML_STATE"
 XID_EVENT = 0x8  # nvmlEventTypeXidCriticalError
 # PCI buses of the eight GPUs of an HGX H100 board, as commonly listed; more GPUs go on counting from there.
-_PCI_BUSES = (0x1B, 0x43, 0x52, 0x61, 0x9D, 0xC3, 0xD1, 0xDF)
+_PCI_BUSES = (0x1B, 0x43, 0x52, 0x61, 0x9D, 0xC3, 0xD1, 0xDF, *range(0xE0, 0x100), *range(0x62, 0x7A))
 
 
 class NodeState:
@@ -182,7 +182,7 @@ def _fill_gpu(record: Any, spec: GpuProfile, index: int, host: str, seed: int) -
     record.serial = f"16{rng.randrange(10**11):011d}".encode()
     for name, value in spec.record_fields().items():
         setattr(record, name, value)
-    record.pci_bus = _PCI_BUSES[index] if index < len(_PCI_BUSES) else 0xE0 + index - len(_PCI_BUSES)
+    record.pci_bus = _PCI_BUSES[index]
     record.minor_number, record.module_id = index, index + 1
     record.work_factor, record.ecc_enabled, record.step = 1.0, 1, -1
     record.sm_clock_mhz, record.memory_clock_mhz = spec.idle_sm_clock_mhz, spec.idle_memory_clock_mhz

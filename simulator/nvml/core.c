@@ -157,19 +157,19 @@ nvmlReturn_t nvmlShutdown(void) {
 nvmlReturn_t sim_initialised(void) { return references > 0 ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED; }
 
 nvmlDevice_t sim_handle(unsigned int gpu) {
-    return (nvmlDevice_t)(uintptr_t)(HANDLE_TAG | (uint64_t)generation << 8 | (gpu + 1));
+    return (nvmlDevice_t)(uintptr_t)(HANDLE_TAG | (uint64_t)generation << 10 | (gpu + 1));
 }
 
-/* A MIG handle is its GPU's with one more than its place above the GPU's five bits. */
+/* A MIG handle is its GPU's with one more than its place above the GPU's seven bits. */
 nvmlDevice_t sim_mig_handle(nvmlDevice_t device, unsigned int place) {
-    return (nvmlDevice_t)(uintptr_t)((uint64_t)(uintptr_t)device | (uint64_t)(place + 1) << 5);
+    return (nvmlDevice_t)(uintptr_t)((uint64_t)(uintptr_t)device | (uint64_t)(place + 1) << 7);
 }
 
 static int gpu_of(nvmlDevice_t device, int *mig) {
     uint64_t bits = (uint64_t)(uintptr_t)device;
-    unsigned int slot = bits & 0x1f;
-    *mig = (int)(bits >> 5 & 7) - 1;
-    if ((bits & ~UINT64_C(0xff)) != (HANDLE_TAG | (uint64_t)generation << 8))
+    unsigned int slot = bits & 0x7f;
+    *mig = (int)(bits >> 7 & 7) - 1;
+    if ((bits & ~UINT64_C(0x3ff)) != (HANDLE_TAG | (uint64_t)generation << 10))
         return -1;
     return slot >= 1 && slot <= node->gpu_count ? (int)slot - 1 : -1;
 }

@@ -45,8 +45,8 @@ def test_identity_follows_seed_host_and_index(profile: str, tmp_path: Path) -> N
     ("arguments", "words"),
     [
         ({"profile": "H200"}, "no GPU profile 'H200'; choose one of H100-SXM5-80GB"),
-        ({"gpus": 0}, "0 GPUs; choose 1 to 16"),
-        ({"gpus": 17}, "17 GPUs; choose 1 to 16"),
+        ({"gpus": 0}, "0 GPUs; choose 1 to 64"),
+        ({"gpus": 65}, "65 GPUs; choose 1 to 64"),
         ({"driver": "latest"}, "driver version 'latest'; write it like 580.95.05"),
     ],
 )
