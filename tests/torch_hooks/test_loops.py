@@ -104,9 +104,9 @@ def test_optimizers_that_step_in_backward(scope: Scope, records: Records, with_l
 
 def test_update_by_hand(scope: Scope, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any optimizer a batch is a step, and the rank says so."""
-    from rankscope.torch_hooks import scope as scope_module
+    from rankscope.torch_hooks import watching
 
-    monkeypatch.setattr(scope_module, "optimizer_made", lambda _type: False)
+    monkeypatch.setattr(watching, "optimizer_made", lambda _type: False)
     weight = torch.ones(4, requires_grad=True)
     for batch in DataLoader(Rows(6), batch_size=1):
         (batch * weight).sum().backward()

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankscope.clock import ClockAnchor
@@ -153,6 +153,7 @@ def play(module: Any, calls: list[tuple[str, Any]], steps: list[int], *, device:
         return seen, written(ring)
 
 
+@settings(deadline=None)
 @given(st.lists(CALLS, max_size=30), st.lists(st.integers(0, 10**9), min_size=1, max_size=5), st.booleans())
 def test_same_ring_for_the_same_calls(calls: list[tuple[str, Any]], steps: list[int], device: bool) -> None:
     """Whatever is called in whatever order, both write the same bytes and answer the same."""
@@ -237,6 +238,7 @@ def play_timeline(
         return seen, written(ring)
 
 
+@settings(deadline=None)
 @given(
     st.lists(MARKED, max_size=40),
     st.lists(st.integers(0, 10**6), min_size=1, max_size=5),
@@ -354,6 +356,7 @@ def play_loop(module: Any, events: list[tuple[str, Any]], steps: list[int]) -> t
         return seen, written(ring)
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, max_size=25), st.lists(st.integers(1, 10**7), min_size=1, max_size=5))
 def test_same_steps_for_the_same_events(events: list[tuple[str, Any]], steps: list[int]) -> None:
     """Loaders, backwards, optimizers and closures in any order: both see the same steps and phases."""
