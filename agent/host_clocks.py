@@ -171,6 +171,9 @@ def clock_lines(clocks: Iterable[HostClock]) -> list[str]:
     for clock in clocks:
         if clock.error_ns is None:
             lines.append(f"clock of {clock.host}: nothing says how well it agrees with the others'")
+        elif clock.source == "steps":
+            ahead, error = f"{clock.correction_ns / 1e9:+.1f} s", f"{clock.error_ns / 1e9:g} s"
+            lines.append(f"clock of {clock.host}: it was {ahead} off; its steps set it right to within {error}")
         elif clock.source == "collectives" and abs(clock.correction_ns) > max(clock.error_ns, 100_000_000):
             ahead, error = f"{clock.correction_ns / 1e9:+.3f} s", f"{clock.error_ns / 1e6:.1f} ms"
             lines.append(f"clock of {clock.host}: it was {ahead} off; collectives set it right to within {error}")

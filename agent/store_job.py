@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import statistics
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from rankscope.agent.store import Store
@@ -45,6 +46,8 @@ class StoredJob:
     step_s: float
     #: Until when events and readings still belong to it: what ended the last step is told after it.
     until_s: float
+    #: Matcher of the hosts that all queries are about; all hosts where empty.
+    hosts: str = ""
 
     @property
     def back_s(self) -> float:
@@ -58,7 +61,17 @@ class StoredJob:
 
     def select(self, more: str = "") -> str:
         """The matchers of the job, and more."""
-        return f"{{rankscope_job={quoted(self.name)}{', ' + more if more else ''}}}"
+        return "{" + ", ".join(filter(None, (f"rankscope_job={quoted(self.name)}", self.hosts, more))) + "}"
+
+    def shifted(self, host: str, ahead_s: float) -> StoredJob:
+        """The same as a host tells it whose clock is ahead."""
+        begin_s, end_s, until_s = (each + ahead_s for each in (self.begin_s, self.end_s, self.until_s))
+        hosts = f"host_name={quoted(host)}"
+        return replace(self, begin_s=begin_s, end_s=end_s, until_s=until_s, hosts=hosts)
+
+    def without(self, hosts: Sequence[str]) -> StoredJob:
+        """The same as all others tell it."""
+        return replace(self, hosts=", ".join(f"host_name!={quoted(host)}" for host in hosts))
 
     def sum_of(self, histogram: str, more: str = "") -> str:
         """Expression of a histogram's sum so far."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from rankscope.agent.host_clocks import clock_lines
 from rankscope.agent.store import Sampled, Store
+from rankscope.agent.store_clocks import hosts_ahead
 from rankscope.agent.store_columns import (
     FloatArray,
     Means,
@@ -26,8 +28,9 @@ from rankscope.agent.store_readings import agents_findings, fetch_events, fetch_
 from rankscope.agent.store_suspects import Chosen
 from rankscope.clock import ClockAnchor
 from rankscope.identity import RankIdentity
+from rankscope.reading import Event
 from rankscope.records import GroupKind
-from rankscope.window import RankWindow, Window
+from rankscope.window import HostClock, RankWindow, Series, SeriesKey, Window
 
 _SECOND_NS = 1_000_000_000
 _NAMES = {
@@ -55,14 +58,70 @@ class _Told:
 
 
 def fetch_window(store: Store, job: StoredJob, chosen: Chosen) -> Window:
-    """The window of the chosen ranks, their hosts' readings and events. Raises StoreError."""
-    grid = np.arange(job.begin_s, job.end_s + job.step_s / 2, job.step_s)
+    """The window of the chosen ranks, their hosts' readings and events. Raises StoreError.
+
+    Hosts whose clocks are ahead are asked for their own time of it, and all of it is on one clock then.
+    """
     those = "" if len(chosen.ranks) >= job.world_size else f'rankscope_rank=~"{"|".join(map(str, chosen.ranks))}"'
+    apart = hosts_ahead(store, job)
+    parts = [job.without([each.host for each in apart])] + [job.shifted(each.host, each.ahead_s) for each in apart]
+    numbers = _numbers(store, parts[0], those, _grid(parts[0]))
+    found = [_part(store, part, those, numbers, chosen) for part in parts]
+    identities = {rank: of.identity for part in found for rank, of in part.ranks.items()}
+    anchors = {
+        identity.host: ClockAnchor(0, round(part.job.begin_s * _SECOND_NS))
+        for part in found
+        for identity in sorted((of.identity for of in part.ranks.values()), key=lambda each: each.host)
+    }
+    series = {key: each for part in found for key, each in part.series.items()}
+    ranks = {rank: of for part in found for rank, of in part.ranks.items()}
+    ends = [int(each.steps.columns["end_ns"][-1]) for each in ranks.values() if len(each.steps)]
+    ends += [int(each.times_ns[-1]) for each in series.values() if len(each.times_ns)]
+    clocks = [
+        HostClock(
+            each.host, round(each.ahead_s * _SECOND_NS), round(each.error_s * _SECOND_NS), None, "steps", each.steps
+        )
+        for each in apart
+    ]
+    events = sorted((event for part in found for event in part.events), key=lambda event: event.time_ns)
+    return Window(
+        job=job.name,
+        ranks=dict(sorted(ranks.items())),
+        series=series,
+        events=[event for event in events if event.host in anchors],
+        anchors=anchors,
+        begin_ns=0,
+        end_ns=max(ends, default=0),
+        world_size=job.world_size,
+        not_seen=[*clock_lines(clocks), *_not_seen(job, chosen, identities, agents_findings(store, job))],
+        gpus={
+            host: [each.gpu_uuid for each in identities.values() if each.host == host and each.gpu_uuid]
+            for host in anchors
+        },
+        clocks=clocks,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What the hosts of one clock told."""
+
+    job: StoredJob
+    ranks: Mapping[int, RankWindow]
+    series: Mapping[SeriesKey, Series]
+    events: Sequence[Event]
+
+
+def _grid(job: StoredJob) -> FloatArray:
+    return np.arange(job.begin_s, job.end_s + job.step_s / 2, job.step_s)
+
+
+def _part(store: Store, job: StoredJob, those: str, numbers: FloatArray, chosen: Chosen) -> _Part:
+    """Ranks, readings and events of the hosts of one clock, `numbers` being the steps at the points of the grid."""
+    grid = _grid(job)[: len(numbers)]
+    numbers = numbers[: len(grid)]
     identities = _identities(store, job, those)
-    hosts = {identity.host for identity in identities.values()}
-    anchors = {host: ClockAnchor(0, round(job.begin_s * _SECOND_NS)) for host in sorted(hosts)}
     told = _told(store, job, those, grid, identities)
-    numbers = _numbers(store, job, those, grid)
     groups = _groups(store, job, those, identities)
     ranks = {}
     for rank, identity in identities.items():
@@ -76,26 +135,8 @@ def fetch_window(store: Store, job: StoredJob, chosen: Chosen) -> Window:
             groups=group_columns(host, device, numbers, groups.get(rank, {})),
             members={name: each.members for name, each in groups.get(rank, {}).items() if each.members},
         )
-    looked_at = _hosts_to_read(identities, chosen)
-    series = fetch_readings(store, job, looked_at)
-    events = fetch_events(store, job)
-    ends = [int(each.steps.columns["end_ns"][-1]) for each in ranks.values() if len(each.steps)]
-    ends += [int(each.times_ns[-1]) for each in series.values() if len(each.times_ns)]
-    return Window(
-        job=job.name,
-        ranks=ranks,
-        series=series,
-        events=[event for event in events if event.host in anchors],
-        anchors=anchors,
-        begin_ns=0,
-        end_ns=max(ends, default=0),
-        world_size=job.world_size,
-        not_seen=_not_seen(job, chosen, identities, agents_findings(store, job)),
-        gpus={
-            host: [each.gpu_uuid for each in identities.values() if each.host == host and each.gpu_uuid]
-            for host in anchors
-        },
-    )
+    series = fetch_readings(store, job, _hosts_to_read(identities, chosen))
+    return _Part(job, ranks, series, fetch_events(store, job))
 
 
 def _not_seen(

@@ -95,7 +95,8 @@ class HostClock:
     error_ns: int | None
     #: They are surely off by no more than this; None where ranks did not meet, or not often enough.
     bound_ns: int | None
-    #: "one kernel", "wall clocks" (as the kernel says they are disciplined) or "collectives".
+    #: "one kernel", "wall clocks" (as the kernel says they are disciplined), "collectives", or "steps" (their times in
+    #: a store).
     source: str
     #: Operations in which ranks of both hosts met, that were looked at.
     operations: int

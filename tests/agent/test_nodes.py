@@ -219,10 +219,11 @@ def test_the_host_behind_a_slow_port_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.verify
 def test_a_wall_clock_an_hour_ahead_changes_nothing(tmp_path: Path) -> None:
-    """All processes of one node read a wall clock that is ahead: its rank and its agent."""
+    """All processes of one node read a wall clock that is ahead: its rank and its agent, and what it exports."""
     done = run_job(tmp_path, slow_port, ahead_s=(0, HOUR_S, 0))
     check_slow(done.verdict, {"host": HOSTS[2]})
     check_clocks(done.verdict)
+    check_stored(done)
 
 
 @pytest.mark.verify
