@@ -300,7 +300,7 @@ def demo(ctx: click.Context, file: Path | None, seed: int | None, as_json: bool,
 
     from rankscope.agent.demo import demonstrate
     from rankscope.agent.verdict import show, write_outputs
-    from rankscope.simulator.scenario import SCENARIOS, load_scenario
+    from rankscope.simulator.scenario_file import SCENARIOS, load_scenario
 
     scenario = load_scenario(file or SCENARIOS / "demo.toml")
     console = _console(stderr=as_json)

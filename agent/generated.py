@@ -104,7 +104,7 @@ def generate(scenario: Path, output: Path, seed: int | None, as_json: bool) -> N
     from dataclasses import replace
 
     from rankscope.simulator.generate import generate as made
-    from rankscope.simulator.scenario import load_scenario
+    from rankscope.simulator.scenario_file import load_scenario
 
     loaded = load_scenario(scenario)
     paths = write_recordings(made(loaded if seed is None else replace(loaded, seed=seed)), output)

@@ -18,7 +18,8 @@ from rankscope.agent.score_views import PROFILES, SOURCES, seconds_between, unti
 from rankscope.errors import RankscopeError, ScenarioError
 from rankscope.finding import Overhead
 from rankscope.rules import THRESHOLD, judge
-from rankscope.simulator.scenario import Scenario, load_scenario
+from rankscope.simulator.scenario import Scenario
+from rankscope.simulator.scenario_file import load_scenario
 from rankscope.window import Window
 
 #: Steps after a fault's begin at which a generated run is judged as if it ended there, to see when it is first told.

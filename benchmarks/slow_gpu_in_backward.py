@@ -28,7 +28,7 @@ from rankscope.records import DeviceRecord, GroupRecord, RingRecord, StepRecord
 from rankscope.ring import RingReader
 from rankscope.rules import diagnose
 from rankscope.simulator.node import SimulatedNode
-from rankscope.simulator.scenario import load_scenario
+from rankscope.simulator.scenario_file import load_scenario
 from rankscope.window import Columns, RankWindow, Window
 
 RANKS, STEPS, STEP_MS, FROM_STEP, CULPRIT = 4, 120, 100, 40, 2

@@ -23,7 +23,8 @@ from rankscope.simulator import competitor
 from rankscope.simulator.faults import FaultKind
 from rankscope.simulator.kernel_log import KernelLog
 from rankscope.simulator.physics import Physics
-from rankscope.simulator.scenario import SCENARIO_VARIABLE, SEED_VARIABLE, Confounder, Fault, Scenario
+from rankscope.simulator.scenario import Confounder, Fault, Scenario
+from rankscope.simulator.scenario_file import SCENARIO_VARIABLE, SEED_VARIABLE
 from rankscope.simulator.state import STATE_VARIABLE, NodeState
 from rankscope.simulator.storage import CALM, SLOW, SimulatedStorage
 

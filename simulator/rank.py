@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from rankscope.simulator.device import AsyncDevice, current_device
 from rankscope.simulator.fully_shard import shard
 from rankscope.simulator.pauses import Garbage, burn_cpu, slow_save
-from rankscope.simulator.scenario import Scenario, scenario_from_environment
+from rankscope.simulator.scenario import Scenario
+from rankscope.simulator.scenario_file import scenario_from_environment
 
 #: How the device time of a step divides over its parts; the rest is the optimizer.
 _FORWARD, _BACKWARD, _TRANSFER = 0.30, 0.58, 0.04

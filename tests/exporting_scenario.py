@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from rankscope.agent.config import ExportSettings, Settings
 from rankscope.agent.demo import run_scenario
-from rankscope.simulator.scenario import load_scenario
+from rankscope.simulator.scenario_file import load_scenario
 
 
 def main(scenario: str, directory: str, url: str) -> None:

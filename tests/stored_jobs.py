@@ -20,7 +20,7 @@ from rankscope.exporters.prometheus_text import JobSeries, exposition
 from rankscope.exporters.replay import CHUNK_NS, readings_of, records_of, replay
 from rankscope.finding import Finding
 from rankscope.simulator.generate import generate
-from rankscope.simulator.scenario import load_scenario
+from rankscope.simulator.scenario_file import load_scenario
 from rankscope.window import Series, SeriesKey, Window
 
 #: Ten minutes: 40 exports of 15 s.

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from rankscope.agent.config import ExportSettings, Settings
 from rankscope.agent.demo import run_scenario
-from rankscope.simulator.scenario import load_scenario
+from rankscope.simulator.scenario_file import load_scenario
 
 #: A picture of minutes shows what an hour does at the agent's own pace of 15 s.
 EXPORT_SECONDS = 2.0

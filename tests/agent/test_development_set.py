@@ -12,7 +12,8 @@ from rankscope.finding import Overhead
 from rankscope.rules import CLASSES, THRESHOLD, judge
 from rankscope.rules.faults import FAULTS
 from rankscope.simulator.generate import generate
-from rankscope.simulator.scenario import SCENARIOS, Scenario
+from rankscope.simulator.scenario import Scenario
+from rankscope.simulator.scenario_file import SCENARIOS
 
 DEVELOPMENT, TEST = (scenarios_in(SCENARIOS / name) for name in ("development", "test"))
 

@@ -11,7 +11,8 @@ from rankscope.agent.score_figures import summarise
 from rankscope.agent.score_shares import calibration, calibration_error, wilson_upper
 from rankscope.finding import Advice, Basis, Finding, Impact, Overhead, Side, Verdict, Where
 from rankscope.reading import Severity
-from rankscope.simulator.scenario import Scenario, load_scenario
+from rankscope.simulator.scenario import Scenario
+from rankscope.simulator.scenario_file import load_scenario
 
 SIDES = {
     "gpu-thermal-slowdown": Side.HARDWARE,

@@ -14,7 +14,7 @@ from rankscope.agent.score_views import PROFILES, SOURCES, until
 from rankscope.agent.scoreboard import generate_and_score
 from rankscope.agent.scoreboard_page import with_section
 from rankscope.simulator.generate import generate
-from rankscope.simulator.scenario import load_scenario
+from rankscope.simulator.scenario_file import load_scenario
 
 ROOT = Path(__file__).parents[2]
 THERMAL = '[[fault]]\nclass = "gpu-thermal-slowdown"\ngpu = 2\nseverity = 1.25\nfrom_step = 60\n'

@@ -36,7 +36,7 @@ from rankscope.finding import Verdict
 from rankscope.probes.kernel_log import MAX_RECORDS, KernelLogProbe
 from rankscope.reading import EVENT_KINDS
 from rankscope.ring import RingReader
-from rankscope.simulator.scenario import load_scenario
+from rankscope.simulator.scenario_file import load_scenario
 from rankscope.testing import FakeClock
 from rankscope.window import Window
 

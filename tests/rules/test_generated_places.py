@@ -9,7 +9,7 @@ import pytest
 from rankscope.finding import Finding, Overhead
 from rankscope.rules import judge
 from rankscope.simulator.generate import generate
-from rankscope.simulator.scenario import load_scenario
+from rankscope.simulator.scenario_file import load_scenario
 
 TWO_HOSTS = (
     "[workload]\nranks = 16\nsteps = 300\nstep_ms = 200\ndata_ms = 16\nhost_ms = 20\n[node]\ngpus = 8\nhosts = 2\n"

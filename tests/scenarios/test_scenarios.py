@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rankscope.simulator.scenario import SCENARIOS, load_scenario
+from rankscope.simulator.scenario_file import SCENARIOS, load_scenario
 
 pytestmark = pytest.mark.alone
 

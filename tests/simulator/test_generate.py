@@ -11,7 +11,8 @@ from rankscope.metrics import METRICS
 from rankscope.reading import EVENT_KINDS
 from rankscope.records import DeviceRecord, StepRecord, field_names
 from rankscope.simulator.generate import generate
-from rankscope.simulator.scenario import SCENARIOS, Scenario, load_scenario
+from rankscope.simulator.scenario import Scenario
+from rankscope.simulator.scenario_file import SCENARIOS, load_scenario
 from rankscope.window import Window
 
 

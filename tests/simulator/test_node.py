@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rankscope.simulator.node import SimulatedNode
-from rankscope.simulator.scenario import SCENARIO_VARIABLE, load_scenario
+from rankscope.simulator.scenario_file import SCENARIO_VARIABLE, load_scenario
 
 pytestmark = pytest.mark.alone
 

@@ -8,14 +8,14 @@ import pytest
 
 from rankscope.errors import ScenarioError
 from rankscope.finding import Side
-from rankscope.simulator.scenario import (
+from rankscope.simulator.scenario_classes import FAULT_CLASSES
+from rankscope.simulator.scenario_file import (
     SCENARIO_VARIABLE,
     SCENARIOS,
     SEED_VARIABLE,
     load_scenario,
     scenario_from_environment,
 )
-from rankscope.simulator.scenario_classes import FAULT_CLASSES
 
 THERMAL = """
 name = "hot"
