@@ -1,4 +1,6 @@
-"""The helper process that alone calls NVML: `python -m rankscope.probes.nvml_child [LIBRARY]`.
+"""The helper process that alone calls NVML: `python -m rankscope.probes.nvml_child LIBRARY EVENTS`.
+
+LIBRARY may be empty: the one that the linker finds. EVENTS is 0 where nobody wants to hear of events.
 
 The main thread waits for signals and never calls NVML. Another reads requests and GPUs (nvml_readers); where a call
 does not return, the next thread does. So the helper ends with its parent whatever the driver does, and one GPU holds
@@ -34,10 +36,11 @@ INTERNAL_ERROR = 3
 class Helper:
     """Opens the library in a thread of its own, then answers requests until its input ends."""
 
-    def __init__(self, library_path: str | None, requests: int, answers: int) -> None:
-        """`requests` and `answers` are the descriptors to read from and to write to."""
+    def __init__(self, library_path: str | None, requests: int, answers: int, *, events: bool = True) -> None:
+        """`requests` and `answers` are the descriptors to read from and to write to; `events`: wait for events."""
         self._library_path = library_path
         self._answers = answers
+        self._events = events
         self._write_lock = threading.Lock()
         self._library: NvmlLibrary | None = None
         self._readers = GpuReaders(requests, self._write, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -97,7 +100,7 @@ class Helper:
         self._library = library
         driver = version_of(library.driver)
         # Before the first hello, so that whoever has heard it misses no event from then on.
-        watching = self._watch(library)
+        watching = self._events and self._watch(library)
         self._readers.open({gpu.identity.index: GpuReader(gpu, driver) for gpu in library.gpus})
         self._send(
             {
@@ -166,7 +169,8 @@ def main() -> None:
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the agent's to handle
-    helper = Helper(sys.argv[1] if len(sys.argv) > 1 else None, 0, answers)
+    library, events = sys.argv[1:]
+    helper = Helper(library or None, 0, answers, events=events != "0")
     threading.excepthook = lambda failed: helper.give_up(failed.exc_value)
     try:
         helper.serve()
