@@ -14,6 +14,7 @@ import click
 import numpy as np
 
 from rankscope.agent.config import load_settings
+from rankscope.agent.loop_series import recorded_columns
 from rankscope.agent.switchback import AgentKnob, CommandKnob, Design, Knob, Switchback
 from rankscope.errors import ConfigurationError
 from rankscope.rules import feedback
@@ -129,6 +130,8 @@ def told_switchback(document: dict[str, Any]) -> str:
 @click.option("--cause", required=True, help="Column of the series that may be driven.")
 @click.option("--effect", "effect_name", required=True, help="Column of the series that may come back into it.")
 @click.option("--cut", "cut_name", default="cut", show_default=True, help="Column: 1 where the return path was cut.")
+@click.option("--cuts", type=_FILE, help="Of a recording: CSV with begin and end (seconds since 1970) of each cut.")
+@click.option("--every", default=1.0, show_default=True, help="Of a recording: seconds of a sample.")
 @click.option("--max-delay", default=12, show_default=True, type=click.IntRange(1), help="Samples to look back.")
 @click.option("--period", type=click.IntRange(2), help="Length of a shared cycle, in samples (24 hours of a day).")
 @click.option("--alpha", default=0.01, show_default=True, help="Chance to call a coincidence a loop.")
@@ -139,24 +142,33 @@ def loop(
     cause: str,
     effect_name: str,
     cut_name: str,
+    cuts: Path | None,
+    every: float,
     max_delay: int,
     period: int | None,
     alpha: float,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Whether one column of TABLE (CSV, evenly spaced rows) comes back into another: gain, delay, interval.
+    """Whether one series of TABLE comes back into another: gain, delay, interval.
 
-    Without windows in which the return path was cut there is no telling: `experiment schedule` draws them.
+    TABLE is a CSV of evenly spaced rows, or, with --cuts, a recording or a directory of them: series are then named
+    METRIC or METRIC@DEVICE, and step_ms are the steps. Without windows in which the return path was cut there is no
+    telling: `experiment schedule` draws them.
     """
-    columns = read_table(table, (cause, effect_name, cut_name))
-    cut = columns[cut_name]
-    if not np.isin(cut, (0.0, 1.0)).all():
-        raise ConfigurationError(f'column "{cut_name}" holds more than 0 and 1', where=str(table))
+    if cuts is not None:
+        if not 1e-3 <= every <= 1e6:
+            raise ConfigurationError(f"--every {every:g} is no length of a sample", todo="give seconds: 1")
+        columns, cut = recorded_columns(table, (cause, effect_name), cuts, every)
+    else:
+        columns = read_table(table, (cause, effect_name, cut_name))
+        if not np.isin(columns[cut_name], (0.0, 1.0)).all():
+            raise ConfigurationError(f'column "{cut_name}" holds more than 0 and 1', where=str(table))
+        cut = columns[cut_name].astype(bool)
     found = feedback.loop(
         columns[cause],
         columns[effect_name],
-        cut.astype(bool),
+        cut,
         max_delay=max_delay,
         period=period,
         alpha=alpha,
@@ -164,8 +176,8 @@ def loop(
     )
     if found is None:
         raise ConfigurationError(
-            f'fewer than {feedback.LEAST_WINDOWS} windows of either kind in column "{cut_name}"',
-            where=str(table),
+            f"fewer than {feedback.LEAST_WINDOWS} windows of either kind",
+            where=f'{table}, column "{cut_name}"' if cuts is None else str(cuts),
             todo="cut the return path in windows drawn by chance: `rankscope experiment schedule`",
         )
     document = {"schema": "rankscope.loop/1", "cause": cause, "effect": effect_name, **asdict(found)}

@@ -1,4 +1,4 @@
-"""Turning a knob on and off in random order while a job runs, by the steps in a rank's ring."""
+"""Turning a knob on and off in random order while a job runs, by the steps in its ranks' rings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,10 @@ from rankscope.rules.switchback import Decision, Effect, Stretch, effect
 
 _LOOK_SECONDS = 0.05
 _KNOB_SECONDS = 60.0
+#: Time between two looks for rings that are new, and after which a rank that says nothing is not waited for, unless
+#: steps are long.
+_NEW_RINGS_NS = 10**9
+_SILENT_NS = 10 * 10**9
 
 
 class Knob(Protocol):
@@ -110,7 +114,7 @@ class Design:
 
 @dataclass(slots=True)
 class Switchback:
-    """Switches the knob at step boundaries of one rank; runs in a thread of its own until decided or told to stop.
+    """Switches the knob between steps; runs in a thread of its own until decided or told to stop.
 
     `say` hears one line when it is decided or cannot go on.
     """
@@ -170,13 +174,30 @@ class Switchback:
                 return
 
 
+@dataclass(slots=True)
+class _Ring:
+    """One rank's ring, the last step heard of it, and when that was, CLOCK_MONOTONIC ns."""
+
+    reader: RingReader
+    heard_ns: int
+    last: int | None = None
+
+
 class _Steps:
-    """The steps of the rank with the lowest number, as they end."""
+    """The steps of this host's ranks as the last of them ends each: as long as the slowest rank's.
+
+    Rings that come later, of a rank that was restarted, count from then on; a rank that says nothing any more is not
+    waited for.
+    """
 
     def __init__(self, rings: Path, over: threading.Event) -> None:
-        self._rings = rings
+        self._directory = rings
         self._over = over
-        self._reader: RingReader | None = None
+        self._rings: dict[Path, _Ring] = {}
+        self._look_due_ns = 0
+        #: Step -> (earliest begin, longest duration) of the ranks that have ended it, ns.
+        self._ended: dict[int, tuple[int, int]] = {}
+        self._longest_ns = 0
 
     def skip(self, count: int) -> bool:
         """Let that many steps go by; False where the job ended before."""
@@ -187,26 +208,37 @@ class _Steps:
         seen = 0
         taken: list[int] = []
         while seen < settle + count:
-            for record in self._next():
-                if record.start_ns < after_ns or seen >= settle + count:
+            for start_ns, length_ns in self._next():
+                if start_ns < after_ns or seen >= settle + count:
                     continue
                 seen += 1
                 if seen > settle:
-                    taken.append(record.end_ns - record.start_ns)
+                    taken.append(length_ns)
             if seen < settle + count and self._over.wait(_LOOK_SECONDS):
                 return None
         return taken
 
-    def _next(self) -> Sequence[StepRecord]:
-        if self._reader is None:
-            rings = sorted(self._rings.glob(f"*{SUFFIX}"), key=_rank_of)
-            if not rings:
-                return ()
-            self._reader = RingReader(rings[0])
-        return [record for record in self._reader.read().records if isinstance(record, StepRecord)]
+    def _next(self) -> list[tuple[int, int]]:
+        now = time.monotonic_ns()
+        if now >= self._look_due_ns:
+            self._look_due_ns = now + _NEW_RINGS_NS
+            self._look(now)
+        for ring in self._rings.values():
+            for record in ring.reader.read().records:
+                if isinstance(record, StepRecord):
+                    length_ns = record.end_ns - record.start_ns
+                    begin_ns, longest_ns = self._ended.get(record.step, (record.start_ns, 0))
+                    self._ended[record.step] = min(begin_ns, record.start_ns), max(longest_ns, length_ns)
+                    self._longest_ns = max(self._longest_ns, length_ns)
+                    ring.last, ring.heard_ns = record.step, now
+        silent_ns = max(_SILENT_NS, 3 * self._longest_ns)
+        passed = min(
+            (ring.last for ring in self._rings.values() if ring.last is not None and now - ring.heard_ns < silent_ns),
+            default=-1,
+        )
+        return [self._ended.pop(step) for step in sorted(self._ended) if step <= passed]
 
-
-def _rank_of(path: Path) -> int:
-    # JOB.RANK.PID.START.ring; a job's name may hold dots too.
-    parts = path.name.split(".")
-    return int(parts[-4]) if len(parts) >= 5 and parts[-4].isdigit() else 1 << 30
+    def _look(self, now: int) -> None:
+        for path in self._directory.glob(f"*{SUFFIX}"):
+            if path not in self._rings:
+                self._rings[path] = _Ring(RingReader(path), now)

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,34 +82,31 @@ def count_inside(library: str) -> None:
     """Run under callgrind: every loop plain, attached and plain again."""
     import torch.distributed as dist
 
-    marks = ctypes.CDLL(library)
     with tempfile.TemporaryDirectory() as directory:
         dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=0, world_size=1)
         for number, train in enumerate(loops().values()):
-
-            def counted(name: str, train: Callable[[int], None] = train, number: int = number) -> None:
-                train(WARM_STEPS)
-                marks.begin()
-                train(STEPS)
-                marks.end(f"{number} {name}".encode())
-
-            counted("plain")
+            count_marked(library, number, "plain", train)
             with attached(directory):
-                counted("attached")
-            counted("null")
+                count_marked(library, number, "attached", train)
+            count_marked(library, number, "null", train)
         dist.destroy_process_group()
 
 
-def count() -> dict[str, dict[str, float]]:
-    """Instructions a step by loop and condition."""
+def callgrind(script: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, dict[str, float]]:
+    """Instructions a step by the two words of each mark, of a Python script that is given the library of marks last."""
     with tempfile.TemporaryDirectory() as directory:
         source, library = Path(directory, "marks.c"), Path(directory, "marks.so")
         source.write_text(MARKS)
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
-        callgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=counts"]
-        command = [*callgrind, sys.executable, str(Path(__file__).resolve()), "--inside", str(library)]
+        valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=counts"]
         environ = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "RANKSCOPE_ATTACH": ""}
-        subprocess.run(command, cwd=directory, check=True, env=environ, capture_output=True)
+        command = [*valgrind, sys.executable, *script, str(library)]
+        done = subprocess.run(
+            command, cwd=directory, check=False, env=environ | dict(environment or {}), capture_output=True, text=True
+        )
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if "Error" in line]
+            sys.exit(f"{' '.join(script)}: {said[-1] if said else f'status {done.returncode}'}")
         found: dict[str, dict[str, float]] = {}
         for path in Path(directory).glob("counts.*"):
             text = path.read_text(errors="replace")
@@ -119,6 +116,15 @@ def count() -> dict[str, dict[str, float]]:
             if len(words) == 2 and words[0].isdigit():
                 found.setdefault(words[0], {})[words[1]] = int(totals.split()[1]) / STEPS
     return found
+
+
+def count_marked(library: str, number: int, name: str, train: Callable[[int], None]) -> None:
+    """Train, and count the steps after those that warm up; a mark has a number and a name."""
+    marks = ctypes.CDLL(library)
+    train(WARM_STEPS)
+    marks.begin()
+    train(STEPS)
+    marks.end(f"{number} {name}".encode())
 
 
 def main() -> None:
@@ -133,7 +139,7 @@ def main() -> None:
     document = Table(arguments.write, "instructions") if arguments.write else None
     lines = ["| loop | instructions a step, plain | hooks add | null | share |", "|---|---|---|---|---|"]
     names = ("one process, 2 modules", "one process, 64 modules", "DDP, 2 modules", "DDP and 20 collectives")
-    for number, found in sorted(count().items()):
+    for number, found in sorted(callgrind([str(Path(__file__).resolve()), "--inside"]).items()):
         plain, hooks, null = (found[name] for name in ("plain", "attached", "null"))
         lines.append(
             f"| {names[int(number)]} | {plain:,.0f} | {hooks - plain:+,.0f} | {null - plain:+,.0f} "

@@ -47,9 +47,8 @@ def no_section(_name: str) -> AbstractContextManager[None]:
 class Training:
     """A small transformer under DDP, trained on, a block of steps at a time."""
 
-    def __init__(self, step_ms: float) -> None:
+    def __init__(self) -> None:
         import torch
-        import torch.distributed as dist
         from torch.utils.data import DataLoader, TensorDataset
 
         torch.manual_seed(0)
@@ -59,17 +58,28 @@ class Training:
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-6)
         self._data = TensorDataset(torch.randn(64 * 4096, 8, 64))
         self._loader: Any = DataLoader(self._data, batch_size=4)
+
+    def last(self, step_ms: float) -> None:
+        """Take batches that make a step about so long."""
+        import torch
+        import torch.distributed as dist
+        from torch.utils.data import DataLoader
+
         for _ in range(5):
             taken = torch.tensor([statistics.median(self.block(4)) / 1e6])
             dist.all_reduce(taken)
             wanted = self._loader.batch_size * step_ms * dist.get_world_size() / float(taken)
             self._loader = DataLoader(self._data, batch_size=max(1, min(512, round(wanted))))
 
-    def block(self, steps: int, section: Section = no_section, step: Callable[[Any], Any] | None = None) -> list[int]:
+    def block(self, steps: int, **how: Any) -> list[int]:
         """Train; the wall time of each settled step, ns."""
+        return self.train(steps + SETTLING_STEPS, **how)[SETTLING_STEPS:]
+
+    def train(self, steps: int, section: Section = no_section, step: Callable[[Any], Any] | None = None) -> list[int]:
+        """Train; the wall time of each step, ns."""
         walls = []
         batches = iter(self._loader)
-        for count in range(steps + SETTLING_STEPS):
+        for _ in range(steps):
             began = time.monotonic_ns()
             with section("data"):
                 (batch,) = next(batches)
@@ -81,8 +91,7 @@ class Training:
                 with section("optimizer"):
                     self._optimizer.step()
                     self._optimizer.zero_grad()
-            if count >= SETTLING_STEPS:
-                walls.append(time.monotonic_ns() - began)
+            walls.append(time.monotonic_ns() - began)
         return walls
 
 
@@ -170,7 +179,8 @@ def rank_main(tool: str, quartets: int, steps: int, step_ms: float, site: Path) 
     sys.path.append(str(site))
     dist.init_process_group("gloo")
     prepare(tool, site)
-    training = Training(step_ms)
+    training = Training()
+    training.last(step_ms)
     draw = random.Random(1)
     blocks = []
     for _ in range(quartets):
@@ -185,30 +195,42 @@ def rank_main(tool: str, quartets: int, steps: int, step_ms: float, site: Path) 
     dist.destroy_process_group()
 
 
+@contextmanager
+def aggregator(tool: str, ranks: int, site: Path, directory: str) -> Iterator[dict[str, str]]:
+    """What TraceML's ranks send to, where that is the tool; gives what their environment needs."""
+    if tool != "traceml":
+        yield {}
+        return
+    port = str(29800 + os.getpid() % 100)
+    environ = {"TRACEML_AGGREGATOR_PORT": port, "TRACEML_LOGS_DIR": directory, "PYTHONPATH": str(site)}
+    serve = [sys.executable, "-m", "traceml_ai.launcher.cli", "serve", "--aggregator-port", port]
+    serving = subprocess.Popen(
+        [*serve, "--nproc-per-node", str(ranks), "--mode", "summary", "--logs-dir", directory],
+        env={**os.environ, "RANKSCOPE_ATTACH": "", **environ},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield environ
+    finally:
+        serving.kill()
+        serving.wait()
+
+
+def packages() -> Path:
+    """Where the peers' packages lie, installed where they are not."""
+    python = peer_python("hooks", *PACKAGES, dependencies=False)
+    return next(python.parents[1].glob("lib/python3*/site-packages"))
+
+
 def job(tool: str, ranks: int, arguments: argparse.Namespace, site: Path) -> list[list[tuple[str, list[int]]]]:
     """Run a job; quartets of (letter, the slowest rank's wall of each step)."""
-    with tempfile.TemporaryDirectory() as directory:
-        serving = None
-        environ = {**os.environ, "BENCH_OUT": directory, "RANKSCOPE_ATTACH": "", "OMP_NUM_THREADS": "1"}
-        if tool == "traceml":
-            port = str(29800 + os.getpid() % 100)
-            environ |= {"TRACEML_AGGREGATOR_PORT": port, "TRACEML_LOGS_DIR": directory, "PYTHONPATH": str(site)}
-            serve = [sys.executable, "-m", "traceml_ai.launcher.cli", "serve", "--aggregator-port", port]
-            serving = subprocess.Popen(
-                [*serve, "--nproc-per-node", str(ranks), "--mode", "summary", "--logs-dir", directory],
-                env=environ,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+    with tempfile.TemporaryDirectory() as directory, aggregator(tool, ranks, site, directory) as environment:
+        environ = {**os.environ, "BENCH_OUT": directory, "RANKSCOPE_ATTACH": "", "OMP_NUM_THREADS": "1", **environment}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         inside = ["--inside", tool, "--quartets", str(arguments.quartets), "--steps", str(arguments.steps)]
         script = [str(Path(__file__).resolve()), *inside, "--step-ms", str(arguments.step_ms), "--site", str(site)]
-        try:
-            done = subprocess.run([*command, *script], env=environ, capture_output=True, text=True, check=False)
-        finally:
-            if serving is not None:
-                serving.kill()
-                serving.wait()
+        done = subprocess.run([*command, *script], env=environ, capture_output=True, text=True, check=False)
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if "Error" in line]
             sys.exit(f"{tool} on {ranks} ranks: {said[0] if said else f'status {done.returncode}'}")
@@ -257,8 +279,7 @@ def main() -> None:
 
     document = Table(arguments.write, "hooks") if arguments.write else None
     random.seed(1)
-    python = peer_python("hooks", *PACKAGES, dependencies=False)
-    site = next(python.parents[1].glob("lib/python3*/site-packages"))
+    site = packages()
     lines = [
         f"{machine()}, torch {torch.__version__}; {arguments.quartets} quartets of blocks of {arguments.steps} steps.",
         "",

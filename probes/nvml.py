@@ -190,7 +190,7 @@ class NvmlProbe:
             if not self._unsupported and not self._ending:
                 self._helper_failed(gathered, f"the NVML helper ended with status {status}", now_ns)
         if helper is None and not self._unsupported and now_ns >= self._restart_at_ns:
-            arguments = (self._library or "", "0" if _EVENTS in self._unread else "1")
+            arguments = (self._library or "", *(["no-events"] if _EVENTS in self._unread else []))
             try:
                 helper = HelperProcess(_HELPER, arguments, self._environment)
             except ProbeError as error:

@@ -1,6 +1,6 @@
-"""The helper process that alone calls NVML: `python -m rankscope.probes.nvml_child LIBRARY EVENTS`.
+"""The helper process that alone calls NVML: `python -m rankscope.probes.nvml_child [LIBRARY [no-events]]`.
 
-LIBRARY may be empty: the one that the linker finds. EVENTS is 0 where nobody wants to hear of events.
+An empty LIBRARY is the one that the linker finds.
 
 The main thread waits for signals and never calls NVML. Another reads requests and GPUs (nvml_readers); where a call
 does not return, the next thread does. So the helper ends with its parent whatever the driver does, and one GPU holds
@@ -169,8 +169,8 @@ def main() -> None:
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the agent's to handle
-    library, events = sys.argv[1:]
-    helper = Helper(library or None, 0, answers, events=events != "0")
+    library, events = [*sys.argv[1:], "", ""][:2]
+    helper = Helper(library or None, 0, answers, events=events != "no-events")
     threading.excepthook = lambda failed: helper.give_up(failed.exc_value)
     try:
         helper.serve()

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 
 from rankscope.agent.processes import descendants, process_stat
+from rankscope.agent.recording import Recording
+from rankscope.reading import Reading
 from rankscope.rules.feedback import schedule
 from rankscope.simulator.build import LIBRARY, build
 from rankscope.simulator.state import NodeState
+from rankscope.testing import FakeClock
 
 COMMAND = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "experiment"]
 SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
@@ -38,16 +41,84 @@ def run(*words: object, environ: dict[str, str] | None = None) -> tuple[int, str
     return done.returncode, done.stdout, done.stderr
 
 
-def looped(path: Path) -> None:
-    """A table of a loop of 0.5 and 0.6."""
+def drawn() -> tuple[list[bool], Any, Any]:
+    """(cut, cause, effect): a loop of 0.5 after two samples and 0.6 after three."""
     draw = np.random.default_rng(1)
     cut = schedule(120, 12, 0.3, 1)
     cause, effect = np.zeros(len(cut)), np.zeros(len(cut))
     for at in range(len(cut)):
         cause[at] = draw.normal() + (0.5 * effect[at - 2] if at >= 2 and not cut[at] else 0)
         effect[at] = draw.normal() + (0.6 * cause[at - 3] if at >= 3 else 0)
-    rows = [f"{int(off)},{x:.6f},{y:.6f}" for off, x, y in zip(cut, cause, effect, strict=True)]
+    return list(map(bool, cut)), cause, effect
+
+
+def looped(path: Path) -> None:
+    """A table of it."""
+    rows = [f"{int(off)},{x:.6f},{y:.6f}" for off, x, y in zip(*drawn(), strict=True)]
     path.write_text("cut,throttle,retries\n" + "\n".join(rows) + "\n")
+
+
+def recorded(directory: Path) -> tuple[Path, Path]:
+    """(a recording of it at a sample a second, and when the path was cut): the effect as a counter's increase."""
+    cut, cause, effect = drawn()
+    clock = FakeClock(10**12, 1_700_000_000 * 10**9)
+    recording = Recording.create(directory / "a.db", job="j", host="h", clock=clock)
+    total = 1e6
+    for at, (x, y) in enumerate(zip(cause, effect, strict=True)):
+        now = 10**12 + at * 10**9
+        total += y + 100
+        recording.add_readings(
+            [
+                # Twice in each sample: the mean counts.
+                Reading("gpu.power_watts", x + 299, now + 10**8, "GPU-one"),
+                Reading("gpu.power_watts", x + 301, now + 9 * 10**8, "GPU-one"),
+                Reading("gpu.power_watts", 7, now, "GPU-two"),
+                Reading("disk.read_ns", total, now + 10**9 - 1, "sda"),
+            ]
+        )
+    assert recording.commit()
+    recording.close()
+    begun = 1_700_000_000
+    windows = [f"{begun + at},{begun + at + 1}" for at, off in enumerate(cut) if off]
+    (directory / "cuts.csv").write_text("begin,end\n" + "\n".join(windows) + "\n")
+    return directory / "a.db", directory / "cuts.csv"
+
+
+def test_a_loop_in_a_recording(tmp_path: Path) -> None:
+    """Two of its series, brought onto one grid, and windows of a file: the loop is found as in the table."""
+    recording, cuts = recorded(tmp_path)
+    words = ("loop", recording, "--cuts", cuts, "--cause", "gpu.power_watts@GPU-o", "--effect", "disk.read_ns")
+    status, out, err = run(*words, "--max-delay", 4, "--json")
+    assert status == 0, err
+    document = json.loads(out)
+    jsonschema.validate(document, json.loads((SCHEMAS / "loop.schema.json").read_text()))
+    assert (document["verdict"], document["return_delay"], document["forward_delay"]) == ("loop", 2, 3)
+    assert 0.4 < document["returned"]["value"] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("cause", "cuts", "said"),
+    [
+        ("gpu.power_watts", None, '"gpu.power_watts" is 2 series; name one: gpu.power_watts@GPU-one'),
+        ("gpu.power_wats@GPU-one", None, "holds no series"),
+        ("gpu.power_watts@GPU-three", None, "holds no series"),
+        ("step_ms", None, "holds no steps"),
+        ("gpu.power_watts@GPU-one", "begin,end\n5,4\n", "line 2 ends before it begins"),
+        ("gpu.power_watts@GPU-one", "from,to\n4,5\n", "line 2 is no window; give columns begin and end"),
+        ("gpu.power_watts@GPU-one", "begin,end\n1,2\n", "fewer than 6 windows"),
+    ],
+)
+def test_series_that_cannot_answer_are_refused_in_a_line(
+    tmp_path: Path, cause: str, cuts: str | None, said: str
+) -> None:
+    """Status 2 and one line that says what and where."""
+    recording, windows = recorded(tmp_path)
+    if cuts is not None:
+        windows.write_text(cuts)
+    status, out, err = run("loop", recording, "--cuts", windows, "--cause", cause, "--effect", "disk.read_ns")
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
 
 
 def test_a_loop_in_a_table(tmp_path: Path) -> None:
