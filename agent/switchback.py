@@ -220,7 +220,7 @@ class _Steps:
 
     def _next(self) -> list[tuple[int, int]]:
         now = time.monotonic_ns()
-        if now >= self._look_due_ns:
+        if not self._rings or now >= self._look_due_ns:
             self._look_due_ns = now + _NEW_RINGS_NS
             self._look(now)
         for ring in self._rings.values():
