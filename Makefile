@@ -45,6 +45,7 @@ verify: install ## what takes long: every scenario with three seeds and the expe
 	$(BIN)/python benchmarks/slow_gpu_in_backward.py --write docs/decisions/0001-slow-gpu-in-backward.md
 	$(BIN)/python benchmarks/hook_cost.py --write docs/hook-cost.md
 	$(BIN)/python benchmarks/agent_cost.py --write docs/agent-cost.md
+	$(BIN)/python benchmarks/series.py --write docs/scale.md
 
 fuzz: install ## every reader over mutated inputs for ten minutes; what breaks one is added to the corpus
 	$(BIN)/python tests/fuzz/run.py --seconds 600 --keep

@@ -51,19 +51,31 @@ class Ranks:
     """Ranks: sleeping processes, whose rings the benchmark writes at a step each 200 ms. GPUs are theirs in turn."""
 
     def __init__(self, rings: Path, node: NodeState, clock: Clock, count: int = GPUS) -> None:
-        script = f"for i in {' '.join(map(str, range(count)))}; do sleep 7200 >/dev/null 2>&1 & echo $!; done"
+        self._directory, self._node, self._clock, self._count = rings, node, clock, count
+        self._due_ns = clock.monotonic_ns()
+        self._stumbles = False
+        self._begin(attempt=0)
+
+    def _begin(self, attempt: int) -> None:
+        script = f"for i in {' '.join(map(str, range(self._count)))}; do sleep 7200 >/dev/null 2>&1 & echo $!; done"
         told = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
         # Their parent has ended: they are no children of the agent, and do not count as its cost.
         self.pids = [int(word) for word in told.stdout.split()]
-        self._clock = clock
-        self._due_ns = clock.monotonic_ns()
+        self._attempt = attempt
         self._step = 0
         self._rings = []
         for rank, pid in enumerate(self.pids):
-            uuid = node.gpus[rank % len(node.gpus)].uuid
-            identity = RankIdentity("bench", 0, rank, count, rank, host_name(), pid, start_ticks(pid), boot_id(), uuid)
-            self._rings.append(RingWriter(ring_path(rings, identity), identity, ClockAnchor.take(clock)))
-        self._stumbles = False
+            gpu = self._node.gpus[rank % len(self._node.gpus)].uuid
+            identity = RankIdentity(
+                "bench", attempt, rank, self._count, rank, host_name(), pid, start_ticks(pid), boot_id(), gpu
+            )
+            writer = RingWriter(ring_path(self._directory, identity), identity, ClockAnchor.take(self._clock))
+            self._rings.append(writer)
+
+    def restart(self) -> None:
+        """All ranks end, and the job's launcher begins the next attempt."""
+        self.close()
+        self._begin(self._attempt + 1)
 
     def stumble(self) -> None:
         """Take one step that is far slower than the others."""

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,15 +63,18 @@ def simulated_settings(node: Node) -> Settings:
     return replace_in(settings, roots=replace_in(settings.roots, nvml_library=str(node.library)))
 
 
-def outage(directory: Path, seconds: float) -> tuple[Path, Balance]:
-    """The agent for so long with nobody to receive; returns its recording and the accounts."""
+def outage(
+    directory: Path,
+    seconds: float,
+    passed: Callable[[Node, FakeClock], None] = lambda node, _clock: node.ranks.follow(),
+) -> tuple[Path, Balance]:
+    """The agent for so long with nobody to receive; its recording and the accounts. `passed` moves the world."""
     endpoint = f"http://127.0.0.1:{components.free_port()}"
     clock = FakeClock(time.monotonic_ns(), time.time_ns())
     node = Node(directory, clock)
     os.environ[STATE_VARIABLE] = str(node.state.path.absolute())
-    pids = dict(enumerate(node.ranks.pids))
     settings = simulated_settings(node)
-    sources = build_sources(settings, lambda: pids)
+    sources = build_sources(settings, lambda: dict(enumerate(node.ranks.pids)))
     job = OneClock(
         job="bench",
         host=host_name(),
@@ -84,7 +88,7 @@ def outage(directory: Path, seconds: float) -> tuple[Path, Balance]:
     while not nvml.gpus:
         nvml.read("fast", clock.monotonic_ns())
         time.sleep(0.01)
-    SimulatedAgent([job], settings, sources, clock).run(seconds, node.ranks.follow)
+    SimulatedAgent([job], settings, sources, clock).run(seconds, lambda: passed(node, clock))
     node.ranks.close()
     path = directory / "bench.db"
     connection = connect(path)
@@ -107,14 +111,15 @@ def series_of(bodies: list[bytes]) -> tuple[Counter[str], int, int]:
                     key = metric.name, b"".join(pair.SerializeToString() for pair in point.attributes)
                     labels = max(labels, len(names) + len(of_resource.resource.attributes))
                     if key not in last:
-                        by_level[_level(metric.name, names)] += 1
+                        by_level[level_of(metric.name, names)] += 1
                     elif point.time_unix_nano < last[key]:
                         backward += 1
                     last[key] = point.time_unix_nano
     return by_level, labels, backward
 
 
-def _level(name: str, labels: list[str]) -> str:
+def level_of(name: str, labels: list[str]) -> str:
+    """The coarsest `export.level` that has a series of this name and these labels."""
     if "rankscope.link" in labels or ("hw.id" in labels and "process.pid" in labels and "rankscope.rank" not in labels):
         return "link"
     if "rankscope.rank" in labels and not name.startswith("rankscope.finding"):
