@@ -11,21 +11,26 @@ import struct
 import time
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rankscope.errors import ProbeError, Unsupported
 
 _NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
+#: The first form of the request: it alone asks for IPv4 and IPv6 at once, each of which is a walk of the whole table.
+_TCPDIAG_GETSOCK = 18
 _INET_DIAG_INFO = 2
 _TCP_ESTABLISHED = 1
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
-#: struct inet_diag_req_v2: family, protocol, extensions, states, and a socket's identity, which a dump leaves empty.
-_REQUEST = struct.Struct("=BBBxI48x")
+#: struct inet_diag_req: family, lengths of addresses, extensions, a socket's identity (which a dump leaves empty),
+#: states, tables.
+_REQUEST = struct.Struct("=BxxB48xII")
 #: struct inet_diag_msg: family, state, timer, retransmissions; ports and addresses; expires, queues, user, inode.
 _MESSAGE = struct.Struct("=BBBB2s2s16s16sI8sIIIII")
+_INODE_AT = 68
 _ATTRIBUTE = struct.Struct("=HH")
+_NUMBER = struct.Struct("=I")
 _RECEIVE_BYTES = 1 << 18
 #: An answer that goes on for longer than this is left, s.
 _DEADLINE_SECONDS = 0.5
@@ -56,35 +61,35 @@ def parse(data: bytes, inodes: Container[int]) -> tuple[list[Connection], bool]:
     What is no whole message is passed over. Raises ProbeError where the kernel answers with an error.
     """
     found: list[Connection] = []
-    at = 0
-    while at + _HEADER.size <= len(data):
+    at, size = 0, len(data)
+    while at + _HEADER.size <= size:
         length, kind, _, _, _ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size or at + length > len(data):
+        if length < _HEADER.size or at + length > size:
             break
-        body = data[at + _HEADER.size : at + length]
-        if kind == _NLMSG_DONE:
+        body = at + _HEADER.size
+        if kind == _TCPDIAG_GETSOCK:
+            # Most sockets of a host are somebody else's: no more of them is looked at.
+            if length >= _HEADER.size + _MESSAGE.size and _NUMBER.unpack_from(data, body + _INODE_AT)[0] in inodes:
+                connection = _connection(data[body : at + length])
+                if connection is not None:
+                    found.append(connection)
+        elif kind == _NLMSG_DONE:
             return found, True
-        if kind == _NLMSG_ERROR:
-            code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+        elif kind == _NLMSG_ERROR:
+            code = -struct.unpack_from("=i", data, body)[0] if length >= _HEADER.size + 4 else 0
             raise Unsupported(f"the kernel does not tell of connections (error {code})", where="sock_diag")
-        if kind == _SOCK_DIAG_BY_FAMILY and (connection := _connection(body, inodes)) is not None:
-            found.append(connection)
         at += (length + 3) & ~3
     return found, False
 
 
-def _connection(body: bytes, inodes: Container[int]) -> Connection | None:
-    if len(body) < _MESSAGE.size:
-        return None
+def _connection(body: bytes) -> Connection | None:
     family, _, _, _, _, _, source, destination, _, _, _, _, _, _, inode = _MESSAGE.unpack_from(body)
-    if inode not in inodes:
-        return None
     info = next((value for kind, value in _attributes(body[_MESSAGE.size :]) if kind == _INET_DIAG_INFO), b"")
     if len(info) < _SEGS_OUT + 4:
         return None
 
     def field(offset: int) -> int:
-        value: int = struct.unpack_from("=I", info, offset)[0]
+        value: int = _NUMBER.unpack_from(info, offset)[0]
         return value
 
     return Connection(
@@ -108,6 +113,7 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
+@lru_cache(maxsize=4096)
 def _address(family: int, data: bytes) -> str:
     """As text; IPv4 in IPv6 is IPv4, so that both ends call it alike."""
     if family == socket.AF_INET:
@@ -118,12 +124,10 @@ def _address(family: int, data: bytes) -> str:
 
 def connections(inodes: Container[int]) -> list[Connection]:
     """The established TCP connections of these sockets, in the network namespace of the caller. Raises ProbeError."""
-    found: list[Connection] = []
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as asked:
             asked.settimeout(_DEADLINE_SECONDS)
-            for family in (socket.AF_INET, socket.AF_INET6):
-                found += _dump(asked, family, inodes)
+            return _dump(asked, inodes)
     except TimeoutError as error:
         raise ProbeError(f"no answer within {_DEADLINE_SECONDS:g} s", where="sock_diag") from error
     except OSError as error:
@@ -132,12 +136,11 @@ def connections(inodes: Container[int]) -> list[Connection]:
             where="sock_diag",
             todo="load the kernel module tcp_diag",
         ) from error
-    return found
 
 
-def _dump(asked: socket.socket, family: int, inodes: Container[int]) -> list[Connection]:
-    request = _REQUEST.pack(family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), 1 << _TCP_ESTABLISHED)
-    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 0, 0)
+def _dump(asked: socket.socket, inodes: Container[int]) -> list[Connection]:
+    request = _REQUEST.pack(socket.AF_INET, 1 << (_INET_DIAG_INFO - 1), 1 << _TCP_ESTABLISHED, 0)
+    header = _HEADER.pack(_HEADER.size + len(request), _TCPDIAG_GETSOCK, _NLM_F_REQUEST | _NLM_F_DUMP, 0, 0)
     asked.send(header + request)
     found: list[Connection] = []
     deadline = time.monotonic() + _DEADLINE_SECONDS

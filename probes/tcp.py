@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -23,8 +24,10 @@ PEERS = 8
 PAIRS = 32
 #: Descriptors of one process that are looked at.
 _MAX_DESCRIPTORS = 65536
-#: How long it is known which sockets are the ranks'.
-_SOCKETS_NS = 10 * _NS
+#: Of the sockets of all ranks so many are looked at: what is slow is slow for many.
+MAX_SOCKETS = 512
+#: How long it is known which sockets are the ranks', at first, and in the end: a job opens its connections early.
+_SOCKETS_NS, _MOST_SOCKETS_NS = 2 * _NS, 64 * _NS
 #: A round-trip time of longer ago says nothing of now.
 _RECENT_NS = 2 * _NS
 
@@ -55,6 +58,7 @@ class TcpProbe:
         self._pids: dict[int, int] = {}
         self._inodes: frozenset[int] = frozenset()
         self._inodes_until_ns: int | None = None
+        self._sockets_ns = _SOCKETS_NS
         #: Segments that the connection of a socket had sent, and sent again, when it was last seen.
         self._last: dict[int, tuple[int, int]] = {}
         self._sums: dict[Pair, tuple[int, int]] = {}
@@ -64,19 +68,20 @@ class TcpProbe:
         """Watch these processes from now on: rank -> process id."""
         if dict(pids) != self._pids:
             self._pids = dict(pids)
-            self._inodes_until_ns = None
+            self._inodes_until_ns, self._sockets_ns = None, _SOCKETS_NS
 
     def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group
         """Each pair of addresses now. Raises ProbeError."""
         outcomes: list[tuple[str, Outcome, str]] = []
         if self._inodes_until_ns is None or now_ns >= self._inodes_until_ns:
             self._inodes = self._sockets(outcomes)
-            self._inodes_until_ns = now_ns + _SOCKETS_NS
+            self._inodes_until_ns = now_ns + self._sockets_ns
+            self._sockets_ns = min(2 * self._sockets_ns, _MOST_SOCKETS_NS)
         if not self._inodes:
             return ProbeResult(outcomes=outcomes)
         pairs: dict[Pair, list[Connection]] = {}
         for connection in self._connections(self._inodes):
-            if connection.local != connection.peer and not ipaddress.ip_address(connection.peer).is_loopback:
+            if connection.local != connection.peer and not _is_loopback(connection.peer):
                 pairs.setdefault((connection.local, connection.peer), []).append(connection)
         readings: list[Reading] = []
         told = chosen(pairs)
@@ -117,7 +122,7 @@ class TcpProbe:
                 theirs = _link(self._proc / f"{pid}/ns/net")
                 if None not in (mine, theirs) and mine != theirs:
                     raise Unsupported("it is in another network namespace", todo="run a job agent beside the ranks")
-                found |= _sockets_of(self._proc / f"{pid}/fd")
+                found |= sockets_of(self._proc / f"{pid}/fd")
             except (PermissionDenied, Unsupported) as error:
                 if pid not in self._said:
                     self._said.add(pid)
@@ -125,7 +130,8 @@ class TcpProbe:
                     outcome = Outcome.NO_PERMISSION if denied else Outcome.UNSUPPORTED
                     outcomes.append((f"rank:{rank}", outcome, f"connections of process {pid}: {error}"))
         self._said &= set(self._pids.values())
-        return frozenset(found)
+        # Scattered, so that neither pairs opened one after the other nor those that come later change who is in it.
+        return frozenset(sorted(found, key=_scattered)[:MAX_SOCKETS])
 
 
 def chosen(pairs: Iterable[Pair]) -> list[Pair]:
@@ -143,6 +149,17 @@ def chosen(pairs: Iterable[Pair]) -> list[Pair]:
     return told[:PAIRS]
 
 
+def _scattered(inode: int) -> int:
+    """A number's place in an order that has nothing to do with its size (Knuth's multiplicative hash)."""
+    return inode * 2_654_435_761 % 2**32
+
+
+@lru_cache(maxsize=4096)
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
+@lru_cache(maxsize=4096)
 def _order(address: str) -> tuple[int, int]:
     of = ipaddress.ip_address(address)
     return of.version, int(of)
@@ -155,7 +172,7 @@ def _link(path: Path) -> str | None:
         return None
 
 
-def _sockets_of(directory: Path) -> set[int]:
+def sockets_of(directory: Path) -> set[int]:
     """Inodes of a process's sockets; none of one that is gone. Raises PermissionDenied."""
     found: set[int] = set()
     try:

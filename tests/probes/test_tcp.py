@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rankscope.errors import Unsupported
 from rankscope.probes.sock_diag import Connection, connections, parse
-from rankscope.probes.tcp import PAIRS, PEERS, TcpProbe, chosen
+from rankscope.probes.tcp import MAX_SOCKETS, PAIRS, PEERS, TcpProbe, chosen
 from rankscope.reading import Outcome
 
 SECOND = 10**9
@@ -35,7 +35,7 @@ def socket_message(inode: int, local: bytes, peer: bytes, *, family: int = socke
     told = bytearray(232)
     for offset, value in ((56, 7), (68, 250), (100, 3), (136, 90)):
         struct.pack_into("=I", told, offset, value)
-    return message(20, of + struct.pack("=HH", 4 + info, 2) + bytes(told[:info]))
+    return message(18, of + struct.pack("=HH", 4 + info, 2) + bytes(told[:info]))
 
 
 def test_a_connection_is_taken_apart() -> None:
@@ -73,11 +73,15 @@ def test_no_bytes_make_the_parser_raise_or_run_on(noise: bytes, cut: int) -> Non
         assert all(each.rtt_ns >= 0 and each.local for each in found)
 
 
-def test_the_kernels_own_answer_is_read() -> None:
-    """A real connection of this process: both of its ends, what it sent, and a round trip that it made."""
+@pytest.mark.parametrize(("server_at", "client_at"), [("127.0.0.2", "127.0.0.1"), ("::1", "::1")])
+def test_the_kernels_own_answer_is_read(server_at: str, client_at: str) -> None:
+    """A real connection of this process, of either family: both of its ends, what it sent, a round trip it made."""
+    if ":" in server_at and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    family = socket.AF_INET6 if ":" in server_at else socket.AF_INET
     with (
-        socket.create_server(("127.0.0.2", 0)) as server,
-        socket.create_connection(server.getsockname()) as one,
+        socket.create_server((server_at, 0), family=family) as server,
+        socket.create_connection(server.getsockname()[:2]) as one,
         server.accept()[0] as other,
     ):
         for _ in range(4):
@@ -88,7 +92,7 @@ def test_the_kernels_own_answer_is_read() -> None:
         found = {each.inode: each for each in connections(inodes)}
         assert set(found) == inodes
         mine = found[os.fstat(one.fileno()).st_ino]
-        assert (mine.local, mine.peer) == ("127.0.0.1", "127.0.0.2")
+        assert (mine.local, mine.peer) == (client_at, server_at)
         assert mine.rtt_ns > 0
         assert mine.segments_sent >= 5
         assert connections(set()) == []
@@ -162,6 +166,24 @@ def test_a_rank_that_cannot_be_looked_into_is_said_once(tmp_path: Path) -> None:
     assert "network namespace" in first.outcomes[0][2]
     assert later.outcomes == []
     assert {each.metric: each.value for each in first.readings}["tcp.segments_sent"] == 1
+
+
+def test_of_many_sockets_some_of_each_pair_are_looked_at(tmp_path: Path) -> None:
+    """Eight peers of 400 sockets each, opened one peer after the other: no more than MAX_SOCKETS, and of every peer."""
+    kernel = Kernel()
+    kernel.open = [
+        Connection(5000 + 400 * peer + place, "10.0.0.5", f"10.0.0.{peer + 10}", MS, 0, 10, 0)
+        for peer in range(8)
+        for place in range(400)
+    ]
+    rank_with(tmp_path, 50, [each.inode for each in kernel.open])
+    probe = TcpProbe(tmp_path, connections=kernel)
+    probe.set_ranks({0: 50})
+    told = values(probe, 0)
+    sent = [value for (metric, _), value in told.items() if metric == "tcp.segments_sent"]
+    assert len(sent) == 8
+    assert sum(sent) == 10 * MAX_SOCKETS
+    assert min(sent) > 10 * MAX_SOCKETS / 8 / 2
 
 
 def test_of_many_peers_each_host_is_told_of_by_as_many_as_it_tells_of() -> None:
