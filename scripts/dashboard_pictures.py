@@ -18,11 +18,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rankscope.errors import RankscopeError
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "dashboards/pictures"
 BUILD = ROOT / "build/pictures"
 IMAGES = ROOT / "docs/images"
 WIDTH_PX = 1500
+#: Faults begin after a minute; no job of the pictures takes longer than a scenario may.
+LEAST_SECONDS, MOST_SECONDS = 100, 500
 #: Of Grafana's grid: a row of it and the gap below, and the title above all.
 _UNIT_PX, _HEAD_PX = 38, 56
 _CHROMIUM = (
@@ -48,7 +52,7 @@ _CHROMIUM = (
 def main() -> int:
     """0 when every picture is drawn, 2 where something that it needs is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=150.0, help="how long the jobs run")
+    parser.add_argument("--seconds", type=_seconds, default=150.0, help="how long the jobs run")
     parser.add_argument("--again", action="store_true", help="ask the store of the last time")
     chosen = parser.parse_args()
     missing = [name for name in ("npm", "chromium") if shutil.which(name) is None]
@@ -57,17 +61,35 @@ def main() -> int:
             f"dashboard_pictures: {' and '.join(missing)} not on PATH: install Node.js, and `make tools NAMES=chromium`"
         )
         return 2
+    try:
+        _draw_all(chosen.seconds, again=chosen.again)
+    except RankscopeError as error:
+        print(f"dashboard_pictures: {error}")
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"dashboard_pictures: {Path(error.cmd[0]).name} ended with {error.returncode}")
+        return 2
+    return 0
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"jobs that show something run {LEAST_SECONDS} to {MOST_SECONDS} s")
+    return seconds
+
+
+def _draw_all(seconds: float, *, again: bool) -> None:
     bundle = _bundle()
     sys.path.append(str(ROOT))  # dashboards/ is not part of the package
     from dashboards.pictures.collect import TIME, pages, run_jobs
 
     run = BUILD / "run"
-    if not chosen.again or not (run / TIME).exists():
+    if not again or not (run / TIME).exists():
         shutil.rmtree(run, ignore_errors=True)
-        run_jobs(run, chosen.seconds, print)
+        run_jobs(run, seconds, print)
     for name, page in pages(run).items():
         print(_draw(name, page, bundle).relative_to(ROOT))
-    return 0
 
 
 def _bundle() -> Path:
@@ -78,7 +100,11 @@ def _bundle() -> Path:
     if not (BUILD / "node_modules").exists() or pinned.read_text() != wanted:
         pinned.write_text(wanted)
         install = ["npm", "install", "--legacy-peer-deps", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run(install, cwd=BUILD, check=True)
+        try:
+            subprocess.run(install, cwd=BUILD, check=True)
+        except subprocess.CalledProcessError:
+            shutil.rmtree(BUILD / "node_modules", ignore_errors=True)
+            raise
     shutil.copytree(SOURCES, BUILD / "sources", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "*.json"))
     icons = BUILD / "node_modules/@grafana/ui/dist/public/img"
     shutil.copytree(icons, BUILD / "public/build/img", dirs_exist_ok=True)
@@ -115,6 +141,8 @@ def _draw(name: str, page: dict[str, Any], bundle: Path) -> Path:
         size = f"--window-size={WIDTH_PX},{grid * _UNIT_PX + _HEAD_PX}"
         files = [f"--user-data-dir={profile}", f"--screenshot={picture}", size, html.as_uri()]
         done = subprocess.run([*_CHROMIUM, *files], check=False, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise RankscopeError(f"chromium ended with {done.returncode}: {done.stderr[-500:]}")
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     print(*complaints, sep="\n", end="\n" if complaints else "")
     return picture

@@ -19,6 +19,7 @@ from typing import Any
 import components
 import pytest
 import sample_window
+import stored_jobs
 
 from rankscope.exporters.otlp_settings import otlp_targets
 from rankscope.exporters.replay import replay
@@ -347,6 +348,16 @@ def test_every_panel_finds_what_we_export(store: tuple[str, float], name: str) -
         assert all(series["value"][1] not in ("NaN", "+Inf") for series in found)
         if panel["type"] == "table":
             assert {label for series in found for label in series["metric"]} <= headings(panel).keys()
+
+
+def test_prometheus_answers_as_victoriametrics_does(store: tuple[str, float], tmp_path: Path) -> None:
+    """The same samples in a real Prometheus: each expression of each panel gives as many series, and no error."""
+    address, end_s = store
+    job = ask(address, "rankscope_rank_step", end_s)[0]["metric"]["rankscope_job"]
+    expressions = [bare(target["expr"]) for panel in PANELS.values() for target in panel["targets"]]
+    with stored_jobs.prometheus_with(address, job, end_s, tmp_path) as prometheus:
+        for expression in expressions:
+            assert len(ask(prometheus, expression, end_s)) == len(ask(address, expression, end_s)), expression
 
 
 @pytest.mark.parametrize("rule", json.loads(RULES.read_text())["groups"][0]["rules"], ids=lambda rule: rule["alert"])
