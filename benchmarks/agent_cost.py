@@ -117,13 +117,13 @@ class Measured:
 class Node:
     """A simulated node and its ranks, in a directory of its own."""
 
-    def __init__(self, directory: Path, clock: Clock) -> None:
-        self.state = NodeState.create(directory / "node", profile="H100-SXM5-80GB", gpus=GPUS)
+    def __init__(self, directory: Path, clock: Clock, gpus: int = GPUS) -> None:
+        self.state = NodeState.create(directory / "node", profile="H100-SXM5-80GB", gpus=gpus)
         (directory / "lib").mkdir()
         self.library = build(directory / "lib") / LIBRARY
         self.rings = directory / "rings"
         self.rings.mkdir()
-        self.ranks = Ranks(self.rings, self.state, clock)
+        self.ranks = Ranks(self.rings, self.state, clock, gpus)
 
 
 #: Settings of each run. The governor takes rates back for the live rules' sake, so the first says what the rates cost.

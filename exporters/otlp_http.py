@@ -56,7 +56,8 @@ class HttpTransport:
         self._until_s = time.monotonic() + self._target.timeout_s
         try:
             return self._exchange(batch)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # ValueError is http.client's for a chunk of less than no bytes.
             self.close()
             return Reply(Result.RETRY, detail=self._why(error))
 

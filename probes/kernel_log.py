@@ -167,7 +167,9 @@ class KernelLogProbe:
         except OSError as error:
             self._failure = (Outcome.FAILED, f"{self._path}: {error.strerror}")
             return False
-        *lines, self._partial = (self._partial + data).split(b"\n")
+        *lines, partial = (self._partial + data).split(b"\n")
+        # What never ends is no log: of a line longer than any record only its begin counts.
+        self._partial = partial[:_CHUNK_BYTES]
         for line in lines:
             self._take_line(folded, line, now_ns)
         return len(data) < MAX_RECORDS * 256

@@ -300,6 +300,20 @@ port = 0
 }
 
 
+_STATUS = b"\x08\x0e\x12\x0cslow down, :)"  # google.rpc.Status: 14, "slow down, :)" cut short
+_PARTIAL = b"\x0a\x0b\x08\x02\x12\x07too old"  # ExportMetricsServiceResponse: 2 rejected, "too old"
+ANSWERS = {
+    "taken": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "partial": b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\nContent-Type: application/x-protobuf\r\n\r\n" + _PARTIAL,
+    "chunked": b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nd\r\n" + _PARTIAL + b"\r\n0\r\n\r\n",
+    "busy": b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 120\r\nContent-Length: 0\r\n\r\n",
+    "later": b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n\r\nlater",
+    "status": b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/x-protobuf\r\n\r\n" + _STATUS,
+    "elsewhere": b"HTTP/1.0 302 Found\r\nLocation: http://elsewhere/\r\n\r\n<html>moved</html>",
+    "less-than-nothing": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n",
+    "never": b"HTTP/1.1 503 No\r\nRetry-After: Fri, 31 Dec 9999 23:59:59 -2359\r\n\r\n",
+}
+
 #: Changes to a recording that broke a reader once.
 CHANGES = {
     "recording": {
@@ -325,12 +339,14 @@ CHANGES = {
 
 def main() -> None:
     """Write everything."""
-    for name in ("ring", "recording", "outbox", "kernel-log", "scenario", "configuration"):
+    for name in ("answer", "ring", "recording", "outbox", "kernel-log", "scenario", "configuration"):
         (CORPUS / name).mkdir(parents=True, exist_ok=True)
     ring(CORPUS / "ring/whole.ring", 0, 4, 24)
     ring(CORPUS / "ring/lapped.ring", 1, 12, 16)
     recording(CORPUS / "recording/base.db", 40)
     recording(CORPUS / "outbox/base.db", 6, outbox=True)
+    for name, data in ANSWERS.items():
+        (CORPUS / f"answer/{name}.http").write_bytes(data)
     for name, text in KERNEL_LOGS.items():
         (CORPUS / f"kernel-log/{name}.log").write_text(text)
     absurd_ring(CORPUS / "ring/absurd.ring")

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from fuzz.answers import read_answer
 from fuzz.engine import Target
 from fuzz.recordings import mutated_recording, placed
 from fuzz.rings import mutated_ring
@@ -244,6 +245,7 @@ TARGETS = {
         Target("ring", read_ring, mutated_ring, "a.ring"),
         Target("recording", read_recording, mutated_recording),
         Target("outbox", read_outbox, mutated_recording),
+        Target("answer", read_answer),
         Target("kernel-log", read_kernel_log),
         Target("scenario", read_scenario, file_name="input.toml"),
         Target("configuration", read_configuration, file_name="input.toml"),

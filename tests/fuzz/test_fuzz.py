@@ -16,7 +16,15 @@ from rankscope.errors import RingError
 
 RUN = Path(__file__).with_name("run.py")
 #: Inputs of each target that take about a second, and that long runs take each, s.
-INPUTS = {"configuration": 400, "kernel-log": 3000, "outbox": 30, "recording": 50, "ring": 100, "scenario": 1500}
+INPUTS = {
+    "answer": 300,
+    "configuration": 400,
+    "kernel-log": 3000,
+    "outbox": 30,
+    "recording": 50,
+    "ring": 100,
+    "scenario": 1500,
+}
 LONG_S = 600
 
 
