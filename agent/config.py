@@ -83,7 +83,10 @@ class ProbeSettings(Struct, forbid_unknown_fields=True, frozen=True):
 
     disabled: Annotated[
         tuple[Text, ...],
-        _say("Probes that are not read, or groups of one: `nvml`, `nvml/gpm` (docs/rates.md lists them)."),
+        _say(
+            "Probes that are not read, or groups of one: `nvml`, `nvml/gpm` (docs/rates.md lists them); of `nvml` "
+            "single metrics too: `gpu.performance_state`."
+        ),
     ] = ()
     period_seconds: Annotated[
         dict[str, Positive],

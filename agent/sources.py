@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from rankscope.agent.config import ProbeSettings as ProbeChoice
@@ -11,6 +12,7 @@ from rankscope.agent.config import Settings
 from rankscope.agent.third_party import third_party_probes
 from rankscope.errors import ConfigurationError
 from rankscope.probes.nvml import NvmlProbe
+from rankscope.probes.nvml_reader import readable_metrics
 from rankscope.probes.registry import FollowsRanks, ProbeSettings, built_in
 from rankscope.reading import Group, Probe, ProbeResult
 
@@ -101,12 +103,14 @@ def _at_period(group: Group, seconds: float | None) -> Group:
 def _refuse_strangers(chosen: ProbeChoice, probes: Sequence[Probe]) -> None:
     groups = [f"{probe.name}/{group.name}" for probe in probes for group in probe.groups]
     names = [probe.name for probe in probes]
+    metrics = readable_metrics()
     for key, given, known in (
-        ("disabled", chosen.disabled, [*names, *groups]),
+        ("disabled", chosen.disabled, [*names, *groups, *metrics]),
         ("period_seconds", chosen.period_seconds, groups),
     ):
         for name in given:
             if name not in known:
                 probe = name.partition("/")[0]
-                own = [group for group in groups if group.startswith(f"{probe}/")] or names
+                own = [group for group in groups if group.startswith(f"{probe}/")]
+                own = own or get_close_matches(name, metrics, 3) or names
                 raise ConfigurationError(f'probes.{key} names "{name}"', todo=f"there are {', '.join(own)}")

@@ -36,6 +36,7 @@ from peer_environment import peer_python
 
 from rankscope.agent.cost import cpu_time_ns, process_pss_bytes
 from rankscope.clock import SystemClock
+from rankscope.probes.nvml_reader import readable_metrics
 from rankscope.probes.registry import built_in
 from rankscope.simulator.build import LIBRARY, build
 from rankscope.simulator.layout import MAX_GPUS
@@ -86,18 +87,25 @@ print(len(names))
 """
 
 
-#: Groups that hold what a peer collects, and more; all other groups, Xids among them, are then left out. What we lack
-#: of openlit and nvitop-exporter is the use of encoder and decoder and the fan, of wandb the memory of its own process
-#: and two totals of ECC errors.
+#: Groups of metrics, and of the two of NVML the metrics, that hold what a peer collects; all else, Xids among it, is
+#: then left out. What we lack of openlit and nvitop-exporter is the use of encoder and decoder and the fan, of wandb
+#: the memory of its own process and two totals of ECC errors.
+_HOST = ("cpu/cpu", "memory/memory", "disk/disk", "filesystem/filesystem", "network/network")
+_GPU = (
+    *("gpu.utilization_ratio", "gpu.temperature_celsius", "gpu.power_watts", "gpu.power_limit_watts"),
+    *("gpu.memory_used_bytes", "gpu.memory_total_bytes", "gpu.memory_reserved_bytes"),
+)
+_CLOCKS = ("gpu.memory_utilization_ratio", "gpu.sm_clock_mhz", "gpu.memory_clock_mhz")
+_TRAFFIC = ("gpu.pcie_tx_bytes", "gpu.pcie_rx_bytes", "gpu.nvlink_tx_bytes", "gpu.nvlink_rx_bytes")
 EQUAL = {
-    "openlit": ("nvml/fast", "nvml/slow"),
+    "openlit": ("nvml/fast", "nvml/slow", *_GPU),
     "wandb": (
-        *(f"nvml/{group}" for group in ("fast", "slow", "counters", "gpm")),
-        *("cpu/cpu", "memory/memory", "disk/disk", "filesystem/filesystem", "network/network", "network/stack"),
+        *("nvml/fast", "nvml/slow", "nvml/counters", "nvml/gpm", *_GPU, *_CLOCKS, *_TRAFFIC, "gpu.energy_joules"),
+        *(*_HOST, "network/stack"),
     ),
     "nvitop-exporter": (
-        *(f"nvml/{group}" for group in ("fast", "slow", "counters", "links")),
-        *("cpu/cpu", "memory/memory", "disk/disk", "filesystem/filesystem", "network/network"),
+        *("nvml/fast", "nvml/slow", "nvml/counters", "nvml/links", *_GPU, *_CLOCKS, *_TRAFFIC),
+        *("nvlink.tx_bytes", "nvlink.rx_bytes", *_HOST),
     ),
 }
 
@@ -300,15 +308,16 @@ def with_equal_metrics(directory: Path, library: Path, rings: Path, quiet: Path)
     return everyone
 
 
-def _only(groups: tuple[str, ...]) -> str:
-    """Settings under which these groups alone are read, each every second, every reading is sent, and nobody judges."""
+def _only(wanted: tuple[str, ...]) -> str:
+    """Settings under which this alone is read, each group every second, every reading is sent, and nobody judges."""
     every = [f"{probe.name}/{group.name}" for probe in built_in() for group in probe.groups]
-    strangers = set(groups) - set(every)
+    every += sorted(readable_metrics())
+    strangers = set(wanted) - set(every)
     assert not strangers, strangers
-    periods = ", ".join(f'"{group}" = 1.0' for group in groups)
+    periods = ", ".join(f'"{name}" = 1.0' for name in wanted if "/" in name)
     return (
         "[export]\nperiod_seconds = 1.0\ninterval_seconds = 0.0\n[rules]\nlive = false\n"
-        f"[probes]\ndisabled = {[group for group in every if group not in groups]}\n"
+        f"[probes]\ndisabled = {[name for name in every if name not in wanted]}\n"
         f"period_seconds = {{ {periods} }}\n"
     )
 

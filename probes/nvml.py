@@ -75,7 +75,8 @@ class NvmlProbe:
         unread: Collection[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Nothing is started before the first read. Groups in `unread` are not read unasked, after an event.
+        """Nothing is started before the first read. Metrics in `unread` are not read, and its
+        groups not unasked, after an event.
 
         `library` is a path to use instead of the linker's libnvidia-ml.so.1. A call has `deadline_ns`, the start, which
         may have to wake every GPU, `start_deadline_ns`, before its silence is an event. A helper stuck for
@@ -190,7 +191,7 @@ class NvmlProbe:
             if not self._unsupported and not self._ending:
                 self._helper_failed(gathered, f"the NVML helper ended with status {status}", now_ns)
         if helper is None and not self._unsupported and now_ns >= self._restart_at_ns:
-            arguments = (self._library or "", *(["no-events"] if _EVENTS in self._unread else []))
+            arguments = (self._library or "", *sorted(self._unread))
             try:
                 helper = HelperProcess(_HELPER, arguments, self._environment)
             except ProbeError as error:

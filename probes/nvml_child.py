@@ -1,6 +1,6 @@
-"""The helper process that alone calls NVML: `python -m rankscope.probes.nvml_child [LIBRARY [no-events]]`.
+"""The helper process that alone calls NVML: `python -m rankscope.probes.nvml_child [LIBRARY [UNREAD...]]`.
 
-An empty LIBRARY is the one that the linker finds.
+An empty LIBRARY is the one that the linker finds; UNREAD are metrics that are not read, and `events`.
 
 The main thread waits for signals and never calls NVML. Another reads requests and GPUs (nvml_readers); where a call
 does not return, the next thread does. So the helper ends with its parent whatever the driver does, and one GPU holds
@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 
 from rankscope.probes.nvml_api import DOWN, LIBRARY_NOT_FOUND, NO_PERMISSION, NvmlFailure
@@ -29,6 +30,8 @@ EVENT_WAIT_MS = 1000
 #: How long an orderly end may take before the helper just goes, s.
 FAREWELL_S = 2.0
 
+#: The group that is only listened to: among what is not read, where nobody wants to hear of events.
+EVENTS = "events"
 #: Exit status after an error of our own.
 INTERNAL_ERROR = 3
 
@@ -36,11 +39,11 @@ INTERNAL_ERROR = 3
 class Helper:
     """Opens the library in a thread of its own, then answers requests until its input ends."""
 
-    def __init__(self, library_path: str | None, requests: int, answers: int, *, events: bool = True) -> None:
-        """`requests` and `answers` are the descriptors to read from and to write to; `events`: wait for events."""
+    def __init__(self, library_path: str | None, requests: int, answers: int, unread: Collection[str] = ()) -> None:
+        """`requests` and `answers` are the descriptors to read from and to write to."""
         self._library_path = library_path
         self._answers = answers
-        self._events = events
+        self._unread = frozenset(unread)
         self._write_lock = threading.Lock()
         self._library: NvmlLibrary | None = None
         self._readers = GpuReaders(requests, self._write, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -100,8 +103,8 @@ class Helper:
         self._library = library
         driver = version_of(library.driver)
         # Before the first hello, so that whoever has heard it misses no event from then on.
-        watching = self._events and self._watch(library)
-        self._readers.open({gpu.identity.index: GpuReader(gpu, driver) for gpu in library.gpus})
+        watching = EVENTS not in self._unread and self._watch(library)
+        self._readers.open({gpu.identity.index: GpuReader(gpu, driver, self._unread) for gpu in library.gpus})
         self._send(
             {
                 "kind": "hello",
@@ -169,8 +172,8 @@ def main() -> None:
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the agent's to handle
-    library, events = [*sys.argv[1:], "", ""][:2]
-    helper = Helper(library or None, 0, answers, events=events != "no-events")
+    library, *unread = sys.argv[1:] or [""]
+    helper = Helper(library or None, 0, answers, unread)
     threading.excepthook = lambda failed: helper.give_up(failed.exc_value)
     try:
         helper.serve()

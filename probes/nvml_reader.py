@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rankscope.probes.nvml_api import INVALID_ARGUMENT, Gpu, NvmlFailure
 from rankscope.probes.nvml_calls import CALLS, Call, ratio
@@ -16,7 +16,7 @@ from rankscope.probes.nvml_fields import (
     sum_of,
     unknown_metrics,
 )
-from rankscope.probes.nvml_links import FEC_FIELDS, LINK_FIELDS, LinkReader
+from rankscope.probes.nvml_links import FEC_FIELDS, LINK_FIELDS, LinkField, LinkReader
 from rankscope.probes.nvml_parts import PartsReader
 from rankscope.probes.nvml_pcie import PcieJudge
 from rankscope.probes.nvml_rings import RINGS, RingReader
@@ -40,24 +40,45 @@ GROUPS = (
 )
 
 
+def readable_metrics() -> frozenset[str]:
+    """Metrics that can be left out one by one: those of single calls, of fields, and of links."""
+    newest = (10**6, 0)
+    calls = (metric for of_group in CALLS.values() for metrics, _ in of_group for metric in metrics)
+    sources = (source.metric for group in GROUPS for batch in field_batches(group, newest) for source in batch)
+    return frozenset((*calls, *sources, *(link.metric for link in (*LINK_FIELDS, *FEC_FIELDS))))
+
+
+def _without(batches: list[list[FieldSource]], unread: frozenset[str]) -> list[list[FieldSource]]:
+    return [[source for source in batch if source.metric not in unread] for batch in batches]
+
+
+def _links_without(fields: tuple[LinkField, ...], unread: frozenset[str]) -> tuple[LinkField, ...]:
+    return tuple(link for link in fields if link.metric not in unread)
+
+
 class GpuReader:
     """Reads one GPU. A metric the device does not offer is dropped for it alone, and that is said once."""
 
-    def __init__(self, gpu: Gpu, driver: tuple[int, int]) -> None:
+    def __init__(self, gpu: Gpu, driver: tuple[int, int], unread: Collection[str] = ()) -> None:
+        """Metrics in `unread` are not asked for, where no other comes with them."""
         self.gpu = gpu
-        self._sources = {group: field_batches(group, driver) for group in GROUPS}
+        self._unread = frozenset(unread)
+        self._calls = {
+            group: [each for each in calls if not self._unread.issuperset(each[0])] for group, calls in CALLS.items()
+        }
+        self._sources = {group: _without(field_batches(group, driver), self._unread) for group in GROUPS}
         self._batches: dict[tuple[str, int], FieldBatch] = {}
         self._refusals = Refusals()
         self._rings = RingReader(gpu, self._refusals)
         self._links = {
-            "links": LinkReader(gpu, self._refusals, LINK_FIELDS),
-            "rare": LinkReader(gpu, self._refusals, FEC_FIELDS),
+            "links": LinkReader(gpu, self._refusals, _links_without(LINK_FIELDS, self._unread)),
+            "rare": LinkReader(gpu, self._refusals, _links_without(FEC_FIELDS, self._unread)),
         }
         self._parts = PartsReader(gpu, self._refusals)
         self._pcie = PcieJudge()
         #: Groups that failed otherwise than by an answer of NVML.
         self._broken: set[str] = set()
-        self._unknown = unknown_metrics(driver)
+        self._unknown = [metric for metric in unknown_metrics(driver) if metric not in self._unread]
 
     def read(self, group: str, now_ns: int, seen: Sequence[int] = (0,) * len(RINGS)) -> GpuSample:
         """Read one group; never raises. `seen` is for the sample buffers (RingReader)."""
@@ -75,7 +96,7 @@ class GpuReader:
         return sample
 
     def _read(self, sample: GpuSample, group: str, now_ns: int, seen: Sequence[int]) -> None:
-        for call in CALLS.get(group, ()):
+        for call in self._calls.get(group, ()):
             if not self._refusals.paused(call[0][0], now_ns):
                 self._read_call(sample, call, now_ns)
         for number in range(len(self._sources[group])):
@@ -122,7 +143,7 @@ class GpuReader:
                 self._refusals.refused(sample, metric, failure.code, str(failure), now_ns)
             return
         for metric, value in zip(metrics, values, strict=True):
-            if value is not None and value != _SENTINEL:
+            if value is not None and value != _SENTINEL and metric not in self._unread:
                 sample.values[metric] = value
                 self._refusals.taken(metric)
 

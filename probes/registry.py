@@ -56,7 +56,7 @@ class ProbeSettings:
     nvml_deadline_ns: int = 5 * 10**9
     #: Kill an NVML helper that has been stuck for this long, ns; None: never.
     nvml_replace_stuck_after_ns: int | None = None
-    #: Groups of NVML that are not read.
+    #: Groups of NVML that are not read, and metrics.
     nvml_unread: frozenset[str] = frozenset()
     #: Environment of the NVML helper; None: the agent's own.
     nvml_environment: Mapping[str, str] | None = None

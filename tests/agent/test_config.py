@@ -70,7 +70,7 @@ def test_single_groups_are_left_out_and_others_read_at_another_period(tmp_path: 
     """What is named is not read, not even after an event; a probe without a group left is not there at all."""
     settings = parse_settings(
         "[probes]\n"
-        'disabled = ["nvml/gpm", "nvml/links", "disk/disk", "memory"]\n'
+        'disabled = ["nvml/gpm", "nvml/links", "disk/disk", "memory", "gpu.sm_clock_mhz"]\n'
         'period_seconds = { "nvml/slow" = 0.5, "nvml/rare" = 900 }\n'
     )
     sources = build_sources(settings, dict)
@@ -94,6 +94,7 @@ def test_single_groups_are_left_out_and_others_read_at_another_period(tmp_path: 
     [
         ('disabled = ["nvml/gmp"]', '"nvml/gmp"; there are nvml/events'),
         ('disabled = ["gpu"]', '"gpu"; there are kernel-log, nvml'),
+        ('disabled = ["gpu.sm_clock"]', '"gpu.sm_clock"; there are gpu.sm_clock_mhz'),
         ('period_seconds = { "nvml" = 1 }', '"nvml"; there are nvml/events'),
         ('period_seconds = { "nvml/fast" = 0 }', "> 0"),
     ],

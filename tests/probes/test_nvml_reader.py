@@ -11,7 +11,7 @@ from rankscope.metrics import METRICS
 from rankscope.probes.nvml_api import Device, Fabric, Facts, GpuIdentity, NvmlFailure, ProcessUse, SampleRing
 from rankscope.probes.nvml_fields import ALL_LINKS, ECC_CURRENT, FieldBatch
 from rankscope.probes.nvml_gpm import GPM_METRICS
-from rankscope.probes.nvml_reader import GROUPS, GpuReader
+from rankscope.probes.nvml_reader import GROUPS, GpuReader, readable_metrics
 from rankscope.probes.nvml_rings import RINGS
 from rankscope.probes.nvml_sample import FIRST_PAUSE_NS, LONGEST_PAUSE_NS, PERMISSION_RETRY_NS
 from rankscope.probes.nvml_structures import SramEcc
@@ -307,3 +307,18 @@ def test_an_old_driver_is_asked_for_the_old_thermal_counter() -> None:
     assert "gpu.throttle_sw_thermal_ns" in values
     assert "gpu.throttle_hw_thermal_ns" not in values
     assert not [field for batch in gpu.batches for field, _ in batch if field >= 251]
+
+
+def test_single_metrics_are_left_out() -> None:
+    """Neither asked for, where no other comes with them, nor told; the others are read as ever."""
+    gpu, whole = full(), full()
+    left = {"gpu.sm_clock_mhz", "gpu.memory_utilization_ratio", "gpu.power_instant_watts", "gpu.temperature_celsius"}
+    gpu.failing |= {"clock": 999, "temperature": 999}
+    left |= {"gpu.memory_clock_mhz"}
+    reader, other = GpuReader(gpu, DRIVER, left), GpuReader(whole, DRIVER)
+    for group in ("fast", "slow"):
+        read, expected = reader.read(group, 0), other.read(group, 0)
+        assert read.values == {metric: value for metric, value in expected.values.items() if metric not in left}
+        assert not [metric for metric, _, _ in read.outcomes if metric in left]
+    assert (186, 0) not in {wanted for batch in gpu.batches for wanted in batch}
+    assert left <= readable_metrics() <= METRICS.keys()
