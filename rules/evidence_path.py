@@ -52,6 +52,9 @@ class _Trip:
 def round_trips(case: Case) -> Observation:
     """Packets take longer between some of the job's hosts than before, in the view of both ends."""
     hosts = _hosts(case)
+    elsewhere = [host for host, (over, _) in hosts.items() if _past_tcp(case.telemetry, host, over)]
+    if elsewhere:
+        return unseen(f"ranks of {elsewhere[0]} send over InfiniBand or RoCE, of which TCP's round trips tell nothing")
     trips = _trips(case, hosts)
     if not trips:
         return unseen("no round-trip times between hosts, seen from both ends, now and before")
@@ -141,6 +144,16 @@ def _trips(case: Case, hosts: Mapping[str, tuple[Intervals, Intervals]]) -> dict
         if one != other and (known is None or trip.strength > known.strength):
             trips[one, other] = trip
     return trips
+
+
+def _past_tcp(telemetry: Telemetry, host: str, over: Intervals) -> bool:
+    """Whether a host sends more by ports that pass the kernel by than by its interfaces."""
+
+    def sent(metric: str) -> float:
+        rates = [telemetry.rate(host, metric, device, over) for device in telemetry.devices(host, metric)]
+        return sum(each for each in rates if each is not None)
+
+    return sent("ib.tx_bytes") > sent("net.tx_bytes")
 
 
 def _now_and_before(

@@ -146,6 +146,21 @@ def test_a_healthy_job_is_healthy_whatever_its_round_trips_do() -> None:
     assert judge(window, Overhead()).verdict == "healthy"
 
 
+@pytest.mark.parametrize(("ports", "interfaces", "named"), [(9e9, 2e6, False), (2e5, 9e8, True), (None, 2e6, True)])
+def test_round_trips_say_nothing_of_what_goes_past_tcp(ports: float | None, interfaces: float, named: bool) -> None:
+    """Where a host sends more by InfiniBand or RoCE ports than by its interfaces, slow ways of TCP explain nothing."""
+    window = spread(waiting(3, device=True), slow_between(("node-a", "node-c"), ("node-b", "node-c")))
+    series = dict(window.series)
+    times = range(window.begin_ns, window.end_ns, SECOND // 2)
+    for metric, device, rate in (("ib.tx_bytes", "mlx5_0/1", ports), ("net.tx_bytes", "eth0", interfaces)):
+        if rate is not None:
+            grown = array("d", ((time_ns - window.begin_ns) / 1e9 * rate for time_ns in times))
+            series[SeriesKey("node-b", metric, device)] = Series(array("q", times), grown)
+    found = told(replace(window, series=series))
+    assert place(found) == ({"host": "node-c"} if named else {})
+    assert (found.side is Side.ENVIRONMENT) is named
+
+
 def test_an_address_of_two_hosts_says_nothing() -> None:
     """Bridges have the same address everywhere: ways to it are left out, and with them whom they would name."""
     same = {"node-a": "172.17.0.1", "node-b": "172.17.0.1"}
