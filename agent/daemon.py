@@ -17,6 +17,7 @@ from rankscope.agent.config import Settings
 from rankscope.agent.containers import ContainerDirectories
 from rankscope.agent.cost import OwnCost
 from rankscope.agent.exposition import open_exposition
+from rankscope.agent.group_switch import GroupSwitch
 from rankscope.agent.job import WatchedJob
 from rankscope.agent.loop import Agent, waker
 from rankscope.agent.plan import read_plan
@@ -111,7 +112,14 @@ def watch_plan(path: Path) -> None:
         agent.wake_on(0, parent)
     job.poll()
     os.write(1, READY)
-    agent.run(exposition.refresh if exposition is not None else lambda: None)
+    switch = GroupSwitch(Path(plan.rings))
+
+    def each_round() -> None:
+        agent.leave_out(switch.left_out())
+        if exposition is not None:
+            exposition.refresh()
+
+    agent.run(each_round)
 
 
 def main(arguments: Sequence[str]) -> int:

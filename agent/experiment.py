@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from rankscope.agent.config import load_settings
 from rankscope.agent.loop_series import recorded_columns
-from rankscope.agent.switchback import AgentKnob, CommandKnob, Design, Knob, Switchback
+from rankscope.agent.switchback import AgentKnob, CommandKnob, Design, GroupKnob, Knob, Switchback
 from rankscope.errors import ConfigurationError
 from rankscope.rules import feedback
 from rankscope.rules.switchback import LEAST_BLOCKS, Decision, Interval
@@ -32,6 +33,7 @@ def experiment() -> None:
 @click.option("--on", "on_command", default="", help="Command that turns the knob on.")
 @click.option("--off", "off_command", default="", help="Command that turns it off; it is off at the end.")
 @click.option("--agent", "the_agent", is_flag=True, help="The knob is Rankscope's own agent.")
+@click.option("--group", "groups", multiple=True, help="The knob is a group of a probe (nvml/gpm); several at once.")
 @click.option("--window-steps", default=20, show_default=True, type=click.IntRange(2), help="Steps of a window.")
 @click.option("--settle-steps", default=3, show_default=True, type=click.IntRange(0), help="Steps left out before.")
 @click.option("--max-blocks", default=200, show_default=True, type=click.IntRange(LEAST_BLOCKS), help="Then stop.")
@@ -46,6 +48,7 @@ def run(
     on_command: str,
     off_command: str,
     the_agent: bool,
+    groups: tuple[str, ...],
     window_steps: int,
     settle_steps: int,
     max_blocks: int,
@@ -61,9 +64,14 @@ def run(
     """
     from rankscope.agent.run import run_job
 
-    if the_agent == bool(on_command or off_command):
-        raise ConfigurationError("needs one knob", where="experiment run", todo="give --on and --off, or --agent")
-    knob = AgentKnob() if the_agent else CommandKnob(on_command, off_command)
+    settings = load_settings(config)
+    if [the_agent, bool(on_command or off_command), bool(groups)].count(True) != 1:
+        todo = "give --on and --off, or --agent, or --group"
+        raise ConfigurationError("needs one knob", where="experiment run", todo=todo)
+    knob: Knob = AgentKnob() if the_agent else CommandKnob(on_command, off_command)
+    if groups:
+        _refuse_unknown(groups)
+        knob = GroupKnob(groups, settings.rings.poll_seconds)
     design = Design(window_steps, settle_steps, max_blocks=max_blocks, margin=margin, seed=seed)
     begun: list[Switchback] = []
 
@@ -71,6 +79,8 @@ def run(
         click.echo(line, err=True)
 
     def begin(rings: Path) -> None:
+        if isinstance(knob, GroupKnob):
+            knob.rings = rings
         begun.append(Switchback(rings, knob, design, say))
         begun[0].start()
 
@@ -78,11 +88,21 @@ def run(
         for ran in begun:
             ran.stop()
 
-    result = run_job(command, settings=load_settings(config), say=say, rings_made=begin, job_ended=end)
+    result = run_job(command, settings=settings, say=say, rings_made=begin, job_ended=end)
     document = switchback_document(begun[0] if begun else None, knob, design)
     _put(document, json_file)
     click.echo(told_switchback(document), err=True)
     ctx.exit(result.exit_status)
+
+
+def _refuse_unknown(groups: tuple[str, ...]) -> None:
+    from rankscope.probes.registry import built_in
+
+    known = [f"{probe.name}/{group.name}" for probe in built_in() for group in probe.groups]
+    for group in groups:
+        if group not in known:
+            there = ", ".join(get_close_matches(group, known, 3, 0.3) or known)
+            raise ConfigurationError(f'no group "{group}"', where="--group", todo=f"there are {there}")
 
 
 def switchback_document(ran: Switchback | None, knob: Knob, design: Design) -> dict[str, Any]:

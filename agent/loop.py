@@ -85,6 +85,10 @@ class Agent:
                 self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
         self._stopping = ""
 
+    def leave_out(self, groups: frozenset[str]) -> None:
+        """Do not read these groups (probe/group), and no others, until told otherwise."""
+        self._scheduler.left_out = groups
+
     def stop(self, reason: str) -> None:
         """End after this round."""
         self._stopping = self._stopping or reason

@@ -102,6 +102,8 @@ class Scheduler:
         #: By the name of an isolated probe; "" for all others.
         self._lanes: dict[str, Lane] = {}
         self._stalled: dict[str, int] = {}
+        #: Names of groups (probe/group) that are not read for now.
+        self.left_out: frozenset[str] = frozenset()
 
     def burst(self, devices: Collection[str]) -> tuple[int, int]:
         """Read these devices ("" for the host itself) at their burst periods from now on; returns (begin, end)."""
@@ -169,7 +171,7 @@ class Scheduler:
         # Before the work, from the plan and not from now: periods do not drift, and what was missed is not made up.
         period = self._period(task)
         task.due_ns += period * max(1, -(-(now - task.due_ns) // period))
-        if watched.probe.name in self._stalled or watched.rest_until_ns > now:
+        if watched.probe.name in self._stalled or watched.rest_until_ns > now or watched.name in self.left_out:
             return
         devices = _devices(task, bursting)
         if devices is None or devices:

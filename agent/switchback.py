@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rankscope.agent.group_switch import write_groups
 from rankscope.agent.processes import descendants
 from rankscope.errors import ConfigurationError, RingError
 from rankscope.records import StepRecord
@@ -37,6 +38,11 @@ class Knob(Protocol):
         """What it is called in the outcome."""
         ...
 
+    @property
+    def rest(self) -> bool:
+        """How it is left in the end."""
+        ...
+
     def set(self, on: bool) -> None: ...
 
 
@@ -47,6 +53,7 @@ class CommandKnob:
     on_command: str
     off_command: str
     name: str = "command"
+    rest: bool = False
 
     def set(self, on: bool) -> None:
         command = self.on_command if on else self.off_command
@@ -77,6 +84,7 @@ class AgentKnob:
     """The agent beside the job: stopped (SIGSTOP, with its children) where off. It wakes when we die (daemon)."""
 
     name: str = "agent"
+    rest: bool = True
 
     def set(self, on: bool) -> None:
         for pid in _agents(os.getpid()):
@@ -85,6 +93,30 @@ class AgentKnob:
                     os.kill(each, signal.SIGCONT if on else signal.SIGSTOP)
                 except ProcessLookupError:
                     pass
+
+
+@dataclass(slots=True)
+class GroupKnob:
+    """Groups of probes (probe/group), which the agent does not read where off. `rings` is known once the job begins."""
+
+    groups: tuple[str, ...]
+    #: Time between two looks of the agent, s.
+    poll_seconds: float
+    rings: Path | None = None
+    rest: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"reading of {', '.join(self.groups)}"
+
+    def set(self, on: bool) -> None:
+        if self.rings is None:
+            return
+        try:
+            write_groups(self.rings, () if on else self.groups)
+        except OSError as error:
+            raise ConfigurationError(f"cannot be written ({error.strerror})", where=str(self.rings)) from error
+        time.sleep(1.5 * self.poll_seconds)
 
 
 def _agents(parent: int) -> list[int]:
@@ -150,7 +182,7 @@ class Switchback:
         finally:
             try:
                 # Whatever happened: the agent goes on, and the command's state is the one off leaves.
-                self.knob.set(isinstance(self.knob, AgentKnob))
+                self.knob.set(self.knob.rest)
             except ConfigurationError:
                 pass
 

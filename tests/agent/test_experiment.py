@@ -163,7 +163,11 @@ def test_a_schedule_is_drawn() -> None:
     ]
 
 
-@pytest.mark.parametrize("words", [(), ("--agent", "--on", "true")], ids=["no knob", "two knobs"])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--agent", "--on", "true"), ("--agent", "--group", "nvml/gpm")],
+    ids=["no knob", "two knobs", "two other knobs"],
+)
 def test_one_knob_it_is(words: tuple[str, ...]) -> None:
     """None, or two at once, is refused before the job starts."""
     status, out, err = run("run", *words, "--", "sh", "-c", "echo ran")

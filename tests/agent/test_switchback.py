@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 from rankscope.agent import switchback
-from rankscope.agent.switchback import _Steps
+from rankscope.agent.group_switch import NAME, GroupSwitch
+from rankscope.agent.scheduler import Scheduler
+from rankscope.agent.switchback import GroupKnob, _Steps
 from rankscope.clock import ClockAnchor, SystemClock
+from rankscope.errors import ConfigurationError
 from rankscope.identity import RankIdentity
+from rankscope.reading import Group, ProbeResult
 from rankscope.records import StepRecord
 from rankscope.ring import RingWriter, ring_path
+from rankscope.testing import FakeClock
+
+SECOND = 10**9
 
 
 def ring(directory: Path, rank: int, pid: int) -> RingWriter:
@@ -64,3 +71,57 @@ def test_the_end_of_the_job_ends_the_wait(tmp_path: Path) -> None:
     over = threading.Event()
     over.set()
     assert _Steps(tmp_path, over).take(0, 0, 1) is None
+
+
+def test_groups_are_left_out_by_a_file_that_can_be_believed(tmp_path: Path) -> None:
+    """Off names them, on names none; a link, a directory and what is not there name none either."""
+    switch = GroupSwitch(tmp_path)
+    assert switch.left_out() == frozenset()
+    knob = GroupKnob(("nvml/gpm", "disk/disk"), poll_seconds=0.0, rings=tmp_path)
+    knob.set(False)
+    assert switch.left_out() == {"nvml/gpm", "disk/disk"}
+    knob.set(True)
+    assert switch.left_out() == frozenset()
+    (tmp_path / NAME).unlink()
+    (tmp_path / "elsewhere").write_text("nvml/fast")
+    (tmp_path / NAME).symlink_to(tmp_path / "elsewhere")
+    assert switch.left_out() == frozenset()
+    (tmp_path / NAME).unlink()
+    (tmp_path / NAME).mkdir()
+    assert switch.left_out() == frozenset()
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        knob.set(False)
+
+
+def test_a_group_that_is_left_out_is_not_read() -> None:
+    """Its probe's other groups are, and it is again once it may be."""
+    read: list[str] = []
+
+    class Two:
+        name = "two"
+        groups = (Group("a", SECOND, SECOND, ""), Group("b", SECOND, SECOND, ""))
+
+        def read(self, group: str, now_ns: int) -> ProbeResult:
+            read.append(group)
+            return ProbeResult()
+
+        def close(self) -> None:
+            pass
+
+    clock = FakeClock()
+    scheduler = Scheduler([Two()], clock=clock, deadline_ns=SECOND, burst_ns=SECOND)
+
+    def seconds(count: int) -> set[str]:
+        read.clear()
+        for _ in range(count):
+            clock.advance(SECOND)
+            scheduler.tick()
+            assert scheduler.settle(10)
+        return set(read)
+
+    assert seconds(3) == {"a", "b"}
+    scheduler.left_out = frozenset({"two/a"})
+    assert seconds(3) == {"b"}
+    scheduler.left_out = frozenset()
+    assert seconds(3) == {"a", "b"}
+    scheduler.close()
