@@ -15,6 +15,8 @@ MAX_CONTAINERS = 256
 #: comes more rarely, so that it takes one part in so many of a core at most.
 LOOK_NS = 10 * 10**9
 _SHARE = 2000
+#: One look in so many asks the processes too that were in our own namespace before: few ever leave it.
+_ALL_PROCESSES = 6
 
 
 class ContainerDirectories:
@@ -27,6 +29,9 @@ class ContainerDirectories:
         self._due_ns = 0
         #: Mount namespace -> descriptor of the directory in it.
         self._held: dict[int, int] = {}
+        #: Processes that were in our namespace at the last looks, and how many looks there were.
+        self._ours: set[str] = set()
+        self._looks = 0
 
     def paths(self) -> list[Path]:
         """The directories there are, looked for now and then, as paths that stay good while this object holds them."""
@@ -61,18 +66,24 @@ class ContainerDirectories:
         """One process of each mount namespace other than ours."""
         proc = str(self._proc)
         try:
-            seen = {_inode(f"{proc}/self/ns/mnt")}
+            own = _inode(f"{proc}/self/ns/mnt")
         except OSError:
             return
+        seen = {own}
+        if self._looks % _ALL_PROCESSES == 0:
+            self._ours.clear()
+        self._looks += 1
         # Hundreds of processes: paths as text cost a third of Path's.
         with os.scandir(proc) as entries:
-            names = [entry.name for entry in entries if entry.name.isdigit()]
+            names = [entry.name for entry in entries if entry.name.isdigit() and entry.name not in self._ours]
         for name in names:
             try:
                 namespace = _inode(f"{proc}/{name}/ns/mnt")
             except OSError:
                 continue
-            if namespace not in seen and len(seen) <= MAX_CONTAINERS:
+            if namespace == own:
+                self._ours.add(name)
+            elif namespace not in seen and len(seen) <= MAX_CONTAINERS:
                 seen.add(namespace)
                 yield namespace, int(name)
 
