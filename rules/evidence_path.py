@@ -32,6 +32,9 @@ _AS_SLOW, _WELL = 0.5, 0.25
 #: A host is the place where this share of the ways to it are slow, and no more than that of the others are not well.
 _OF_ITS_OWN, _OF_OTHERS = 0.8, 0.1
 
+#: Ways that are told one by one.
+_SHOWN = 3
+
 Way = tuple[str, str]
 
 
@@ -62,7 +65,10 @@ def round_trips(case: Case) -> Observation:
     trip = trips[worst]
     slow = {way for way, of in trips.items() if of.strength >= _SLOW and of.grown_ms >= _AS_SLOW * trip.grown_ms}
     well = {way for way, of in trips.items() if of.grown_ms <= _WELL * trip.grown_ms}
-    told = f"{link_name(worst)}: round trips of {trip.now_ms:.2f} ms (before: {trip.before_ms:.2f} ms)"
+    told = "; ".join(
+        f"{link_name(way)}: round trips of {trips[way].now_ms:.2f} ms (before: {trips[way].before_ms:.2f} ms)"
+        for way in sorted(slow or {worst}, key=lambda way: -trips[way].grown_ms)[:_SHOWN]
+    )
     what = f"{told}; longer on {len(slow)} of {len(trips)} ways between hosts"
     host = _shared(trips, slow, well)
     alone = slow == {worst} and len(well) == len(trips) - 1 and (well or len(hosts) == 2)

@@ -19,15 +19,18 @@ from typing import Any
 import components
 import nodes
 import pytest
+from click.testing import CliRunner
 from nodes import HOSTS, Switch, address_of, on_node
+
+from rankscope.agent.cli import main
 
 pytestmark = pytest.mark.alone
 
 MAIN = [sys.executable, "-c", "from rankscope.agent.cli import main; main()"]
 JOB = str(Path(__file__).parents[1] / "node_job.py")
-#: Trouble begins at the one step and the job ends at the other: some eight seconds each, with a store that tells half a
+#: Trouble begins at the one step and the job ends at the other: some six seconds each, with a store that tells half a
 #: second from the next.
-TROUBLE, STEPS = 260, 360
+TROUBLE, STEPS = 240, 320
 DELAY_S = 0.006
 HOUR_S = 3600
 SETTINGS = """
@@ -53,9 +56,22 @@ class Done:
     from_store: dict[str, Any]
 
 
-def _json(*words: str, prefix: Sequence[str] = ()) -> dict[str, Any]:
-    done = subprocess.run([*prefix, *MAIN, *words, "--json"], capture_output=True, text=True, timeout=120, check=False)
+def diagnosed(store: str, namespace: str) -> dict[str, Any]:
+    """The verdict over what a store in a node's network took, once it shows all of it."""
+    inside = ["ip", "netns", "exec", namespace]
+    shown = f"import urllib.request; urllib.request.urlopen('{store}/internal/force_flush')"
+    subprocess.run([*inside, sys.executable, "-c", shown], check=True, timeout=30)
+    command = [*inside, *MAIN, "diagnose", "--prometheus", store, "--job", "many", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def reported(recordings: Sequence[str]) -> dict[str, Any]:
+    """The verdict over recordings."""
+    done = CliRunner().invoke(main, ["report", *recordings, "--json"])
+    assert done.exit_code == 0, done.output
     document: dict[str, Any] = json.loads(done.stdout)
     return document
 
@@ -126,12 +142,10 @@ def run_job(place: Path, trouble: Trouble, *, count: int = 3, steps: int = STEPS
                 each.wait(30)
         assert switch.packets > steps
         switch.port_delay_s[:] = [0.0] * count
-        shown = f"import urllib.request; urllib.request.urlopen('{store}/internal/force_flush')"
-        subprocess.run(["ip", "netns", "exec", names[0], sys.executable, "-c", shown], check=True, timeout=30)
-        from_store = _json("diagnose", "--prometheus", store, "--job", "many", prefix=["ip", "netns", "exec", names[0]])
+        from_store = diagnosed(store, names[0])
     recordings = [str(next(place.glob(f"state{node}/many/*.db"))) for node in range(count)]
     assert [Path(each).stem for each in recordings] == list(HOSTS[:count])
-    return Done(recordings, _json("report", *recordings), from_store)
+    return Done(recordings, reported(recordings), from_store)
 
 
 def slow_port(switch: Switch, _: Path) -> None:
@@ -212,7 +226,7 @@ def test_the_host_behind_a_slow_port_is_named(tmp_path: Path) -> None:
     assert abs(done.verdict["findings"][0]["detected_step"] - TROUBLE) <= 20
     check_stored(done)
     set_ahead(done.recordings[1])
-    apart = _json("report", *done.recordings)
+    apart = reported(done.recordings)
     check_slow(apart, {"host": HOSTS[2]})
     check_clocks(apart)
 
