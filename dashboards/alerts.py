@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from dashboards.expressions import risen
+
 _RUNBOOKS = "docs/runbooks"
 #: Whom a side concerns. What is unknown goes to the job's owner, who can try a swap.
 _TEAM = {"hardware": "operators", "environment": "operators", "code": "owner", "unknown": "owner"}
@@ -113,7 +115,7 @@ ALERTS = (
     ),
     Alert(
         "RankscopeXid",
-        'increase(rankscope_events_total{rankscope_event_kind="xid"}[10m]) > 0',
+        risen('rankscope_events_total{rankscope_event_kind="xid"}', "10m"),
         "0m",
         "critical",
         "hardware",

@@ -40,3 +40,9 @@ def short_gpu(expression: str) -> str:
 def at_rank(expression: str) -> str:
     """The same series with a label `where`: " rank 3" where there is a rank, else nothing."""
     return f'label_replace({expression}, "where", " rank $1", "rankscope_rank", "(.+)")'
+
+
+def risen(counter: str, window: str) -> str:
+    """The counters that rose in the window, or appeared in it: Prometheus sees no rise in the first event, which is all
+    that a scrape ever shows of a counter that begins with it. One that was away for a while has not appeared."""
+    return f"increase({counter}[{window}]) > 0 or {counter} unless last_over_time({counter}[6h] offset {window})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dashboards.expressions import risen
 from dashboards.panels import Panel
 
 from rankscope.rules.xids import load
@@ -13,11 +14,11 @@ _HEADINGS = {"rankscope_job": "Job", "host_name": "Host", "hw_id": "GPU", "ranks
 
 def xids(question: str, select: str = "", leads_to: tuple[str, Mapping[str, str]] | None = None) -> Panel:
     """A row for each number at each GPU."""
-    kind = f'{select}{", " if select else ""}rankscope_event_kind="xid"'
+    counter = f'rankscope_events_total{{{select}{", " if select else ""}rankscope_event_kind="xid"}}'
     return Panel(
         "Xids in the last hour",
         question,
-        f"sum by ({', '.join(_HEADINGS)}) (increase(rankscope_events_total{{{kind}}}[1h])) > 0",
+        f"sum by ({', '.join(_HEADINGS)}) ({risen(counter, '1h')})",
         "Times",
         kind="table",
         width=24,

@@ -235,6 +235,32 @@ def test_one_step_does_not_page(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_first_xid_pages_and_an_old_one_does_not(tmp_path: Path) -> None:
+    """A counter that begins with its first event has no rise to see; one that is told again after half an hour of
+    silence is not new."""
+    promtool = components.need("promtool")
+    of_gpu = 'rankscope_events_total{rankscope_event_kind="xid", hw_id="GPU-%d"}'
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": of_gpu % 1, "values": "_x60 1x30"},
+            {"series": of_gpu % 2, "values": "1x30 _x29 1x30"},
+        ],
+        "promql_expr_test": [
+            {
+                "expr": 'count by (hw_id) (ALERTS{alertname="RankscopeXid", alertstate="firing"})',
+                "eval_time": f"{minute}m",
+                "exp_samples": [{"labels": '{hw_id="GPU-1"}', "value": 1}] if fires else [],
+            }
+            for minute, fires in ((55, False), (63, True), (85, False))
+        ],
+    }
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [case]}))
+    done = subprocess.run([promtool, "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_routes_hardware_to_operators_and_code_to_the_owner() -> None:
     """Every team that an alert names has a route, and every route a receiver."""
     configuration = json.loads((RULE_FILES / "alertmanager.json").read_text())
