@@ -53,7 +53,9 @@ fuzz: install ## every reader over mutated inputs for ten minutes; what breaks o
 bench: install ## beside other tools, results into docs/benchmarks.md
 	$(BIN)/python benchmarks/peers_agents.py --write docs/benchmarks.md
 	$(BIN)/python benchmarks/peers_hooks.py --write docs/benchmarks.md
+	$(BIN)/python benchmarks/peers_hook_instructions.py --write docs/benchmarks.md
 	$(BIN)/python benchmarks/peers_sketches.py --write docs/benchmarks.md
+	$(BIN)/python benchmarks/growth.py --write docs/benchmarks.md
 
 format: install ## rewrite the sources in the house format
 	$(BIN)/ruff format .

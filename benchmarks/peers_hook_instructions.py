@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from document import Table, machine
-from hook_instructions import callgrind, count_marked
+from hook_instructions import STEPS, WARM_STEPS, callgrind, count_marked
 from peers_hooks import TOOLS, WATCHING, Training, aggregator, packages, prepare
 
 
@@ -28,7 +28,7 @@ def count_inside(tool: str, site: Path, library: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=0, world_size=1)
         prepare(tool, site)
-        training = Training()
+        training = Training(samples=4 * max(WARM_STEPS, STEPS))
         count_marked(library, 0, "plain", lambda steps: training.train(steps))
         with WATCHING[tool]() as how:
             count_marked(library, 0, "watched", lambda steps: training.train(steps, **how))

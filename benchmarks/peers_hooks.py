@@ -47,7 +47,7 @@ def no_section(_name: str) -> AbstractContextManager[None]:
 class Training:
     """A small transformer under DDP, trained on, a block of steps at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int = 64 * 4096) -> None:
         import torch
         from torch.utils.data import DataLoader, TensorDataset
 
@@ -56,7 +56,7 @@ class Training:
         layer = torch.nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
         self.model = torch.nn.parallel.DistributedDataParallel(torch.nn.TransformerEncoder(layer, 4))
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-6)
-        self._data = TensorDataset(torch.randn(64 * 4096, 8, 64))
+        self._data = TensorDataset(torch.randn(samples, 8, 64))
         self._loader: Any = DataLoader(self._data, batch_size=4)
 
     def last(self, step_ms: float) -> None:
