@@ -100,7 +100,10 @@ _TRAFFIC = ("gpu.pcie_tx_bytes", "gpu.pcie_rx_bytes", "gpu.nvlink_tx_bytes", "gp
 EQUAL = {
     "openlit": ("nvml/fast", "nvml/slow", *_GPU),
     "wandb": (
-        *("nvml/fast", "nvml/slow", "nvml/counters", "nvml/gpm", *_GPU, *_CLOCKS, *_TRAFFIC, "gpu.energy_joules"),
+        *("nvml/fast", "nvml/slow", "nvml/counters", "nvml/gpm", *_GPU, *_CLOCKS, "gpu.energy_joules"),
+        *(f"gpu.{part}_active_ratio" for part in ("sm", "dram", "tensor", "tensor_hmma", "fp16", "fp32", "fp64")),
+        *(f"gpu.{link}_{way}_bytes_per_second" for link in ("pcie", "nvlink") for way in ("tx", "rx")),
+        "gpu.sm_occupancy_ratio",
         *(*_HOST, "network/stack"),
     ),
     "nvitop-exporter": (

@@ -16,6 +16,7 @@ from rankscope.probes.nvml_fields import (
     sum_of,
     unknown_metrics,
 )
+from rankscope.probes.nvml_gpm import GPM_METRICS
 from rankscope.probes.nvml_links import FEC_FIELDS, LINK_FIELDS, LinkField, LinkReader
 from rankscope.probes.nvml_parts import PartsReader
 from rankscope.probes.nvml_pcie import PcieJudge
@@ -41,11 +42,12 @@ GROUPS = (
 
 
 def readable_metrics() -> frozenset[str]:
-    """Metrics that can be left out one by one: those of single calls, of fields, and of links."""
+    """Metrics that can be left out one by one: those of single calls, of fields, of links, and a GPU's own of GPM."""
     newest = (10**6, 0)
     calls = (metric for of_group in CALLS.values() for metrics, _ in of_group for metric in metrics)
     sources = (source.metric for group in GROUPS for batch in field_batches(group, newest) for source in batch)
-    return frozenset((*calls, *sources, *(link.metric for link in (*LINK_FIELDS, *FEC_FIELDS))))
+    gpm = (metric for metric, _ in GPM_METRICS.values())
+    return frozenset((*calls, *sources, *gpm, *(link.metric for link in (*LINK_FIELDS, *FEC_FIELDS))))
 
 
 def _without(batches: list[list[FieldSource]], unread: frozenset[str]) -> list[list[FieldSource]]:
@@ -110,6 +112,9 @@ class GpuReader:
             self._rings.read(sample, now_ns, seen)
         elif group == "gpm":
             self._parts.read_gpm(sample, now_ns)
+            # They come with one call, all or none.
+            for metric in self._unread & sample.values.keys():
+                del sample.values[metric]
         elif group == "slow":
             self._parts.read_instances(sample)
         elif group == "processes":

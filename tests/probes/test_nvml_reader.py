@@ -314,10 +314,11 @@ def test_single_metrics_are_left_out() -> None:
     gpu, whole = full(), full()
     left = {"gpu.sm_clock_mhz", "gpu.memory_utilization_ratio", "gpu.power_instant_watts", "gpu.temperature_celsius"}
     gpu.failing |= {"clock": 999, "temperature": 999}
-    left |= {"gpu.memory_clock_mhz"}
+    left |= {"gpu.memory_clock_mhz", "gpu.sm_active_ratio"}
     reader, other = GpuReader(gpu, DRIVER, left), GpuReader(whole, DRIVER)
-    for group in ("fast", "slow"):
+    for group in ("fast", "slow", "gpm"):
         read, expected = reader.read(group, 0), other.read(group, 0)
+        assert expected.values
         assert read.values == {metric: value for metric, value in expected.values.items() if metric not in left}
         assert not [metric for metric, _, _ in read.outcomes if metric in left]
     assert (186, 0) not in {wanted for batch in gpu.batches for wanted in batch}
