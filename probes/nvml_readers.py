@@ -3,7 +3,7 @@
 Reading one GPU after the other on one thread wakes that thread once for all of them, and asks the driver for one GPU at
 a time. The thread that leads reads requests too, so that a request wakes nothing else. Where a call does not come back
 within PATIENCE_S, `relieve`, called by the timer's signal, starts another thread to lead, and the one that is held up
-keeps its GPU to itself until the driver lets go.
+keeps its GPU to itself until the driver lets go. docs/decisions/0010-one-thread-reads-gpus.md says why.
 """
 
 from __future__ import annotations
