@@ -259,9 +259,8 @@ class Boundaries:
                 waited += self.end_wait_ns()
             if not count:
                 continue
-            before, latest = state.sequence, state.now()
-            state.sequence = latest
-            first = MISSING if before == MISSING or latest <= before else before + 1
+            # Torch is asked seldom: of what came since it was last asked.
+            first, last = state.since_asked() if self.sampled else (MISSING, MISSING)
             if self.timeline is None:
                 # Operations whose waits were not seen were waited for somewhere in the "own" phases.
                 unseen = state.count > 0 and not state.wait_ns
@@ -278,7 +277,7 @@ class Boundaries:
                     MISSING,
                     unseen,
                     first,
-                    MISSING if first == MISSING else latest,
+                    last,
                     state.members,
                 )
             state.count = state.wait_ns = 0

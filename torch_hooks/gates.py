@@ -5,27 +5,36 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankscope.torch_hooks.boundaries import Boundaries
 
-#: Key of our hook among a tensor's own; torch's are numbers.
-_STAMP = "rankscope"
 
+class Listener:
+    """What is told in every step: attributes that are called, and may be replaced at any time. They never raise."""
 
-class HotListener(Protocol):
-    """What is told in every step. Implementations never raise; attributes are looked up at each call."""
-
-    data_begin: Callable[[Any], None]
-    data_end: Callable[[Any], None]
+    __slots__ = (
+        "backward_begin",
+        "backward_end",
+        "backward_own_end",
+        "data_begin",
+        "data_end",
+        "optimizer_begin",
+        "optimizer_end",
+    )
+    data_begin: Callable[[Any], object]
+    data_end: Callable[[Any], object]
     #: Returns whether `backward_own_end` is to be called.
     backward_begin: Callable[[], bool]
-    backward_own_end: Callable[[], None]
-    backward_end: Callable[[], None]
+    backward_own_end: Callable[[], object]
+    backward_end: Callable[[], object]
+    #: Given the arguments of an optimizer's step: itself, perhaps a closure.
+    optimizer_begin: Callable[[tuple[Any, ...], dict[str, Any]], object]
+    optimizer_end: Callable[[Any], object]
 
 
-def next_gate(original: Any, listener: HotListener) -> Any:
+def next_gate(original: Any, listener: Listener) -> Any:
     """In the place of a data loader's `__next__`."""
 
     def __next__(iterator: Any) -> Any:
@@ -40,9 +49,13 @@ def next_gate(original: Any, listener: HotListener) -> Any:
     return __next__
 
 
-def backward_gate(original: Any, listener: HotListener, queue_callback: Callable[[Any], None]) -> Any:
-    """In the place of `_engine_run_backward`; `queue_callback` is the engine's."""
-    queued = [False]
+def backward_gate(original: Any, listener: Listener, queue_callback: Callable[[Any], None], anchor: Any) -> Any:
+    """In the place of `_engine_run_backward`.
+
+    `queue_callback` is the engine's; `anchor` a tensor of ours, whose hooks any root's graph node can be told to run.
+    """
+    # Only while a backward that is listened to runs: a graph that was kept has the stamp still.
+    queued = [True]
 
     def own_end() -> None:
         listener.backward_own_end()
@@ -54,41 +67,34 @@ def backward_gate(original: Any, listener: HotListener, queue_callback: Callable
             queued[0] = True
             queue_callback(own_end)
 
+    anchor._backward_hooks = OrderedDict(rankscope=stamp)
+
     def _engine_run_backward(outputs: Any, *arguments: Any, **keywords: Any) -> Any:
-        roots = []
         if listener.backward_begin():
             queued[0] = False
-            roots = hook_roots(outputs, stamp)
+            hook_roots(outputs, anchor)
         try:
             return original(outputs, *arguments, **keywords)
         finally:
-            for hooks in roots:
-                hooks.pop(_STAMP, None)
+            queued[0] = True
             listener.backward_end()
 
     return _engine_run_backward
 
 
-def hook_roots(outputs: Any, hook: Callable[[Any], None]) -> list[Any]:
-    """Have `hook` run when the engine reaches a root, a third of the cost of `register_hook`; returns where it was put.
+def hook_roots(outputs: Any, anchor: Any) -> None:
+    """Have the hooks of `anchor` run when the engine reaches a root: the roots themselves are left alone.
 
-    What `Tensor.register_hook` does, without the handle: the hooks of a tensor are an ordered dictionary that its graph
-    node knows. A root that is none of torch's tensors (an edge of the graph) has no hook.
+    What `Tensor.register_hook` does for a tensor's own hooks, at a fraction of its cost. A root that is none of torch's
+    tensors (an edge of the graph) has no stamp.
     """
-    placed = []
     try:
         for root in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
             node = root.grad_fn
             if node is not None:
-                hooks = root._backward_hooks
-                if hooks is None:
-                    root._backward_hooks = hooks = OrderedDict()
-                    node._register_hook_dict(root)
-                hooks[_STAMP] = hook
-                placed.append(hooks)
+                node._register_hook_dict(anchor)
     except (AttributeError, RuntimeError, TypeError):
-        return placed
-    return placed
+        return
 
 
 def collate_gate(collate: Callable[[Any], Any], clock: Boundaries) -> Callable[[Any], Any]:

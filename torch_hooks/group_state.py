@@ -35,3 +35,9 @@ class GroupState:
         except (RuntimeError, TypeError, ValueError):
             self._sequence = None
             return MISSING
+
+    def since_asked(self) -> tuple[int, int]:
+        """Sequence numbers of the first and the last operation since this was last asked; MISSING where none came."""
+        before, latest = self.sequence, self.now()
+        self.sequence = latest
+        return (MISSING, MISSING) if before == MISSING or latest <= before else (before + 1, latest)

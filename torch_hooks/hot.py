@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         DeviceTimeline,
         GroupState,
         HotLoop,
+        Listener,
         backward_gate,
         collate_gate,
         next_gate,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 else:
     _chosen = choose()
     Boundaries, DeviceTimeline = _chosen.Boundaries, _chosen.DeviceTimeline
-    GroupState, HotLoop = _chosen.GroupState, _chosen.HotLoop
+    GroupState, HotLoop, Listener = _chosen.GroupState, _chosen.HotLoop, _chosen.Listener
     backward_gate, collate_gate, next_gate = _chosen.backward_gate, _chosen.collate_gate, _chosen.next_gate
 
 #: "python" or "compiled", as recordings and `doctor` say it.
@@ -53,6 +54,7 @@ __all__ = [
     "DeviceTimeline",
     "GroupState",
     "HotLoop",
+    "Listener",
     "backward_gate",
     "choose",
     "collate_gate",

@@ -12,19 +12,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from rankscope.torch_hooks.gates import HotListener
-from rankscope.torch_hooks.hot import backward_gate, next_gate
+from rankscope.torch_hooks.hot import Listener, backward_gate, next_gate
 
 #: Attribute our replacements carry, so that a second installation (a reloaded module) recognises them.
 _OURS = "_rankscope_original"
 
 
-class Listener(HotListener, Protocol):
-    """What is told. Implementations never raise; attributes are looked up at each call, and may be replaced."""
-
-    #: Given the arguments of an optimizer's step: itself, perhaps a closure.
-    optimizer_begin: Callable[[tuple[Any, ...], dict[str, Any]], None]
-    optimizer_end: Callable[[Any], None]
+class SeldomListener(Protocol):
+    """What is told off the hot path. Implementations never raise."""
 
     def scaler_end(self, optimizer: Any) -> None: ...
     def checkpoint_begin(self) -> None: ...
@@ -85,8 +80,10 @@ class Undo:
 class Patches(Undo):
     """The choke points that `import torch` brings, and those of its parts once they are imported."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, hot: Listener, listener: SeldomListener) -> None:
+        """`hot` is told in every step, `listener` of what happens seldom."""
         super().__init__()
+        self._hot = hot
         self._listener = listener
         self._later: dict[str, tuple[str, Callable[[], None]]] = {}
 
@@ -117,22 +114,23 @@ class Patches(Undo):
 
     def _data(self) -> None:
         iterator_type = importlib.import_module("torch.utils.data.dataloader")._BaseDataLoaderIter
-        self.replace("__next__", (iterator_type,), lambda original: next_gate(original, self._listener))
+        self.replace("__next__", (iterator_type,), lambda original: next_gate(original, self._hot))
 
     def _backward(self) -> None:
         autograd = importlib.import_module("torch.autograd")
         queue_callback = autograd.Variable._execution_engine.queue_callback
+        anchor = importlib.import_module("torch").zeros((), device="cpu")
         self.replace(
             "_engine_run_backward",
             (autograd, importlib.import_module("torch.autograd.graph")),
-            lambda original: backward_gate(original, self._listener, queue_callback),
+            lambda original: backward_gate(original, self._hot, queue_callback, anchor),
         )
 
     def _optimizer(self) -> None:
         module = importlib.import_module("torch.optim.optimizer")
         # Dynamo, tracing an optimizer's step, takes this for true, and leaves our part out.
         compiling = importlib.import_module("torch.compiler").is_dynamo_compiling
-        listener = self._listener
+        listener = self._hot
 
         def before(_optimizer: Any, arguments: Any, keywords: Any) -> None:
             if not compiling():

@@ -2,7 +2,7 @@
 
 from rankscope.torch_hooks.boundaries import Boundaries
 from rankscope.torch_hooks.device_timeline import DeviceTimeline
-from rankscope.torch_hooks.gates import backward_gate, collate_gate, next_gate
+from rankscope.torch_hooks.gates import Listener, backward_gate, collate_gate, next_gate
 from rankscope.torch_hooks.group_state import GroupState
 from rankscope.torch_hooks.hot_loop import HotLoop
 
@@ -11,6 +11,7 @@ __all__ = [
     "DeviceTimeline",
     "GroupState",
     "HotLoop",
+    "Listener",
     "backward_gate",
     "collate_gate",
     "next_gate",

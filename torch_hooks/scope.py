@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from rankscope.errors import RankscopeError
 from rankscope.records import MarkKind, Phase
 from rankscope.torch_hooks.clocks import choose_clock, device_undecided
+from rankscope.torch_hooks.hot import Listener
 from rankscope.torch_hooks.loop import TrainingLoop
 from rankscope.torch_hooks.nonfinite import NonFiniteWatch
 from rankscope.torch_hooks.patches import Patches
@@ -74,21 +75,14 @@ def _no() -> bool:
 class Scope:
     """Watches this process's training loop. Made by `attach()`; every method is safe to call at any time."""
 
-    # What the choke points on the hot path call: the loop's own methods while it is watched, else nothing.
-    data_begin: Callable[[Any], None]
-    data_end: Callable[[Any], None]
-    backward_begin: Callable[[], bool]
-    backward_own_end: Callable[[], None]
-    backward_end: Callable[[], None]
-    optimizer_begin: Callable[[tuple[Any, ...], dict[str, Any]], None]
-    optimizer_end: Callable[[Any], None]
-
     def __init__(self, environ: Mapping[str, str], *, write_error: Callable[[str], object]) -> None:
         self._environ = environ
         self._write_error = write_error
         self._directory = Path(environ.get("RANKSCOPE_DIR") or DEFAULT_DIRECTORY)
         self._process = os.getpid()
-        self._patches = Patches(self)
+        #: What the choke points on the hot path call: the loop's own methods while it is watched, else nothing.
+        self._hot = Listener()
+        self._patches = Patches(self._hot, self)
         self._watching: Watching | None = None
         self._of_parent: Watching | None = None
         self._ended = False
@@ -125,22 +119,23 @@ class Scope:
     def _await_training(self) -> None:
         """Until training begins nothing is watched but its begin."""
         self._unhook()
-        self.data_begin = self._early_batch
-        self.backward_begin = self._first_backward
-        self.optimizer_begin = self._first_optimizer
+        self._hot.data_begin = self._early_batch
+        self._hot.backward_begin = self._first_backward
+        self._hot.optimizer_begin = self._first_optimizer
 
     def _hook(self, loop: TrainingLoop) -> None:
         """From now on the choke points talk to the loop itself: no layer in between."""
-        self.data_begin, self.data_end = loop.data_begin, loop.data_end
-        self.backward_begin, self.backward_end = loop.backward_begin, loop.backward_end
-        self.backward_own_end = loop.backward_own_end
-        self.optimizer_begin, self.optimizer_end = loop.optimizer_begin, loop.optimizer_end
+        hot = self._hot
+        hot.data_begin, hot.data_end = loop.data_begin, loop.data_end
+        hot.backward_begin, hot.backward_end = loop.backward_begin, loop.backward_end
+        hot.backward_own_end = loop.backward_own_end
+        hot.optimizer_begin, hot.optimizer_end = loop.optimizer_begin, loop.optimizer_end
 
     def _unhook(self) -> None:
-        self._watching = None
-        self.data_begin = self.data_end = self.optimizer_end = _ignored
-        self.backward_own_end = self.backward_end = self.optimizer_begin = _ignored
-        self.backward_begin = _no
+        hot, self._watching = self._hot, None
+        hot.data_begin = hot.data_end = hot.optimizer_end = _ignored
+        hot.backward_own_end = hot.backward_end = hot.optimizer_begin = _ignored
+        hot.backward_begin = _no
 
     def _early_batch(self, iterator: Any) -> None:
         source = id(getattr(iterator, "_dataset", iterator))
@@ -148,12 +143,12 @@ class Scope:
 
     def _first_backward(self) -> bool:
         self._quietly(self._begin)
-        return self.backward_begin() if self._watching is not None else False
+        return self._hot.backward_begin() if self._watching is not None else False
 
     def _first_optimizer(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self._quietly(self._begin)
         if self._watching is not None:
-            self.optimizer_begin(arguments, keywords)
+            self._hot.optimizer_begin(arguments, keywords)
 
     def _stop(self) -> None:
         self._ended = True

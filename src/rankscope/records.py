@@ -261,7 +261,7 @@ class GroupRecord:
     overlap_ns: int | None = None
     #: 1 where waits for this or another group may lie inside own_ns, unseen.
     contaminated: int | None = None
-    #: Sequence numbers in this group of the step's first and last collective.
+    #: Told in one step of 16: sequence numbers in this group of the first and last operation since they were last told.
     first_sequence: int | None = None
     last_sequence: int | None = None
     #: Global ranks of the group, as ranges ("0-3,8"), cut to 80 bytes.

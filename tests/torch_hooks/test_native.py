@@ -400,9 +400,10 @@ def test_a_record_reads_back(find: Callable[[], Any], tmp_path: Path) -> None:
     numbers = iter((3, 6))
     state = module.GroupState(b"default", GroupKind.DATA, 2, b"0-1", lambda: next(numbers))
     clock.group_states = [state]
-    clock.sampled = False
     for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.COLLECTIVE_WAIT):
+        clock.sampled = False
         clock.switch(phase)
+    clock.sampled = True
     clock.backward_count = 1
     clock.end_step(Phase.OTHER)
     assert ring.written == 2
@@ -564,9 +565,11 @@ def test_nothing_is_kept(tmp_path: Path) -> None:
     clock.on_step = [clock].count
     loop = native.HotLoop(clock, threading.get_ident(), [clock].count, bool, bool)
     loop.quiet_iterator = loop.data_begin
-    gate = native.backward_gate([loop].count, loop, print)
+    told = native.Listener()
+    told.data_begin, told.data_end = loop.data_begin, told
+    gate = native.backward_gate([loop].count, told, print, Source())
     gate.itself = gate
-    del clock, loop, gate
+    del clock, loop, gate, told
     gc.collect()
     ring.close()
 

@@ -168,10 +168,11 @@ static int write_groups(Boundaries *self)
             break;
         }
         /* In the whole job's group DDP reduces gradients out of our sight. */
-        long long count = state->count + (at == 0 ? self->backward_count : 0), first, last;
+        long long count = state->count + (at == 0 ? self->backward_count : 0), first = MISSING, last = MISSING;
         long long waited = state->wait_ns + (at == 0 ? self->spent[COLLECTIVE_WAIT] + self->wait_in_backward_ns : 0);
         if (count != 0) {
-            result = group_sequence(state, &first, &last);
+            /* Torch is asked seldom: of what came since it was last asked. */
+            result = self->sampled ? group_since_asked(state, &first, &last) : 0;
             /* Operations whose waits were not seen were waited for somewhere in the "own" phases. */
             int unseen = state->count > 0 && state->wait_ns == 0;
             if (result == 0 && !on_device)

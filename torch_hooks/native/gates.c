@@ -1,42 +1,48 @@
 /* What stands in the place of torch's own functions on the hot path: what gates.py does.
 
    Each is an object that is called like the function it replaces, binds like one where it lies in a class, and has
-   attributes. The listener's methods are looked up at each call: they are replaced when the watching begins or ends. */
+   attributes. The listener's are looked up at each call: they are replaced when the watching begins or ends. */
 
 #include "native.h"
 #include <time.h>
 
-/* Key of our hook among a tensor's own; torch's are numbers. */
-#define STAMP "rankscope"
+static PyObject *name_grad_fn, *name_hooks, *name_register, *name_stamp, *ordered_dict;
 
-static PyObject *name_data_begin, *name_data_end, *name_backward_begin, *name_backward_own_end, *name_backward_end,
-    *name_grad_fn, *name_hooks, *name_register, *name_stamp, *ordered_dict;
+typedef struct {
+    PyObject_HEAD
+    PyObject *data_begin, *data_end, *backward_begin, *backward_own_end, *backward_end, *optimizer_begin,
+        *optimizer_end;
+} Listener;
 
 typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
-    PyObject *attributes, *original, *listener;
-    PyObject *queue_callback, *stamp, *own_end; /* of a backward gate */
+    PyObject *attributes, *original;
+    Listener *listener;
+    Boundaries *clock;                           /* of a collate gate */
+    PyObject *queue_callback, *own_end, *anchor; /* of a backward gate */
     char queued;
 } Gate;
 
-/* Call a method of the listener; NULL with an exception set. */
-static PyObject *tell(Gate *self, PyObject *name, PyObject *argument)
+/* Call one of the listener's; NULL with an exception set. */
+static PyObject *tell(PyObject *told, PyObject *argument)
 {
-    PyObject *method = PyObject_GetAttr(self->listener, name);
-    if (method == NULL)
+    if (told == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "the listener has no ear for this");
         return NULL;
-    PyObject *answer = argument == NULL ? PyObject_CallNoArgs(method) : PyObject_CallOneArg(method, argument);
-    Py_DECREF(method);
+    }
+    Py_INCREF(told);
+    PyObject *answer = argument == NULL ? PyObject_CallNoArgs(told) : PyObject_CallOneArg(told, argument);
+    Py_DECREF(told);
     return answer;
 }
 
 /* The same after the original, whose exception, if any, goes on: `result` is NULL then, and is returned. */
-static PyObject *tell_after(Gate *self, PyObject *name, PyObject *argument, PyObject *result)
+static PyObject *tell_after(PyObject *told, PyObject *argument, PyObject *result)
 {
     PyObject *kind, *error, *trace;
     PyErr_Fetch(&kind, &error, &trace);
-    PyObject *answer = tell(self, name, argument);
+    PyObject *answer = tell(told, argument);
     if (answer == NULL) {
         /* As in Python: what the listener lets out takes the place of what the original raised. */
         Py_XDECREF(result);
@@ -57,88 +63,53 @@ static PyObject *next_call(PyObject *callable, PyObject *const *arguments, size_
         PyErr_SetString(PyExc_TypeError, "__next__(iterator)");
         return NULL;
     }
-    PyObject *told = tell(self, name_data_begin, arguments[0]);
+    PyObject *told = tell(self->listener->data_begin, arguments[0]);
     if (told == NULL)
         return NULL;
     Py_DECREF(told);
     PyObject *batch = PyObject_Vectorcall(self->original, arguments, (size_t)PyVectorcall_NARGS(flags), NULL);
-    return tell_after(self, name_data_end, batch == NULL ? Py_None : batch, batch);
+    return tell_after(self->listener->data_end, batch == NULL ? Py_None : batch, batch);
 }
 
-/* Put the stamp among the hooks of one root; its dictionary of hooks is added to `placed`. -1 with an exception set. */
-static int hook_root(Gate *self, PyObject *root, PyObject *placed)
+/* Have the anchor's hooks run when the engine reaches a root; -1 with an exception set. */
+static int hook_root(Gate *self, PyObject *root)
 {
     PyObject *node = PyObject_GetAttr(root, name_grad_fn);
-    if (node == NULL || node == Py_None) {
-        Py_XDECREF(node);
-        return node == NULL ? -1 : 0;
-    }
-    int result = -1;
-    PyObject *hooks = PyObject_GetAttr(root, name_hooks);
-    if (hooks == Py_None) {
-        Py_SETREF(hooks, PyObject_CallNoArgs(ordered_dict));
-        if (hooks != NULL && PyObject_SetAttr(root, name_hooks, hooks) == 0) {
-            PyObject *done = PyObject_CallMethodOneArg(node, name_register, root);
-            result = done == NULL ? -1 : 0;
-            Py_XDECREF(done);
-        }
-    } else if (hooks != NULL)
-        result = 0;
-    if (result == 0)
-        result = PyObject_SetItem(hooks, name_stamp, self->stamp) < 0 || PyList_Append(placed, hooks) < 0 ? -1 : 0;
-    Py_XDECREF(hooks);
+    if (node == NULL)
+        return -1;
+    int result = node == Py_None ? 0 : quiet_call(PyObject_CallMethodOneArg(node, name_register, self->anchor));
     Py_DECREF(node);
     return result;
 }
 
-/* Where the stamp was put: a list, or NULL with no exception set where it could not be. */
-static PyObject *hook_roots(Gate *self, PyObject *outputs)
+/* The roots themselves are left alone. One that is none of torch's tensors (an edge of the graph) has no stamp. */
+static void hook_roots(Gate *self, PyObject *outputs)
 {
-    PyObject *placed = PyList_New(0);
-    if (placed == NULL) {
-        PyErr_Clear();
-        return NULL;
-    }
     int result = 0;
     if (PyTuple_Check(outputs) || PyList_Check(outputs)) {
         for (Py_ssize_t at = 0; result == 0 && at < PySequence_Fast_GET_SIZE(outputs); at++)
-            result = hook_root(self, PySequence_Fast_GET_ITEM(outputs, at), placed);
+            result = hook_root(self, PySequence_Fast_GET_ITEM(outputs, at));
     } else
-        result = hook_root(self, outputs, placed);
+        result = hook_root(self, outputs);
     if (result < 0)
-        /* A root that is none of torch's tensors (an edge of the graph) has no hook. */
         PyErr_Clear();
-    return placed;
-}
-
-static void unhook_roots(PyObject *placed)
-{
-    PyObject *kind, *error, *trace;
-    PyErr_Fetch(&kind, &error, &trace);
-    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(placed); at++)
-        if (PyObject_DelItem(PyList_GET_ITEM(placed, at), name_stamp) < 0)
-            PyErr_Clear();
-    PyErr_Restore(kind, error, trace);
 }
 
 static PyObject *backward_call(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *keywords)
 {
     Gate *self = (Gate *)callable;
-    PyObject *told = tell(self, name_backward_begin, NULL), *placed = NULL;
+    PyObject *told = tell(self->listener->backward_begin, NULL);
     int stamps = told == NULL ? -1 : PyObject_IsTrue(told);
     Py_XDECREF(told);
     if (stamps < 0)
         return NULL;
     if (stamps && PyVectorcall_NARGS(flags) > 0) {
         self->queued = 0;
-        placed = hook_roots(self, arguments[0]);
+        hook_roots(self, arguments[0]);
     }
     PyObject *result = PyObject_Vectorcall(self->original, arguments, (size_t)PyVectorcall_NARGS(flags), keywords);
-    if (placed != NULL) {
-        unhook_roots(placed);
-        Py_DECREF(placed);
-    }
-    return tell_after(self, name_backward_end, NULL, result);
+    self->queued = 1;
+    return tell_after(self->listener->backward_end, NULL, result);
 }
 
 /* DDP waits in an engine callback that it queues when its first gradient is ready; callbacks run in the order they
@@ -149,11 +120,7 @@ static PyObject *gate_stamp(PyObject *object, PyObject *Py_UNUSED(gradient))
     if (self->queued || self->queue_callback == NULL)
         Py_RETURN_NONE;
     self->queued = 1;
-    PyObject *done = PyObject_CallOneArg(self->queue_callback, self->own_end);
-    if (done == NULL)
-        return NULL;
-    Py_DECREF(done);
-    Py_RETURN_NONE;
+    return PyObject_CallOneArg(self->queue_callback, self->own_end);
 }
 
 static PyObject *gate_own_end(PyObject *object, PyObject *Py_UNUSED(ignored))
@@ -161,19 +128,17 @@ static PyObject *gate_own_end(PyObject *object, PyObject *Py_UNUSED(ignored))
     Gate *self = (Gate *)object;
     if (self->listener == NULL)
         Py_RETURN_NONE;
-    return tell(self, name_backward_own_end, NULL);
+    return tell(self->listener->backward_own_end, NULL);
 }
 
-/* A collate gate's listener is the boundaries. */
 static PyObject *collate_call(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *keywords)
 {
     Gate *self = (Gate *)callable;
-    Boundaries *clock = (Boundaries *)self->listener;
     struct timespec began, ended;
     clock_gettime(CLOCK_MONOTONIC, &began);
     PyObject *result = PyObject_Vectorcall(self->original, arguments, (size_t)PyVectorcall_NARGS(flags), keywords);
     clock_gettime(CLOCK_MONOTONIC, &ended);
-    clock->collate_ns += (ended.tv_sec - began.tv_sec) * 1000000000LL + ended.tv_nsec - began.tv_nsec;
+    self->clock->collate_ns += (ended.tv_sec - began.tv_sec) * 1000000000LL + ended.tv_nsec - began.tv_nsec;
     return result;
 }
 
@@ -188,15 +153,10 @@ static int intern_names(void)
         PyObject **at;
         const char *text;
     } names[] = {
-        {&name_data_begin, "data_begin"},
-        {&name_data_end, "data_end"},
-        {&name_backward_begin, "backward_begin"},
-        {&name_backward_own_end, "backward_own_end"},
-        {&name_backward_end, "backward_end"},
         {&name_grad_fn, "grad_fn"},
         {&name_hooks, "_backward_hooks"},
         {&name_register, "_register_hook_dict"},
-        {&name_stamp, STAMP},
+        {&name_stamp, "rankscope"},
     };
     for (size_t at = 0; at < sizeof names / sizeof *names; at++)
         if (*names[at].at == NULL && (*names[at].at = PyUnicode_InternFromString(names[at].text)) == NULL)
@@ -209,7 +169,7 @@ static int intern_names(void)
     return ordered_dict == NULL ? -1 : 0;
 }
 
-static Gate *make_gate(PyTypeObject *type, vectorcallfunc call, PyObject *original, PyObject *listener)
+static Gate *make_gate(PyTypeObject *type, vectorcallfunc call, PyObject *original)
 {
     if (intern_names() < 0)
         return NULL;
@@ -221,7 +181,6 @@ static Gate *make_gate(PyTypeObject *type, vectorcallfunc call, PyObject *origin
     if (self != NULL) {
         self->call = call;
         self->original = Py_NewRef(original);
-        self->listener = Py_NewRef(listener);
     }
     return self;
 }
@@ -230,26 +189,46 @@ static PyObject *next_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 {
     static char *names[] = {"original", "listener", NULL};
     PyObject *original, *listener;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO", names, &original, &listener))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO!", names, &original, &ListenerType, &listener))
         return NULL;
-    return (PyObject *)make_gate(type, next_call, original, listener);
+    Gate *self = make_gate(type, next_call, original);
+    if (self != NULL)
+        self->listener = (Listener *)Py_NewRef(listener);
+    return (PyObject *)self;
+}
+
+/* The anchor's hooks are the stamp and nothing else; -1 with an exception set. */
+static int hook_anchor(Gate *self)
+{
+    static PyMethodDef definition = {"stamp", gate_stamp, METH_O, NULL};
+    PyObject *stamp = PyCFunction_New(&definition, (PyObject *)self), *hooks = PyObject_CallNoArgs(ordered_dict);
+    int result = stamp == NULL || hooks == NULL || PyObject_SetItem(hooks, name_stamp, stamp) < 0 ||
+                         PyObject_SetAttr(self->anchor, name_hooks, hooks) < 0
+                     ? -1
+                     : 0;
+    Py_XDECREF(stamp);
+    Py_XDECREF(hooks);
+    return result;
 }
 
 static PyObject *backward_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    static PyMethodDef stamp = {"stamp", gate_stamp, METH_O, NULL};
     static PyMethodDef own_end = {"own_end", gate_own_end, METH_NOARGS, NULL};
-    static char *names[] = {"original", "listener", "queue_callback", NULL};
-    PyObject *original, *listener, *queue_callback;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOO", names, &original, &listener, &queue_callback))
+    static char *names[] = {"original", "listener", "queue_callback", "anchor", NULL};
+    PyObject *original, *listener, *queue_callback, *anchor;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO!OO", names, &original, &ListenerType, &listener,
+                                     &queue_callback, &anchor))
         return NULL;
-    Gate *self = make_gate(type, backward_call, original, listener);
+    Gate *self = make_gate(type, backward_call, original);
     if (self == NULL)
         return NULL;
+    /* Only while a backward that is listened to runs: a graph that was kept has the stamp still. */
+    self->queued = 1;
+    self->listener = (Listener *)Py_NewRef(listener);
     self->queue_callback = Py_NewRef(queue_callback);
-    self->stamp = PyCFunction_New(&stamp, (PyObject *)self);
+    self->anchor = Py_NewRef(anchor);
     self->own_end = PyCFunction_New(&own_end, (PyObject *)self);
-    if (self->stamp == NULL || self->own_end == NULL)
+    if (self->own_end == NULL || hook_anchor(self) < 0)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -260,7 +239,10 @@ static PyObject *collate_new(PyTypeObject *type, PyObject *arguments, PyObject *
     PyObject *collate, *clock;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO!", names, &collate, &BoundariesType, &clock))
         return NULL;
-    return (PyObject *)make_gate(type, collate_call, collate, clock);
+    Gate *self = make_gate(type, collate_call, collate);
+    if (self != NULL)
+        self->clock = (Boundaries *)Py_NewRef(clock);
+    return (PyObject *)self;
 }
 
 static int gate_traverse(Gate *self, visitproc visit, void *arg)
@@ -269,8 +251,9 @@ static int gate_traverse(Gate *self, visitproc visit, void *arg)
     Py_VISIT(self->original);
     Py_VISIT(self->listener);
     Py_VISIT(self->queue_callback);
-    Py_VISIT(self->stamp);
     Py_VISIT(self->own_end);
+    Py_VISIT(self->anchor);
+    Py_VISIT(self->clock);
     return 0;
 }
 
@@ -278,8 +261,9 @@ static int gate_clear(Gate *self)
 {
     Py_CLEAR(self->attributes);
     Py_CLEAR(self->queue_callback);
-    Py_CLEAR(self->stamp);
     Py_CLEAR(self->own_end);
+    Py_CLEAR(self->anchor);
+    Py_CLEAR(self->clock);
     Py_CLEAR(self->listener);
     Py_CLEAR(self->original);
     return 0;
@@ -314,6 +298,61 @@ static PyGetSetDef computed[] = {
         .tp_clear = (inquiry)gate_clear,                                                                               \
         .tp_getset = computed,                                                                                         \
     }
+
+static int listener_traverse(Listener *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->data_begin);
+    Py_VISIT(self->data_end);
+    Py_VISIT(self->backward_begin);
+    Py_VISIT(self->backward_own_end);
+    Py_VISIT(self->backward_end);
+    Py_VISIT(self->optimizer_begin);
+    Py_VISIT(self->optimizer_end);
+    return 0;
+}
+
+static int listener_clear(Listener *self)
+{
+    Py_CLEAR(self->data_begin);
+    Py_CLEAR(self->data_end);
+    Py_CLEAR(self->backward_begin);
+    Py_CLEAR(self->backward_own_end);
+    Py_CLEAR(self->backward_end);
+    Py_CLEAR(self->optimizer_begin);
+    Py_CLEAR(self->optimizer_end);
+    return 0;
+}
+
+static void listener_dealloc(Listener *self)
+{
+    PyObject_GC_UnTrack(self);
+    listener_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+#define EAR(name) {#name, T_OBJECT_EX, offsetof(Listener, name), 0, NULL}
+static PyMemberDef ears[] = {
+    EAR(data_begin),
+    EAR(data_end),
+    EAR(backward_begin),
+    EAR(backward_own_end),
+    EAR(backward_end),
+    EAR(optimizer_begin),
+    EAR(optimizer_end),
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyTypeObject ListenerType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "rankscope.torch_hooks._native.Listener",
+    .tp_basicsize = sizeof(Listener),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_dealloc = (destructor)listener_dealloc,
+    .tp_traverse = (traverseproc)listener_traverse,
+    .tp_clear = (inquiry)listener_clear,
+    .tp_members = ears,
+};
 
 PyTypeObject NextGateType = GATE_TYPE("next_gate", next_new, 1);
 PyTypeObject BackwardGateType = GATE_TYPE("backward_gate", backward_new, 0);

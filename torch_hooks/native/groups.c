@@ -33,7 +33,7 @@ GroupState *group_at(PyObject *states, Py_ssize_t at)
     return NULL;
 }
 
-int group_sequence(GroupState *self, long long *first, long long *last)
+int group_since_asked(GroupState *self, long long *first, long long *last)
 {
     long long before = self->sequence, latest = sequence_now(self);
     if (failed(latest))

@@ -11,8 +11,8 @@ PyMODINIT_FUNC PyInit__native(void)
         PyTypeObject *type;
     } types[] = {
         {"Boundaries", &BoundariesType}, {"DeviceTimeline", &DeviceTimelineType}, {"GroupState", &GroupStateType},
-        {"HotLoop", &HotLoopType},       {"next_gate", &NextGateType},            {"backward_gate", &BackwardGateType},
-        {"collate_gate", &CollateGateType},
+        {"HotLoop", &HotLoopType},       {"Listener", &ListenerType},             {"next_gate", &NextGateType},
+        {"backward_gate", &BackwardGateType}, {"collate_gate", &CollateGateType},
     };
     fill_crc_table();
     PyObject *made = PyModule_Create(&module);

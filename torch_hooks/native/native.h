@@ -71,8 +71,8 @@ typedef struct {
     char sampled, copies_watched;
 } Boundaries;
 
-extern PyTypeObject BoundariesType, DeviceTimelineType, GroupStateType, HotLoopType, NextGateType, BackwardGateType,
-    CollateGateType;
+extern PyTypeObject BoundariesType, DeviceTimelineType, GroupStateType, HotLoopType, ListenerType, NextGateType,
+    BackwardGateType, CollateGateType;
 
 /* Whether a 64-bit result of -1 stands for an exception. */
 static inline int failed(long long value)
@@ -105,8 +105,8 @@ int end_step(Boundaries *self, long long next_phase);
 /* The device timeline's part of a boundary and of a step's end; -1 with an exception set. */
 int timeline_mark(PyObject *timeline, long long ended, long long begun, long long host_ns, PyObject *group);
 int timeline_end_step(PyObject *timeline, long long step, PyObject *states);
-/* The next operation of a group is counted from here on; -1 with an exception set. */
-int group_sequence(GroupState *state, long long *first, long long *last);
+/* Sequence numbers of a group's operations since this was last asked, or MISSING; -1 with an exception set. */
+int group_since_asked(GroupState *state, long long *first, long long *last);
 /* Write a group's record. */
 void group_append(Ring *ring, const GroupState *state, long long step, long long count, long long own_ns,
                   long long wait_ns, int on_device, int unseen, long long first, long long last);
