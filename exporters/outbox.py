@@ -149,7 +149,8 @@ class WaitingBatch:
         unpacking = zlib.decompressobj(wbits=_GZIP)
         try:
             unpacking.decompress(self.compressed, _MOST_PAYLOAD_BYTES)
-        except zlib.error:
+        except (zlib.error, TypeError):
+            # TypeError: what stands there is no bytes at all.
             return False
         return unpacking.eof
 
