@@ -23,9 +23,10 @@ def choose(environ: Mapping[str, str] = os.environ) -> ModuleType:
         native: Any = importlib.import_module("rankscope.torch_hooks._native")
     except ImportError:
         return reference
-    # One left over from an older source tree writes other records.
+    # One left over from an older source tree writes other records, or lacks what came since.
     layouts = (StepRecord.layout.size, DeviceRecord.layout.size, GroupRecord.layout.size)
-    return native if getattr(native, "LAYOUTS", None) == layouts else reference
+    fits = getattr(native, "LAYOUTS", None) == layouts and all(hasattr(native, name) for name in reference.__all__)
+    return native if fits else reference
 
 
 if TYPE_CHECKING:

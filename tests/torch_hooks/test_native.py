@@ -579,6 +579,9 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hot.choose({"RANKSCOPE_BOUNDARIES": "python"}) is reference
     native = compiled()
     assert hot.choose({}) is native
+    with monkeypatch.context() as patch:
+        patch.delattr(native, "Listener")
+        assert hot.choose({}) is reference
     monkeypatch.setattr(native, "LAYOUTS", (1, 2))
     assert hot.choose({}) is reference
 
