@@ -196,10 +196,11 @@ def check_slow(verdict: dict[str, Any], where: dict[str, str]) -> None:
     assert place_of(finding) == {"phase": "collective_wait", **where}
 
 
-def check_stored(done: Done) -> None:
-    """The first finding from what the store took is the one from the recordings."""
+def check_stored(done: Done, *, cause: bool = True) -> None:
+    """The first finding from what the store took is at the recordings' place, and of their cause where asked."""
     finding, stored = done.verdict["findings"][0], done.from_store["findings"][0]
-    assert (stored["class"], place_of(stored)) == (finding["class"], place_of(finding))
+    assert place_of(stored) == place_of(finding)
+    assert stored["class"] in ({finding["class"]} if cause else {finding["class"], "slow-rank-unexplained"})
 
 
 def check_clocks(verdict: dict[str, Any]) -> None:
@@ -224,11 +225,20 @@ def test_the_host_behind_a_slow_port_is_named(tmp_path: Path) -> None:
     check_slow(done.verdict, {"host": HOSTS[2]})
     # A neighbour of the machine may have slowed a step or two just before.
     assert abs(done.verdict["findings"][0]["detected_step"] - TROUBLE) <= 20
-    check_stored(done)
+    # Of six seconds of trouble a store keeps a dozen points, and a busy machine spoils some of them.
+    check_stored(done, cause=False)
     set_ahead(done.recordings[1])
     apart = reported(done.recordings)
     check_slow(apart, {"host": HOSTS[2]})
     check_clocks(apart)
+
+
+@pytest.mark.verify
+def test_the_store_tells_the_cause_of_a_longer_trouble(tmp_path: Path) -> None:
+    """With twice as long to see it, the verdict over the store is the one over the recordings, cause and all."""
+    done = run_job(tmp_path, slow_port, steps=TROUBLE + 2 * (STEPS - TROUBLE))
+    check_slow(done.verdict, {"host": HOSTS[2]})
+    check_stored(done)
 
 
 @pytest.mark.verify
