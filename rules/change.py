@@ -54,6 +54,12 @@ class Shift:
     from_start: bool = False
     drift: bool = False
 
+    @classmethod
+    def without_past(cls, mask: BoolArray, excess: float) -> Shift:
+        """What was there in all steps of `mask`, from the first one on: by comparison with others, not with a past."""
+        begin = int(np.flatnonzero(mask)[0])
+        return cls(mask.copy(), np.zeros_like(mask), excess, excess, begin, 2 * LEAST_STEPS, from_start=True)
+
 
 def noise_of(residual: FloatArray) -> float:
     """Robust standard deviation of what is left around a level, widened where neighbours go together."""

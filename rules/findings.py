@@ -301,6 +301,8 @@ def _slow_sentence(frame: Frame, suspect: Suspect, of: FaultClass, where: Where,
     who = _who(where)
     when = "from the first step" if suspect.from_start else f"since step {int(frame.steps[suspect.begin])}"
     phase = f" in {where.phase.replace('_', ' ')}" if where.phase else ""
+    if suspect.symptom is Symptom.TRANSFER_SLOW and suspect.located:
+        phase = " in what it exchanges with each of its groups"
     price = f"{suspect.ms_per_step:.1f} ms a step ({suspect.fraction:.0%})"
     told = f"{of.title}: {who}; it costs {price}{phase} {when}."
     leading = explanation.leading

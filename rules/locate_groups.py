@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankscope.rules.change import LEAST_STEPS, Shift
+from rankscope.rules.change import Shift
 from rankscope.rules.detect import transfer_shift
 from rankscope.rules.frame import COMPUTE, Frame, median, middle
 from rankscope.rules.suspect import Suspect, suspect_of
@@ -32,21 +32,12 @@ def slow_stages(prices: Prices) -> list[Suspect]:
     over = float(usual[worst] - usual[second])
     if over < _STAGE_SHARE * float(usual[worst]):
         return []
-    mask = frame.usable.copy()
-    shift = Shift(
-        mask=mask,
-        baseline=np.zeros_like(mask),
-        excess=over,
-        level=over,
-        begin=int(np.flatnonzero(mask)[0]),
-        needed=2 * LEAST_STEPS,
-        from_start=True,
-    )
+    shift = Shift.without_past(frame.usable, over)
     excess = {}
     for name in COMPUTE:
-        heavy, next_to = (middle(frame.parts[name][list(rows_of[stage])][:, mask]) for stage in (worst, second))
+        heavy, next_to = (middle(frame.parts[name][list(rows_of[stage])][:, shift.mask]) for stage in (worst, second))
         excess[name] = float(np.nan_to_num(heavy - next_to))
-    price = prices.returned_ms(mask, rows_of[worst], layers_ms=over)
+    price = prices.returned_ms(shift.mask, rows_of[worst], layers_ms=over)
     suspect = suspect_of(
         frame, Symptom.ONE_STAGE_SLOW, rows_of[worst], shift, excess, price, located=False, stage=worst
     )

@@ -41,16 +41,7 @@ def slow_links(frame: Frame) -> list[Suspect]:
     common = frozenset.intersection(*slow) - clean if slow else frozenset()
     if len(slow) < 2 or len(common) != 1:
         return []
-    mask = frame.usable.copy()
-    shift = Shift(
-        mask=mask,
-        baseline=np.zeros_like(mask),
-        excess=excess_ms,
-        level=excess_ms,
-        begin=int(np.flatnonzero(mask)[0]),
-        needed=2 * LEAST_STEPS,
-        from_start=True,
-    )
+    shift = Shift.without_past(frame.usable, excess_ms)
     parts = {"transfer": excess_ms}
     suspect = suspect_of(frame, Symptom.TRANSFER_SLOW, tuple(common), shift, parts, excess_ms, located=True)
     return [suspect] if suspect is not None else []

@@ -453,17 +453,11 @@ static PyObject *timeline_flush(DeviceTimeline *self, PyObject *states)
 
 static int intern_names(void)
 {
-    struct {
-        PyObject **at;
-        const char *text;
-    } names[] = {
+    const Name names[] = {
         {&name_ready, "ready"},           {&name_record, "record"},   {&name_done, "done"},
         {&name_elapsed_ns, "elapsed_ns"}, {&name_release, "release"},
     };
-    for (size_t at = 0; at < sizeof names / sizeof *names; at++)
-        if (*names[at].at == NULL && (*names[at].at = PyUnicode_InternFromString(names[at].text)) == NULL)
-            return -1;
-    return 0;
+    return intern_all(names, sizeof names / sizeof *names);
 }
 
 static int timeline_init(DeviceTimeline *self, PyObject *arguments, PyObject *keywords)

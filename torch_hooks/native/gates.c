@@ -149,18 +149,14 @@ static PyObject *bind(PyObject *self, PyObject *object, PyObject *Py_UNUSED(type
 
 static int intern_names(void)
 {
-    struct {
-        PyObject **at;
-        const char *text;
-    } names[] = {
+    const Name names[] = {
         {&name_grad_fn, "grad_fn"},
         {&name_hooks, "_backward_hooks"},
         {&name_register, "_register_hook_dict"},
         {&name_stamp, "rankscope"},
     };
-    for (size_t at = 0; at < sizeof names / sizeof *names; at++)
-        if (*names[at].at == NULL && (*names[at].at = PyUnicode_InternFromString(names[at].text)) == NULL)
-            return -1;
+    if (intern_all(names, sizeof names / sizeof *names) < 0)
+        return -1;
     if (ordered_dict == NULL) {
         PyObject *collections = PyImport_ImportModule("collections");
         ordered_dict = collections == NULL ? NULL : PyObject_GetAttrString(collections, "OrderedDict");

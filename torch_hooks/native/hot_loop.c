@@ -357,10 +357,7 @@ static PyObject *hot_loop_end_step(HotLoop *self, PyObject *argument)
 
 static int intern_names(void)
 {
-    struct {
-        PyObject **at;
-        const char *text;
-    } names[] = {
+    const Name names[] = {
         {&name_dataset, "_dataset"},
         {&name_numel, "numel"},
         {&name_closure, "closure"},
@@ -372,10 +369,7 @@ static int intern_names(void)
         {&name_watch_copies, "watch_copies"},
         {&name_unwatch_copies, "unwatch_copies"},
     };
-    for (size_t at = 0; at < sizeof names / sizeof *names; at++)
-        if (*names[at].at == NULL && (*names[at].at = PyUnicode_InternFromString(names[at].text)) == NULL)
-            return -1;
-    return 0;
+    return intern_all(names, sizeof names / sizeof *names);
 }
 
 static int loop_init(HotLoop *self, PyObject *arguments, PyObject *keywords)

@@ -2,6 +2,14 @@
 
 #include "native.h"
 
+int intern_all(const Name *names, size_t count)
+{
+    for (size_t at = 0; at < count; at++)
+        if (*names[at].at == NULL && (*names[at].at = PyUnicode_InternFromString(names[at].text)) == NULL)
+            return -1;
+    return 0;
+}
+
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1};
 
 PyMODINIT_FUNC PyInit__native(void)

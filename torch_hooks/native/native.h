@@ -74,6 +74,15 @@ typedef struct {
 extern PyTypeObject BoundariesType, DeviceTimelineType, GroupStateType, HotLoopType, ListenerType, NextGateType,
     BackwardGateType, CollateGateType;
 
+/* A name that is looked up often, and where its string is kept. */
+typedef struct {
+    PyObject **at;
+    const char *text;
+} Name;
+
+/* Make the strings that are not there yet; -1 with an exception set. */
+int intern_all(const Name *names, size_t count);
+
 /* Whether a 64-bit result of -1 stands for an exception. */
 static inline int failed(long long value)
 {
