@@ -20,7 +20,7 @@ from rankscope.agent.config import Settings, ring_root
 from rankscope.agent.lane import Answer, Lane, Read, Watched, close_within
 from rankscope.agent.privileges import Profile, gather_facts, profile_of
 from rankscope.agent.rank_state import find_pyspy
-from rankscope.agent.recording import state_directory
+from rankscope.agent.recording_file import state_directory
 from rankscope.agent.sources import build_sources
 from rankscope.clock import SystemClock
 from rankscope.errors import Absent, PermissionDenied, ProbeError, Unsupported

@@ -18,7 +18,8 @@ from rankscope.agent.hook_budget import HookBudget
 from rankscope.agent.inspector_watch import InspectorWatch
 from rankscope.agent.live import SMALLEST_SHARE, LiveRules
 from rankscope.agent.ranks import Rank, RankWatcher
-from rankscope.agent.recording import Recording, is_begun
+from rankscope.agent.recording import Recording
+from rankscope.agent.recording_file import is_begun
 from rankscope.agent.scheduler import Tick
 from rankscope.agent.schema import CLOCK_ERROR_KEY
 from rankscope.agent.standing import Standing

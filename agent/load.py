@@ -6,7 +6,7 @@ import sqlite3
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from urllib.parse import quote
 
 from rankscope.agent.anchors import anchors_of
 from rankscope.agent.brevity import brief
-from rankscope.agent.host_clocks import Told, clock_lines, host_clock
+from rankscope.agent.host_clocks import host_clock
 from rankscope.agent.kept_readings import KeptReadings
+from rankscope.agent.parts import Part, join, latest
 from rankscope.agent.plausible import counts, event_of, plausible, texts
-from rankscope.agent.recording import check_format
+from rankscope.agent.recording_file import check_format
 from rankscope.agent.schema import (
     CLOCK_ERROR_KEY,
     COLLECTIVE_FIELDS,
@@ -27,12 +28,11 @@ from rankscope.agent.schema import (
     STEP_FIELDS,
     TIMED_FIELDS,
 )
-from rankscope.clock import ClockAnchor
 from rankscope.errors import RecordingError
 from rankscope.identity import RankIdentity
-from rankscope.reading import Event, Outcome
+from rankscope.reading import Outcome
 from rankscope.records import LARGEST, SIZE_CLASSES, CollectiveRecord, MemoryRecord, SignalRecord, field_names
-from rankscope.window import Attempt, Columns, HostClock, RankWindow, Series, SeriesKey, Window
+from rankscope.window import Columns, HostClock, RankWindow, Series, SeriesKey, Window
 
 #: Latest steps of each rank that a window holds unless told otherwise (some 10 MB a rank).
 DEFAULT_MAX_STEPS = 50_000
@@ -40,39 +40,12 @@ _IDENTITY = tuple(field.name for field in fields(RankIdentity))
 _SIGNALS = field_names(SignalRecord)
 _MEMORY = field_names(MemoryRecord)
 _NAN = float("nan")
-#: Events after which a rank's process is no longer heard of.
-_LAST_WORDS = frozenset({"rank-exited", "rank-exception", "rank-hung"})
 #: Series whose readings are asked for together: a question each costs more than the few readings of a short window.
 _SERIES_AT_ONCE = 64
 #: Operations of one rank that a window takes in: the latest steps' worth, some 40 MB at 64 ranks.
 MAX_COLLECTIVES = 4_000
 #: Collectives of one rank timed by its communication library that a window takes in: the latest, 40 bytes each.
 MAX_TIMED = 200_000
-
-
-@dataclass(slots=True)
-class _Part:
-    """One file's share of the window, on its own host's clock."""
-
-    job: str
-    host: str
-    boot_id: str
-    anchor: ClockAnchor
-    ranks: dict[tuple[int, int, int], RankWindow] = field(default_factory=dict)
-    #: When each rank attached.
-    attached_ns: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    series: dict[SeriesKey, Series] = field(default_factory=dict)
-    events: list[Event] = field(default_factory=list)
-    not_seen: list[str] = field(default_factory=list)
-    gpus: list[str] = field(default_factory=list)
-    job_status: int | None = None
-    #: What the kernel says its wall clock may be off by.
-    wall_error_ns: int | None = None
-
-    @property
-    def told(self) -> Told:
-        """What is known of its clock."""
-        return Told(self.host, self.boot_id, self.wall_error_ns)
 
 
 def load_window(
@@ -93,7 +66,7 @@ def load_window(
     files = recordings(paths)
     if not files:
         raise RecordingError("no recording named", todo="name a .db file that `rankscope run` wrote")
-    parts: list[_Part] = []
+    parts: list[Part] = []
     clocks: dict[str, HostClock] = {}
     for file in files:
         first = parts[0] if parts else None
@@ -101,23 +74,12 @@ def load_window(
         if first is not None and part.host != first.host:
             clock = clocks.get(part.host)
             if clock is None:
-                clock = host_clock(first.told, part.told, _latest(first), _latest(part))
+                clock = host_clock(first.told, part.told, latest(first), latest(part))
                 clocks[part.host] = clock
             if clock.correction_ns:
                 part = _read(file, since_ns, max_steps, first, ahead_ns=clock.correction_ns)
         parts.append(part)
-    return _join(parts, tuple(clocks.values()))
-
-
-def _latest(part: _Part) -> dict[int, RankWindow]:
-    """Ranks of the last launch in which any finished a step."""
-    stepped = [key for key, rank in part.ranks.items() if len(rank.steps)]
-    turn = max((key[:2] for key in stepped), key=lambda turn: _begin(part, turn), default=None)
-    return {key[2]: part.ranks[key] for key in stepped if key[:2] == turn}
-
-
-def _begin(part: _Part, turn: tuple[int, int]) -> int:
-    return min(time_ns for key, time_ns in part.attached_ns.items() if key[:2] == turn)
+    return join(parts, tuple(clocks.values()))
 
 
 def recordings(paths: Sequence[Path]) -> list[Path]:
@@ -174,16 +136,16 @@ def _read(
     path: Path,
     since_ns: int | None,
     max_steps: int,
-    first: _Part | None,
+    first: Part | None,
     *,
     ahead_ns: int = 0,
     kept: KeptReadings | None = None,
-) -> _Part:
+) -> Part:
     connection = open_reader(path)
     try:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
         anchor, _ = anchors_of(meta)
-        part = _Part(str(meta["job"]), str(meta["host"]), str(meta.get("boot_id", "")), anchor)
+        part = Part(str(meta["job"]), str(meta["host"]), str(meta.get("boot_id", "")), anchor)
         part.job_status = _whole(meta.get("job_status"))
         part.gpus = texts(meta.get("gpus", "[]"))
         part.wall_error_ns = _whole(meta.get(CLOCK_ERROR_KEY))
@@ -205,7 +167,7 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and abs(value) <= LARGEST else None
 
 
-def _shift(part: _Part, first: _Part | None) -> int:
+def _shift(part: Part, first: Part | None) -> int:
     """Nanoseconds to add to this host's times to have them on the first host's clock."""
     if first is None or (part.boot_id and part.boot_id == first.boot_id):
         return 0
@@ -217,7 +179,7 @@ class _Reader:
     """Reads one file's tables into its part, as far as each can be read."""
 
     def __init__(
-        self, connection: sqlite3.Connection, part: _Part, since: int | None, max_steps: int, shift: int, path: Path
+        self, connection: sqlite3.Connection, part: Part, since: int | None, max_steps: int, shift: int, path: Path
     ) -> None:
         self._connection = connection
         self._part = part
@@ -416,100 +378,3 @@ def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]], shift: int = 0
         else:
             columns[name] = array("d", column)
     return Columns(columns)
-
-
-def _join(parts: Sequence[_Part], clocks: Sequence[HostClock]) -> Window:
-    _number_launches(parts)
-    first = parts[0]
-    several = len({part.host for part in parts}) > 1
-    chosen: dict[int, RankWindow] = {}
-    begun = {key[:2]: time_ns for part in parts for key, time_ns in part.attached_ns.items()}
-    # In the order of time: a job that is queued again counts its attempts from 0 again.
-    rounds = sorted(begun, key=lambda turn: (begun[turn], turn))
-    stepped = [
-        turn
-        for turn in rounds
-        if any(len(rank.steps) for part in parts for key, rank in part.ranks.items() if key[:2] == turn)
-    ]
-    turn = (stepped or rounds or [(0, 0)])[-1]
-    for part in parts:
-        chosen.update({key[2]: rank for key, rank in part.ranks.items() if key[:2] == turn})
-    events = sorted((event for part in parts for event in part.events), key=lambda event: event.time_ns)
-    series = {key: values for part in parts for key, values in part.series.items()}
-    ordered = dict(sorted(chosen.items()))
-    times = _times(ordered.values(), series.values(), events)
-    # Of a job that was queued again in a recording of its own, the last launch's status is the job's.
-    ended = [part for part in parts if rounds and any(key[:2] == rounds[-1] for key in part.ranks)]
-    statuses = [part.job_status for part in (ended or parts) if part.job_status is not None]
-    return Window(
-        job=first.job,
-        ranks=ordered,
-        series=series,
-        events=events,
-        # All times are on the first host's clock by now.
-        anchors={part.host: first.anchor for part in parts},
-        begin_ns=min(times, default=first.anchor.monotonic_ns),
-        end_ns=max(times, default=first.anchor.monotonic_ns),
-        world_size=max((rank.identity.world_size for rank in ordered.values()), default=0),
-        not_seen=[
-            *(f"{part.host}: {line}" if several else line for part in parts for line in part.not_seen),
-            *clock_lines(clocks),
-        ],
-        job_status=max(statuses, key=abs, default=None),
-        gpus={part.host: part.gpus for part in parts},
-        attempts=[_attempt(turn, parts, events) for turn in rounds],
-        clocks=clocks,
-    )
-
-
-def _attempt(turn: tuple[int, int], parts: Sequence[_Part], events: Sequence[Event]) -> Attempt:
-    ranks = [rank for part in parts for key, rank in part.ranks.items() if key[:2] == turn]
-    attached = [time_ns for part in parts for key, time_ns in part.attached_ns.items() if key[:2] == turn]
-    most = max(len(rank.steps) for rank in ranks)
-    # Often one rank alone writes checkpoints: of those that went all the way, the one that spent most on them.
-    longest = max(ranks, key=lambda rank: (len(rank.steps) >= 0.9 * most, sum(rank.steps.columns["checkpoint_ns"])))
-    processes = frozenset((rank.identity.host, rank.identity.pid) for rank in ranks)
-    ends = [int(rank.steps.columns["end_ns"][-1]) for rank in ranks if len(rank.steps)]
-    ends += [
-        event.time_ns
-        for event in events
-        if event.kind in _LAST_WORDS and (event.host, event.attributes.get("pid")) in processes
-    ]
-    names = ("step", "start_ns", "end_ns", "checkpoint_ns", "evaluation_ns")
-    steps = Columns({name: longest.steps.columns[name] for name in names})
-    return Attempt(*turn, min(attached), max([*ends, min(attached)]), len(ranks), processes, steps)
-
-
-def _number_launches(parts: Sequence[_Part]) -> None:
-    """Tell launches of one attempt number apart over all files: a rank that comes again belongs to the next launch.
-
-    A scheduler that queues a job again starts `run` again, and each run is a recording of its own.
-    """
-    launches: dict[int, list[set[int]]] = {}
-    whole: list[tuple[int, int, _Part, tuple[int, int]]] = []
-    for place, part in enumerate(parts):
-        for turn in {key[:2] for key in part.ranks}:
-            begin = min(time_ns for key, time_ns in part.attached_ns.items() if key[:2] == turn)
-            whole.append((begin, place, part, turn))
-    numbers: dict[tuple[int, int, int], int] = {}
-    for _, place, part, (attempt, generation) in sorted(whole, key=lambda each: (each[0], each[1], each[3])):
-        ranks = {key[2] for key in part.ranks if key[:2] == (attempt, generation)}
-        of_attempt = launches.setdefault(attempt, [])
-        if not of_attempt or of_attempt[-1] & ranks:
-            of_attempt.append(set())
-        of_attempt[-1] |= ranks
-        numbers[place, attempt, generation] = len(of_attempt) - 1
-    for place, part in enumerate(parts):
-        for name in ("ranks", "attached_ns"):
-            old = getattr(part, name)
-            setattr(part, name, {(key[0], numbers[place, key[0], key[1]], key[2]): value for key, value in old.items()})
-
-
-def _times(ranks: Iterable[RankWindow], series: Iterable[Series], events: Sequence[Event]) -> list[int]:
-    times = [event.time_ns for event in (*events[:1], *events[-1:])]
-    for rank in ranks:
-        if len(rank.steps):
-            times += [int(rank.steps.columns["start_ns"][0]), int(rank.steps.columns["end_ns"][-1])]
-    for values in series:
-        times += [values.times_ns[0], values.times_ns[-1]]
-    return times

@@ -13,7 +13,7 @@ from rankscope.agent.directories import ChangedDirectories
 from rankscope.agent.exposition import open_exposition
 from rankscope.agent.job import WatchedJob
 from rankscope.agent.places import find_process, sees_every_process
-from rankscope.agent.recording import new_recording_path, state_directory
+from rankscope.agent.recording_file import new_recording_path, state_directory
 from rankscope.clock import SystemClock
 from rankscope.errors import RingError
 from rankscope.identity import host_name

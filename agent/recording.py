@@ -16,21 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.agent.anchors import LATER_KEY, anchors_of, later_anchors
+from rankscope.agent.recording_file import check_format, connect, limit
 from rankscope.agent.schema import (
-    APPLICATION_ID,
     COLLECTIVE_FIELDS,
     DEVICE_FIELDS,
     GROUP_FIELDS,
     INSERTS,
-    SCHEMA_VERSION,
     STEP_FIELDS,
-    THINNED,
     create_tables,
 )
+from rankscope.agent.thinning import thin
 from rankscope.clock import PARTED_NS, Clock, ClockAnchor, PartedClocks, SystemClock
 from rankscope.errors import RecordingError
 from rankscope.finding import Finding
-from rankscope.identity import safe_name
 from rankscope.reading import Event, Outcome, Reading, Severity
 from rankscope.records import (
     CollectiveRecord,
@@ -51,8 +49,6 @@ DEFAULT_MAX_BYTES = 2_000_000_000
 PENDING_ROWS = 50_000
 #: A file that could not be written is tried again after so long at the latest.
 _TRY_AGAIN_NS = 60 * 10**9
-#: Triggers whose surroundings are spared when old rows are thinned.
-MAX_KEPT_WINDOWS = 64
 #: Tables whose rows may be given up; the others are few and name what the rows belong to.
 _BULK = ("readings", "collectives", "memory", "signals", "groups", "phases", "device_steps", "steps")
 
@@ -64,36 +60,6 @@ _step_values = operator.attrgetter(*STEP_FIELDS)
 _device_values = operator.attrgetter(*DEVICE_FIELDS)
 _group_values = operator.attrgetter(*GROUP_FIELDS)
 _collective_values = operator.attrgetter(*COLLECTIVE_FIELDS)
-
-
-def state_directory(environ: os._Environ[str] | dict[str, str] | None = None) -> Path:
-    """Where recordings lie: $RANKSCOPE_STATE, else rankscope/ under $XDG_STATE_HOME or ~/.local/state."""
-    environ = os.environ if environ is None else environ
-    if named := environ.get("RANKSCOPE_STATE"):
-        return Path(named)
-    base = environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local/state") / "rankscope"
-
-
-def new_recording_path(state: Path, job: str, host: str) -> Path:
-    """Reserve STATE/JOB/HOST.db, or HOST.2.db and on where a run of this name was recorded before."""
-    directory = state / safe_name(job)
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for number in range(1, 100_000):
-            path = directory / (f"{host}.db" if number == 1 else f"{host}.{number}.db")
-            try:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            except FileExistsError:
-                continue
-            return path
-    except OSError as error:
-        raise RecordingError(
-            f"cannot make a recording ({error.strerror})",
-            where=str(directory),
-            todo="set RANKSCOPE_STATE to a directory that you may write",
-        ) from error
-    raise RecordingError("too many recordings of this name", where=str(directory), todo="remove old ones")
 
 
 class Recording:
@@ -139,7 +105,7 @@ class Recording:
     ) -> Recording:
         """Begin a recording in `path` (empty or absent). `reserve_bytes` is what the outbox may take on top."""
         clock = clock or SystemClock()
-        connection = _connect(path)
+        connection = connect(path)
         try:
             create_tables(connection)
             anchor = ClockAnchor.take(clock)
@@ -160,17 +126,17 @@ class Recording:
             raise RecordingError(
                 f"cannot begin a recording ({error})", where=str(path), todo="free space there"
             ) from error
-        _limit(connection, max_bytes + reserve_bytes)
+        limit(connection, max_bytes + reserve_bytes)
         return cls(path, connection, clock)
 
     @classmethod
     def open(cls, path: Path, *, clock: Clock | None = None) -> Recording:
         """Go on with a recording whose agent died."""
-        connection = _connect(path)
+        connection = connect(path)
         try:
             check_format(connection, path)
             meta = dict(connection.execute("SELECT key, value FROM meta"))
-            _limit(connection, int(meta["max_bytes"]) + int(meta["reserve_bytes"]))
+            limit(connection, int(meta["max_bytes"]) + int(meta["reserve_bytes"]))
             return cls(path, connection, clock or SystemClock())
         except (sqlite3.Error, KeyError, TypeError, ValueError, OverflowError) as error:
             connection.close()
@@ -365,78 +331,13 @@ class Recording:
                 self._lost_unsaid += surplus
 
     def thin(self, max_bytes: int) -> int:
-        """Where the file is nearly full, drop every second row of the older half of the least needed bulk table.
-
-        Returns how many rows went. Called again and again, the old thins out by age and steps stay longest. What lies
-        around a trigger ("burst" events) is spared while anything else can go.
-        """
-        if self.used_bytes() < 0.9 * max_bytes:
-            return 0
-        windows = self._kept_windows()
-        gone, table = self._thin_one(windows)
-        if not gone and windows:
-            gone, table = self._thin_one([])
+        """Where the file is nearly full, drop older rows of the least needed bulk table; returns how many went."""
+        gone, table = thin(self.connection, max_bytes)
         if gone:
             text = f"dropped {gone} older rows of {table} to stay below {max_bytes} bytes"
             event = Event("readings-thinned", self._clock.monotonic_ns(), text, attributes={"count": gone})
             self.add_events([event])
         return gone
-
-    def _thin_one(self, windows: list[tuple[int, int]]) -> tuple[int, str]:
-        """(rows dropped, table) of the first table that has any to drop outside the windows (ns)."""
-        for table, key, order in THINNED:
-            low, high, count = self._execute(f"SELECT min({order}), max({order}), count(*) FROM {table}").fetchone()
-            if count < 2_000:
-                continue
-            gone = 0
-            for (owner,) in self._execute(f"SELECT DISTINCT {key} FROM {table}").fetchall():
-                old = f"{key} = ?1 AND {order} < ?2"
-                for begin, end in self._in_order_of(order, owner, windows):
-                    old += f" AND {order} NOT BETWEEN {int(begin)} AND {int(end)}"
-                gone += self._execute(
-                    f"DELETE FROM {table} WHERE {key} = ?1 AND {order} IN (SELECT {order} FROM (SELECT {order}, "
-                    f"row_number() OVER (ORDER BY {order}) AS n FROM {table} WHERE {old}) WHERE n % 2 = 0)",
-                    (owner, low + (high - low) // 2),
-                ).rowcount
-            if gone:
-                return gone, table
-        return 0, ""
-
-    def _kept_windows(self) -> list[tuple[int, int]]:
-        """Stretches of time around triggers, the newest MAX_KEPT_WINDOWS, merged where they overlap, ns."""
-        found = self._execute(
-            "SELECT json_extract(attributes, '$.begin_ns'), json_extract(attributes, '$.end_ns') FROM events "
-            "WHERE kind = 'burst' ORDER BY id DESC LIMIT ?",
-            (MAX_KEPT_WINDOWS,),
-        ).fetchall()
-        merged: list[tuple[int, int]] = []
-        for begin, end in sorted((int(begin), int(end)) for begin, end in found):
-            if merged and begin <= merged[-1][1]:
-                merged[-1] = merged[-1][0], max(end, merged[-1][1])
-            else:
-                merged.append((begin, end))
-        return merged
-
-    def _in_order_of(self, order: str, owner: int, windows: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The windows as ranges of the column that a table lies in the order of: times, or the steps they held."""
-        if order != "step":
-            return windows
-        ranges = []
-        for begin, end in windows:
-            first, last = self._execute(
-                "SELECT min(step), max(step) FROM steps WHERE rank_id = ? AND end_ns >= ? AND start_ns <= ?",
-                (owner, begin, end),
-            ).fetchone()
-            if first is not None:
-                ranges.append((first, last))
-        return ranges
-
-    def used_bytes(self) -> int:
-        """Bytes of the file that hold something."""
-        pages, free, size = (
-            self._execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
 
     def _execute(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self.connection.execute(statement, parameters)
@@ -450,55 +351,3 @@ class Recording:
             # A reader holds it open, or the disk is full: the side file stays and readers take it in.
             pass
         self.connection.close()
-
-
-def is_begun(path: Path) -> bool:
-    """Whether there is anything in the file: no where it was only reserved, or its writer died before it began."""
-    if not path.exists() or not path.stat().st_size:
-        return False
-    try:
-        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-        try:
-            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-        finally:
-            connection.close()
-    except (sqlite3.Error, UnicodeDecodeError):
-        # Whoever opens it says what is wrong with it.
-        return True
-
-
-def check_format(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise RecordingError where the file is not a recording of this schema version."""
-    try:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise RecordingError(f"not a recording ({error})", where=str(path)) from error
-    if not (application or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]):
-        raise RecordingError("empty: its agent has not begun, or never did", where=str(path))
-    if application != APPLICATION_ID:
-        raise RecordingError("not a Rankscope recording", where=str(path), todo="name a .db file that `run` wrote")
-    if version != SCHEMA_VERSION:
-        raise RecordingError(
-            f"recording of schema version {version}, this release reads {SCHEMA_VERSION}",
-            where=str(path),
-            todo="use the release that wrote it",
-        )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-        connection.execute("PRAGMA journal_mode = WAL")
-        # A commit survives the agent's death; a power cut may cost the last seconds, never the file.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA journal_size_limit = 8388608")
-        connection.execute("PRAGMA cache_size = -4096")
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise RecordingError(f"cannot open the recording ({error})", where=str(path)) from error
-    return connection
-
-
-def _limit(connection: sqlite3.Connection, size: int) -> None:
-    page = connection.execute("PRAGMA page_size").fetchone()[0]
-    connection.execute(f"PRAGMA max_page_count = {max(64, size // page)}")

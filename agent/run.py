@@ -19,7 +19,7 @@ from rankscope.agent.job_signals import JobSignal, signal_event
 from rankscope.agent.plan import Plan, write_plan
 from rankscope.agent.processes import PROC, process_stat
 from rankscope.agent.pythons import JobPythons
-from rankscope.agent.recording import new_recording_path, state_directory
+from rankscope.agent.recording_file import new_recording_path, state_directory
 from rankscope.agent.supervisor import (
     AgentProcess,
     SignalsHeld,

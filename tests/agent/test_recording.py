@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from rankscope.agent.load import load_window
-from rankscope.agent.recording import PENDING_ROWS, Recording, new_recording_path
+from rankscope.agent.recording import PENDING_ROWS, Recording
+from rankscope.agent.recording_file import new_recording_path
+from rankscope.agent.thinning import used_bytes
 from rankscope.clock import ClockAnchor
 from rankscope.errors import RecordingError
 from rankscope.identity import RankIdentity
@@ -228,7 +230,7 @@ def test_old_readings_go_first_and_steps_last(path: Path) -> None:
     recording.add_readings(Reading("gpu.power_watts", float(time), time, "GPU-0") for time in range(20_000))
     recording.commit()
     assert recording.thin(10**9) == 0
-    gone = recording.thin(recording.used_bytes())
+    gone = recording.thin(used_bytes(recording.connection))
     recording.commit()
     recording.close()
     assert 4_900 <= gone <= 5_000
@@ -250,7 +252,7 @@ def test_what_lies_around_a_trigger_is_thinned_last(path: Path) -> None:
     recording.add_events([Event("burst", 3_000, "", attributes=window)])
     recording.commit()
     for _ in range(12):
-        recording.thin(recording.used_bytes())
+        recording.thin(used_bytes(recording.connection))
         recording.commit()
     execute = recording.connection.execute
     kept = [time for (time,) in execute("SELECT time_ns FROM readings WHERE time_ns BETWEEN 2000 AND 4000")]
@@ -260,7 +262,7 @@ def test_what_lies_around_a_trigger_is_thinned_last(path: Path) -> None:
     everything = {"reason": "xid", "begin_ns": 0, "end_ns": 10**18, "devices": "GPU-0"}
     recording.add_events([Event("burst", 3_000, "", attributes=everything)])
     recording.commit()
-    assert recording.thin(recording.used_bytes()) > 0
+    assert recording.thin(used_bytes(recording.connection)) > 0
     recording.close()
 
 
