@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import time
 from pathlib import Path
@@ -69,12 +67,3 @@ def process_pss_bytes(process: Path) -> int | None:
     except OSError:
         pass
     return None
-
-
-def give_back_memory() -> None:
-    """Free what is only kept for later: Python's cycles, then the allocator's free pages (glibc's malloc_trim)."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return

@@ -22,6 +22,7 @@ from rankscope.agent.job import WatchedJob
 from rankscope.agent.loop import Agent, waker
 from rankscope.agent.plan import read_plan
 from rankscope.agent.sources import build_sources
+from rankscope.allocator import share_one_arena
 from rankscope.clock import Clock, SystemClock
 from rankscope.errors import ConfigurationError, RankscopeError
 from rankscope.identity import host_name
@@ -83,6 +84,7 @@ def watch_plan(path: Path) -> None:
     plan = read_plan(path)
     if plan.follow_parent:
         go_on_when_parent_dies()
+    share_one_arena()
     clock = SystemClock()
     try:
         exposition = open_exposition(plan.settings, clock)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankscope.agent.config import BudgetSettings
-from rankscope.agent.cost import OwnCost, give_back_memory
+from rankscope.agent.cost import OwnCost
 from rankscope.agent.lane import Watched
 from rankscope.agent.scheduler import GROUP_SHARE, LONGEST_PERIOD_NS
+from rankscope.allocator import give_back_memory
 from rankscope.clock import Clock
 from rankscope.reading import Event, Priority, Reading, Severity
 

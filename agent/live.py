@@ -9,8 +9,8 @@ from collections import deque
 from pathlib import Path
 
 from rankscope.agent.config import RuleSettings
-from rankscope.agent.cost import give_back_memory
 from rankscope.agent.kept_readings import KeptReadings
+from rankscope.allocator import give_back_memory
 from rankscope.clock import Clock
 from rankscope.finding import Advice, Finding
 

@@ -14,6 +14,7 @@ from rankscope.agent.exposition import open_exposition
 from rankscope.agent.job import WatchedJob
 from rankscope.agent.places import find_process, sees_every_process
 from rankscope.agent.recording_file import new_recording_path, state_directory
+from rankscope.allocator import share_one_arena
 from rankscope.clock import SystemClock
 from rankscope.errors import RingError
 from rankscope.identity import host_name
@@ -30,6 +31,7 @@ def watch_node(
 
     `say` hears of each new job and its recording, `refuse` of each ring that cannot be read.
     """
+    share_one_arena()
     clock = SystemClock()
     directory = Path(settings.rings.directory or os.environ.get("RANKSCOPE_DIR", "") or DEFAULT_DIRECTORY)
     state = settings.recording.state_directory

@@ -41,6 +41,7 @@ from survival.footprint import Footprint, footprint_of, slope_of  # noqa: E402
 from rankscope.agent.config import ExportSettings, RecordingSettings, Settings  # noqa: E402
 from rankscope.agent.processes import descendants  # noqa: E402
 from rankscope.agent.sources import build_sources  # noqa: E402
+from rankscope.allocator import share_one_arena  # noqa: E402
 from rankscope.exporters.otlp_exporter import connect  # noqa: E402
 from rankscope.exporters.outbox import Outbox  # noqa: E402
 from rankscope.identity import host_name  # noqa: E402
@@ -114,6 +115,8 @@ def size_of(*directories: Path) -> int:
 
 def simulated(place: Path, hours: float, gpus: int = GPUS) -> Soak:
     """The day."""
+    # As the agent's own process does.
+    share_one_arena()
     told = Soak("simulated", hours)
     told.facts.append(("GPUs, and ranks at 5 steps a second", f"{gpus}"))
     clock = FakeClock(time.monotonic_ns(), time.time_ns())
@@ -258,14 +261,14 @@ def markdown(told: Soak) -> str:
     first, last = looks[: len(looks) // 4], looks[-len(looks) // 4 :]
     hours = [look.hours for look in looks]
     slopes = []
+    most = max(look.agent.pss_bytes for look in told.looks)
     for who in ("agent", "ranks"):
         held = [getattr(look, who) for look in looks]
         if held[0] is None:
             continue
-        grew = slope_of(hours, [each.own_bytes for each in held])
-        slopes.append(
-            f"{who} {grew.an_hour / 1e3:+.1f} kB an hour, 95 % interval {grew.low / 1e3:+.1f} to {grew.high / 1e3:+.1f}"
-        )
+        own = [each.own_bytes for each in held]
+        late = _slope(*_second_half(hours, own, told.hours))
+        slopes.append(f"{who} {_slope(hours, own)}, over the second half of the run {late}")
         for name, label in HELD.items():
             unit = 1e6 if name.endswith("_bytes") else 1
             said = [_range([getattr(getattr(look, who), name) / unit for look in part]) for part in (first, last)]
@@ -273,10 +276,24 @@ def markdown(told: Soak) -> str:
     for name, label in (("recording_bytes", "recording with its log, MB"), ("ring_bytes", "rings, MB")):
         said = [_range([getattr(look, name) / 1e6 for look in part]) for part in (first, last)]
         lines.append(f"| {label} | {said[0]} | {said[1]} |")
-    lines += ["", f"Memory of its own: {'; '.join(slopes)}.", ""]
+    lines += [
+        "",
+        f"Memory of its own: {'; '.join(slopes)}. Most PSS of all looks, the first too: {most / 1e6:.0f} MB.",
+        "",
+    ]
     lines += [f"- {name}: {value}" for name, value in told.facts]
     lines += ["", f"What did not hold: {'; '.join(told.broken) or 'nothing'}."]
     return "\n".join(lines)
+
+
+def _slope(hours: Sequence[float], own_bytes: Sequence[float]) -> str:
+    grew = slope_of(hours, own_bytes)
+    return f"{grew.an_hour / 1e3:+.1f} kB an hour (95 % interval {grew.low / 1e3:+.1f} to {grew.high / 1e3:+.1f})"
+
+
+def _second_half(hours: Sequence[float], values: Sequence[float], length: float) -> tuple[list[float], list[float]]:
+    late = [(hour, value) for hour, value in zip(hours, values, strict=True) if hour >= length / 2]
+    return [hour for hour, _ in late], [value for _, value in late]
 
 
 def _range(values: Sequence[float]) -> str:

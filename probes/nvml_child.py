@@ -17,6 +17,7 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict
 
+from rankscope.allocator import share_one_arena
 from rankscope.probes.nvml_api import DOWN, LIBRARY_NOT_FOUND, NO_PERMISSION, NvmlFailure
 from rankscope.probes.nvml_fields import version_of
 from rankscope.probes.nvml_library import NvmlLibrary
@@ -166,6 +167,7 @@ def _failed(failure: NvmlFailure, path: str | None) -> Message:
 
 def main() -> None:
     """Serve on standard input and output."""
+    share_one_arena()
     answers = os.dup(1)
     # Whatever a library prints must not fall between the messages.
     quiet = os.open(os.devnull, os.O_WRONLY)
