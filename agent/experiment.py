@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,12 +15,14 @@ from typing import Any
 import click
 import numpy as np
 
-from rankscope.agent.config import load_settings
+from rankscope.agent.config import Settings, load_settings, ring_root
+from rankscope.agent.environment_knob import Variable, parse_variable
+from rankscope.agent.experiment_text import switchback_document, told_loop, told_switchback
 from rankscope.agent.loop_series import recorded_columns
 from rankscope.agent.switchback import AgentKnob, CommandKnob, Design, GroupKnob, Knob, Switchback
 from rankscope.errors import ConfigurationError
 from rankscope.rules import feedback
-from rankscope.rules.switchback import LEAST_BLOCKS, Decision, Interval
+from rankscope.rules.switchback import LEAST_BLOCKS
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -34,11 +37,26 @@ def experiment() -> None:
 @click.option("--off", "off_command", default="", help="Command that turns it off; it is off at the end.")
 @click.option("--agent", "the_agent", is_flag=True, help="The knob is Rankscope's own agent.")
 @click.option("--group", "groups", multiple=True, help="The knob is a group of a probe (nvml/gpm); several at once.")
+@click.option(
+    "--env",
+    "variables",
+    multiple=True,
+    metavar="NAME=OFF,ON",
+    help="The knob is an environment variable: COMMAND is run anew for every window. An empty value leaves it unset.",
+)
 @click.option("--window-steps", default=20, show_default=True, type=click.IntRange(2), help="Steps of a window.")
 @click.option("--settle-steps", default=3, show_default=True, type=click.IntRange(0), help="Steps left out before.")
 @click.option("--max-blocks", default=200, show_default=True, type=click.IntRange(LEAST_BLOCKS), help="Then stop.")
 @click.option("--margin", default=0.005, show_default=True, help="Share of the step that does not matter.")
 @click.option("--seed", default=0, help="Of the order of the windows.")
+@click.option(
+    "--limit",
+    "limit_seconds",
+    default=1800.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="With --env: seconds in which a run has to fill its window.",
+)
 @click.option("--config", type=_FILE, help="Configuration (TOML); also $RANKSCOPE_CONFIG.")
 @click.option("--json", "json_file", default="", metavar="FILE", help='As JSON into FILE, "-" for standard output.')
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -49,50 +67,78 @@ def run(
     off_command: str,
     the_agent: bool,
     groups: tuple[str, ...],
+    variables: tuple[str, ...],
     window_steps: int,
     settle_steps: int,
     max_blocks: int,
     margin: float,
     seed: int,
+    limit_seconds: float,
     config: Path | None,
     json_file: str,
     command: Sequence[str],
 ) -> None:
     """Run COMMAND and switch a knob on and off in random order: what a step costs with it, until that is decided.
 
-    Ends with the job's own status. The job goes on when it is decided.
+    Ends with the job's own status, and the job goes on when it is decided. With --env it is run anew for every window
+    and ended after it: 0 when there is an answer, else the status of the run that failed.
     """
     from rankscope.agent.run import run_job
 
     settings = load_settings(config)
-    if [the_agent, bool(on_command or off_command), bool(groups)].count(True) != 1:
-        todo = "give --on and --off, or --agent, or --group"
+    if [the_agent, bool(on_command or off_command), bool(groups), bool(variables)].count(True) != 1:
+        todo = "give --on and --off, or --agent, or --group, or --env"
         raise ConfigurationError("needs one knob", where="experiment run", todo=todo)
+    design = Design(window_steps, settle_steps, max_blocks=max_blocks, margin=margin, seed=seed)
+    if variables:
+        variable = parse_variable(variables)
+        ctx.exit(_run_anew(command, variable, design, settings, limit_seconds, json_file))
     knob: Knob = AgentKnob() if the_agent else CommandKnob(on_command, off_command)
     if groups:
         _refuse_unknown(groups)
         knob = GroupKnob(groups, settings.rings.poll_seconds)
-    design = Design(window_steps, settle_steps, max_blocks=max_blocks, margin=margin, seed=seed)
     begun: list[Switchback] = []
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
 
     def begin(rings: Path) -> None:
         if isinstance(knob, GroupKnob):
             knob.rings = rings
-        begun.append(Switchback(rings, knob, design, say))
+        begun.append(Switchback(rings, knob, design, _say))
         begun[0].start()
 
     def end() -> None:
         for ran in begun:
             ran.stop()
 
-    result = run_job(command, settings=settings, say=say, rings_made=begin, job_ended=end)
-    document = switchback_document(begun[0] if begun else None, knob, design)
+    result = run_job(command, settings=settings, say=_say, rings_made=begin, job_ended=end)
+    document = switchback_document(begun[0] if begun else None, knob.name, design)
     _put(document, json_file)
     click.echo(told_switchback(document), err=True)
     ctx.exit(result.exit_status)
+
+
+def _run_anew(
+    command: Sequence[str], variable: Variable, design: Design, settings: Settings, limit_seconds: float, json_file: str
+) -> int:
+    """The experiment with a variable; its exit status."""
+    from rankscope.agent.restarts import Restarts
+    from rankscope.agent.run import own_rings, sweep
+
+    root = ring_root(settings, os.environ)
+    sweep(root)
+    ran = Restarts(
+        command, variable, design, rings=own_rings(root), environ=os.environ, limit_seconds=limit_seconds, say=_say
+    )
+    ran.run()
+    document = switchback_document(
+        ran, f"{variable.told(True)} instead of {variable.told(False)}", design, ran.run_seconds
+    )
+    _put(document, json_file)
+    click.echo(told_switchback(document), err=True)
+    return ran.exit_status
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _refuse_unknown(groups: tuple[str, ...]) -> None:
@@ -103,46 +149,6 @@ def _refuse_unknown(groups: tuple[str, ...]) -> None:
         if group not in known:
             there = ", ".join(get_close_matches(group, known, 3, 0.3) or known)
             raise ConfigurationError(f'no group "{group}"', where="--group", todo=f"there are {there}")
-
-
-def switchback_document(ran: Switchback | None, knob: Knob, design: Design) -> dict[str, Any]:
-    """The outcome as JSON (docs/schemas/experiment.schema.json)."""
-    document: dict[str, Any] = {
-        "schema": "rankscope.experiment/1",
-        "knob": knob.name,
-        "windows": len(ran.stretches) if ran is not None else 0,
-        "decision": str(Decision.UNDECIDED),
-        "error": ran.error if ran is not None else "the job was not watched",
-        "margin": design.margin,
-        "effect": None,
-    }
-    found = ran.found if ran is not None else None
-    if found is not None:
-        document["decision"] = str(found.decision)
-        document["effect"] = {key: value for key, value in asdict(found).items() if key != "decision"}
-        document["effect"]["fraction"] = asdict(found.fraction)
-    return document
-
-
-def told_switchback(document: dict[str, Any]) -> str:
-    """The outcome for a person."""
-    effect = document["effect"]
-    if effect is None:
-        why = document["error"] or f"{document['windows']} windows, and it takes {2 * LEAST_BLOCKS}"
-        return f"no effect can be told: {why}"
-    cost, share = _interval(effect["mean_ms"], "ms a step"), _percent(effect["fraction"])
-    lines = [
-        f"{document['decision']}: the {document['knob']} costs {cost}",
-        f"  {share} of {effect['off_ms']:.4g} ms, from {effect['blocks']} blocks",
-        f"  median {_interval(effect['p50_ms'], 'ms')}; 99th percentile {_interval(effect['p99_ms'], 'ms')}",
-    ]
-    carried = effect["carry_over_ms"]
-    if carried is not None and (carried["low"] > 0 or carried["high"] < 0):
-        adjusted = _interval(effect["adjusted_ms"], "ms")
-        lines.append(
-            f"  it outlasts its window by {_interval(carried, 'ms')}: without that {adjusted}; raise --settle-steps"
-        )
-    return "\n".join(lines)
 
 
 @experiment.command("loop")
@@ -205,24 +211,6 @@ def loop(
     click.echo(json.dumps(document, indent=2) if as_json else told_loop(document))
 
 
-def told_loop(document: dict[str, Any]) -> str:
-    """The outcome for a person."""
-    cause, effect = document["cause"], document["effect"]
-    windows = f"{document['open_windows']} open windows and {document['cut_windows']} cut ones"
-    back = f"gain {_interval(document['returned'])} after {document['return_delay']} samples"
-    lines = [
-        f"{document['verdict']}: {document['samples']} samples, {windows}",
-        f"  {effect} -> {cause}: {back}, p = {document['p_value']:.3g}",
-    ]
-    if document["forward"] is not None:
-        lines += [
-            f"  {cause} -> {effect}: gain {_interval(document['forward'])} after {document['forward_delay']} samples",
-            f"  once around: {_interval(document['gain'])} (1 and more grows without end)",
-        ]
-    lines.append(f"  correlation {document['correlation']:.2f}, which says nothing by itself")
-    return "\n".join(lines)
-
-
 @experiment.command("schedule")
 @click.option("--windows", default=40, show_default=True, type=click.IntRange(2 * feedback.LEAST_WINDOWS))
 @click.option("--length", default=12, show_default=True, type=click.IntRange(1), help="Samples of a window.")
@@ -267,12 +255,3 @@ def _put(document: dict[str, Any], json_file: str) -> None:
         click.echo(text, nl=False)
     elif json_file:
         write_text(Path(json_file), text)
-
-
-def _interval(interval: dict[str, float], unit: str = "") -> str:
-    found = Interval(**interval)
-    return f"{found.value:+.3g} ({found.low:+.3g} to {found.high:+.3g}){f' {unit}' if unit else ''}"
-
-
-def _percent(interval: dict[str, float]) -> str:
-    return "{value:+.2%} ({low:+.2%} to {high:+.2%})".format(**interval)

@@ -146,8 +146,7 @@ def _places(settings: Settings, environ: dict[str, str], name: str) -> tuple[Pat
     """(a ring directory of this run's own, the file it is recorded in)."""
     root = ring_root(settings, environ)
     sweep(root)
-    own = process_stat(os.getpid())
-    rings = root / f"run-{os.getpid()}-{own.start_ticks if own else 0}"
+    rings = own_rings(root)
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         rings.mkdir(mode=0o700)
@@ -163,6 +162,12 @@ def _places(settings: Settings, environ: dict[str, str], name: str) -> tuple[Pat
     except RankscopeError:
         rings.rmdir()
         raise
+
+
+def own_rings(root: Path) -> Path:
+    """The ring directory of this process's run, named so that the next run removes it where this one is killed."""
+    own = process_stat(os.getpid())
+    return root / f"run-{os.getpid()}-{own.start_ticks if own else 0}"
 
 
 def sweep(root: Path) -> None:

@@ -17,17 +17,11 @@ import numpy as np
 
 from rankscope.agent.group_switch import write_groups
 from rankscope.agent.processes import descendants
+from rankscope.agent.ring_steps import HostSteps
 from rankscope.errors import ConfigurationError, RingError
-from rankscope.records import StepRecord
-from rankscope.ring import SUFFIX, RingReader
 from rankscope.rules.switchback import Decision, Effect, Stretch, effect
 
-_LOOK_SECONDS = 0.05
 _KNOB_SECONDS = 60.0
-#: Time between two looks for rings that are new, and after which a rank that says nothing is not waited for, unless
-#: steps are long.
-_NEW_RINGS_NS = 10**9
-_SILENT_NS = 10 * 10**9
 
 
 class Knob(Protocol):
@@ -187,7 +181,7 @@ class Switchback:
                 pass
 
     def _switch_on_and_off(self) -> None:
-        steps = _Steps(self.rings, self._over)
+        steps = HostSteps(self.rings, self._over)
         if not steps.skip(self.design.warm_up_steps):
             return
         draw = random.Random(self.design.seed)
@@ -204,73 +198,3 @@ class Switchback:
             if self.found is not None and self.found.decision is not Decision.UNDECIDED:
                 self.say(f"rankscope: the experiment is decided after {block + 1} blocks: {self.found.decision}")
                 return
-
-
-@dataclass(slots=True)
-class _Ring:
-    """One rank's ring, the last step heard of it, and when that was, CLOCK_MONOTONIC ns."""
-
-    reader: RingReader
-    heard_ns: int
-    last: int | None = None
-
-
-class _Steps:
-    """The steps of this host's ranks as the last of them ends each: as long as the slowest rank's.
-
-    Rings that come later, of a rank that was restarted, count from then on; a rank that says nothing any more is not
-    waited for.
-    """
-
-    def __init__(self, rings: Path, over: threading.Event) -> None:
-        self._directory = rings
-        self._over = over
-        self._rings: dict[Path, _Ring] = {}
-        self._look_due_ns = 0
-        #: Step -> (earliest begin, longest duration) of the ranks that have ended it, ns.
-        self._ended: dict[int, tuple[int, int]] = {}
-        self._longest_ns = 0
-
-    def skip(self, count: int) -> bool:
-        """Let that many steps go by; False where the job ended before."""
-        return self.take(0, count, 0) is not None
-
-    def take(self, after_ns: int, settle: int, count: int) -> list[int] | None:
-        """ns of `count` steps, after the first `settle` of those that began after `after_ns`; None at the job's end."""
-        seen = 0
-        taken: list[int] = []
-        while seen < settle + count:
-            for start_ns, length_ns in self._next():
-                if start_ns < after_ns or seen >= settle + count:
-                    continue
-                seen += 1
-                if seen > settle:
-                    taken.append(length_ns)
-            if seen < settle + count and self._over.wait(_LOOK_SECONDS):
-                return None
-        return taken
-
-    def _next(self) -> list[tuple[int, int]]:
-        now = time.monotonic_ns()
-        if not self._rings or now >= self._look_due_ns:
-            self._look_due_ns = now + _NEW_RINGS_NS
-            self._look(now)
-        for ring in self._rings.values():
-            for record in ring.reader.read().records:
-                if isinstance(record, StepRecord):
-                    length_ns = record.end_ns - record.start_ns
-                    begin_ns, longest_ns = self._ended.get(record.step, (record.start_ns, 0))
-                    self._ended[record.step] = min(begin_ns, record.start_ns), max(longest_ns, length_ns)
-                    self._longest_ns = max(self._longest_ns, length_ns)
-                    ring.last, ring.heard_ns = record.step, now
-        silent_ns = max(_SILENT_NS, 3 * self._longest_ns)
-        passed = min(
-            (ring.last for ring in self._rings.values() if ring.last is not None and now - ring.heard_ns < silent_ns),
-            default=-1,
-        )
-        return [self._ended.pop(step) for step in sorted(self._ended) if step <= passed]
-
-    def _look(self, now: int) -> None:
-        for path in self._directory.glob(f"*{SUFFIX}"):
-            if path not in self._rings:
-                self._rings[path] = _Ring(RingReader(path), now)

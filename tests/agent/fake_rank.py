@@ -1,6 +1,7 @@
 """A rank without torch: writes a real ring as the hooks do, from a process of its own. Arguments: key=value words.
 
 steps, step_ms, rank, world, gpu (UUID), slow_file: while that file is there, a step takes twice as long.
+step_ms_env: an environment variable to take step_ms from, where it is set; "crash" ends the rank with 9.
 then=(end | exception | exit | stuck | spin): what it does after its last step.
 """
 
@@ -25,6 +26,11 @@ def main() -> None:
     """Run the steps, then end as asked."""
     options = dict(word.split("=", 1) for word in sys.argv[1:])
     steps, step_ms = int(options.get("steps", "10")), float(options.get("step_ms", "5"))
+    named = os.environ.get(options.get("step_ms_env", ""))
+    if named == "crash":
+        sys.stderr.write("a value it cannot run with\n")
+        sys.exit(9)
+    step_ms = float(named) if named else step_ms
     environ = os.environ | {"RANK": options.get("rank", "0"), "WORLD_SIZE": options.get("world", "1")}
     identity = replace(rank_identity(environ, boot_id=boot_id()), gpu_uuid=options.get("gpu"))
     path = ring_path(Path(os.environ["RANKSCOPE_DIR"]), identity)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.agent import switchback
+from rankscope.agent import ring_steps
 from rankscope.agent.group_switch import NAME, GroupSwitch
+from rankscope.agent.ring_steps import HostSteps
 from rankscope.agent.scheduler import Scheduler
-from rankscope.agent.switchback import GroupKnob, _Steps
+from rankscope.agent.switchback import GroupKnob
 from rankscope.clock import ClockAnchor, SystemClock
 from rankscope.errors import ConfigurationError
 from rankscope.identity import RankIdentity
@@ -36,7 +37,7 @@ def step(writer: RingWriter, number: int, begin_ns: int, length_ns: int) -> None
 def test_a_step_is_as_long_as_its_slowest_rank_s(tmp_path: Path) -> None:
     """It counts once the last rank has ended it, and by the moment when the first began it."""
     first, second = ring(tmp_path, 0, 1), ring(tmp_path, 1, 2)
-    steps = _Steps(tmp_path, threading.Event())
+    steps = HostSteps(tmp_path, threading.Event())
     for number in range(4):
         step(first, number, 100 * number, 10)
         if number < 3:
@@ -51,10 +52,10 @@ def test_a_step_is_as_long_as_its_slowest_rank_s(tmp_path: Path) -> None:
 
 def test_ranks_that_were_restarted_are_followed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """New rings count from then on, however far the old ones had come; whoever is silent is not waited for."""
-    monkeypatch.setattr(switchback, "_NEW_RINGS_NS", 0)
-    monkeypatch.setattr(switchback, "_SILENT_NS", 0)
+    monkeypatch.setattr(ring_steps, "_NEW_RINGS_NS", 0)
+    monkeypatch.setattr(ring_steps, "_SILENT_NS", 0)
     before = ring(tmp_path, 0, 1)
-    steps = _Steps(tmp_path, threading.Event())
+    steps = HostSteps(tmp_path, threading.Event())
     for number in range(50):
         step(before, number, number, 5)
     assert steps.take(0, 0, 50) == [5] * 50
@@ -70,7 +71,7 @@ def test_the_end_of_the_job_ends_the_wait(tmp_path: Path) -> None:
     """Without a ring there is nothing to take."""
     over = threading.Event()
     over.set()
-    assert _Steps(tmp_path, over).take(0, 0, 1) is None
+    assert HostSteps(tmp_path, over).take(0, 0, 1) is None
 
 
 def test_groups_are_left_out_by_a_file_that_can_be_believed(tmp_path: Path) -> None:
