@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rankscope.torch_hooks.group_state import GroupState
 
 #: CPU time and run-queue wait are read no oftener: two system calls.
-READ_PERIOD_NS = 10_000_000
+READ_PERIOD_NS = 25_000_000
 #: Orders of the agent are looked for, and Dynamo's callbacks looked after, no oftener.
 LOOK_PERIOD_NS = 200_000_000
 #: Steps that are marked as warm-up: allocator, autotuning, lazily made process groups, rebuilt buckets.

@@ -22,16 +22,6 @@ _WORDS = (
 SHARDING = frozenset(("_allgather_base", "all_gather_single", "_reduce_scatter_base", "reduce_scatter_single"))
 
 
-class Groups:
-    """The groups of this process. `default` is the whole job's, in which DDP reduces gradients out of our sight."""
-
-    def __init__(self, default: GroupState) -> None:
-        self.default = default
-        #: The group of the latest operation issued: whom a stream that is made to wait waits for.
-        self.latest = default
-        self.states: list[GroupState] = [default]
-
-
 def kind_of(description: str) -> GroupKind:
     """What a group is for, by the words of its description; UNKNOWN where they say nothing."""
     words = set("".join(letter if letter.isalnum() else " " for letter in description.lower()).split())

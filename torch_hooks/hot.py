@@ -34,17 +34,21 @@ if TYPE_CHECKING:
         Boundaries,
         DeviceTimeline,
         GroupState,
+        HotCollectives,
         HotLoop,
         Listener,
         backward_gate,
         collate_gate,
         next_gate,
+        operation_gate,
+        wait_gate,
     )
 else:
     _chosen = choose()
     Boundaries, DeviceTimeline = _chosen.Boundaries, _chosen.DeviceTimeline
     GroupState, HotLoop, Listener = _chosen.GroupState, _chosen.HotLoop, _chosen.Listener
     backward_gate, collate_gate, next_gate = _chosen.backward_gate, _chosen.collate_gate, _chosen.next_gate
+    HotCollectives, operation_gate, wait_gate = _chosen.HotCollectives, _chosen.operation_gate, _chosen.wait_gate
 
 #: "python" or "compiled", as recordings and `doctor` say it.
 NAME = "python" if issubclass(Boundaries, reference.Boundaries) else "compiled"
@@ -54,10 +58,13 @@ __all__ = [
     "Boundaries",
     "DeviceTimeline",
     "GroupState",
+    "HotCollectives",
     "HotLoop",
     "Listener",
     "backward_gate",
     "choose",
     "collate_gate",
     "next_gate",
+    "operation_gate",
+    "wait_gate",
 ]

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from rankscope.device import DeviceClock
 from rankscope.records import MarkKind, MarkRecord, Phase, StepFlag
 from rankscope.ring import RingWriter
-from rankscope.torch_hooks.groups import Groups
-from rankscope.torch_hooks.hot import Boundaries, DeviceTimeline, GroupState
+from rankscope.torch_hooks.hot import Boundaries, DeviceTimeline
 from rankscope.torch_hooks.usage import CompileWatch, GcWatch, open_schedstat
 
 _H2D, _FORWARD = int(Phase.H2D), int(Phase.FORWARD)
@@ -42,8 +41,6 @@ class StepClock(Boundaries):
         self.thread = threading.get_ident()
         #: Called at the end of a step, where modules were imported since, or a fifth of a second has passed.
         self.on_look: Callable[[], None] | None = None
-        #: Process groups whose operations are seen; None where there are none.
-        self.groups: Groups | None = None
         self.now = monotonic_ns or time.monotonic_ns
         self._device = device
         if device.name != "host":
@@ -58,15 +55,6 @@ class StepClock(Boundaries):
     def flag(self, flag: StepFlag) -> None:
         """The step under way is peculiar."""
         self.flags |= flag
-
-    def watch_groups(self, default: GroupState) -> None:
-        """From now on operations on process groups are seen; `default` is the whole job's."""
-        self.groups = Groups(default)
-        self.group_states = self.groups.states
-
-    def forget_groups(self) -> None:
-        """They are seen no more."""
-        self.groups, self.group_states = None, None
 
     def explain(self) -> None:
         """Something was compiled in the step that ends: count what was compiled again, and say which guard failed."""

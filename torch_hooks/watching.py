@@ -81,7 +81,7 @@ class Watching:
             optimizer_made=partial(optimizer_made, torch.optim.Optimizer),
         )
         self._collectives = collectives = CollectiveWatch(clock)
-        self._close += [collectives.remove, device.watch_waits(collectives.wait_begins, collectives.wait_ends)]
+        self._close += [collectives.remove, device.watch_waits(collectives.stream_waits, collectives.stream_waited)]
         pipelines = PipelineWatch(self.loop)
         self._close.append(pipelines.remove)
         self._patches.install_after("torch.distributed.pipelining.stage", "pipeline stages", pipelines.install)
@@ -114,10 +114,9 @@ class Watching:
             self._allocator.end_step(clock.step)
         elif command is Command.SNAPSHOT:
             clock.mark(MarkKind.DEGRADED, "memory snapshot: this device has no caching allocator")
-        if clock.groups is None and not self._collectives.installed and process_group_is_there(sys.modules["torch"]):
-            self._collectives.install()
+        if not self._collectives.installed and process_group_is_there(sys.modules["torch"]):
+            self._say_missing(self._collectives.install())
             self.loop.stamps = self._world_size > 1
-            self._say_missing(self._collectives.unavailable)
         self._say_missing(self._patches.look())
 
     def _say_missing(self, lines: list[str]) -> None:

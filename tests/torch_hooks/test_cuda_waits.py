@@ -163,9 +163,9 @@ def test_waits_and_copies_come_back_as_parts_of_the_step(tmp_path: Path, tensor_
     ring = RingWriter(tmp_path / "a.ring", IDENTITY, ClockAnchor(0, 0))
     step_clock = StepClock(ring, clock, world_size=4, monotonic_ns=host)
     group = make_state("mesh_fsdp", GroupKind.SHARD, range(4))
-    step_clock.watch_groups(group)
     collectives = CollectiveWatch(step_clock)
-    undo = clock.watch_waits(collectives.wait_begins, collectives.wait_ends)
+    collectives.watch(group)
+    undo = clock.watch_waits(collectives.stream_waits, collectives.stream_waited)
     step_clock.switch(Phase.DATA_WAIT)
     for _ in range(40):
         step_clock.switch(Phase.FORWARD)

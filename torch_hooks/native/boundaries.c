@@ -5,7 +5,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define READ_PERIOD_NS 10000000LL
+#define READ_PERIOD_NS 25000000LL
 #define LOOK_PERIOD_NS 200000000LL
 #define WARM_UP_STEPS 3
 #define HOOK_SAMPLE 16
@@ -100,16 +100,41 @@ static PyObject *boundaries_synchronized(Boundaries *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+long long wait_begins(Boundaries *self, long long phase)
+{
+    if (!is_phase(phase) || !has_ring(self))
+        return -1;
+    long long now = now_ns(self);
+    if (!failed(now))
+        set_status(self, now, phase);
+    return now;
+}
+
 static PyObject *boundaries_wait_begins(Boundaries *self, PyObject *argument)
 {
     long long phase = PyLong_AsLongLong(argument);
-    if (failed(phase) || !is_phase(phase) || !has_ring(self))
+    if (failed(phase))
         return NULL;
+    long long now = wait_begins(self, phase);
+    return failed(now) ? NULL : PyLong_FromLongLong(now);
+}
+
+long long wait_ends(Boundaries *self, long long began, long long phase)
+{
+    if (!is_phase(phase) || !has_ring(self))
+        return -1;
     long long now = now_ns(self);
     if (failed(now))
-        return NULL;
-    set_status(self, now, phase);
-    return PyLong_FromLongLong(now);
+        return -1;
+    long long waited = now - began;
+    set_status(self, now, self->phase);
+    if (is_carved(self->phase)) {
+        self->spent[phase] += waited;
+        self->since_ns += waited;
+        if (phase == COLLECTIVE_WAIT && self->phase != BACKWARD)
+            self->wait_in_backward_ns -= waited;
+    }
+    return waited;
 }
 
 static PyObject *boundaries_wait_ends(Boundaries *self, PyObject *const *arguments, Py_ssize_t count)
@@ -122,20 +147,10 @@ static PyObject *boundaries_wait_ends(Boundaries *self, PyObject *const *argumen
     if (failed(began))
         return NULL;
     long long phase = PyLong_AsLongLong(arguments[1]);
-    if (failed(phase) || !is_phase(phase) || !has_ring(self))
+    if (failed(phase))
         return NULL;
-    long long now = now_ns(self);
-    if (failed(now))
-        return NULL;
-    long long waited = now - began;
-    set_status(self, now, self->phase);
-    if (is_carved(self->phase)) {
-        self->spent[phase] += waited;
-        self->since_ns += waited;
-        if (phase == COLLECTIVE_WAIT && self->phase != BACKWARD)
-            self->wait_in_backward_ns -= waited;
-    }
-    return PyLong_FromLongLong(waited);
+    long long waited = wait_ends(self, began, phase);
+    return failed(waited) ? NULL : PyLong_FromLongLong(waited);
 }
 
 static void write_step(Boundaries *self, long long end_ns, long long flags)

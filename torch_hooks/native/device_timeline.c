@@ -366,18 +366,58 @@ static int end_of_step(DeviceTimeline *self, long long number, PyObject *states)
     return 0;
 }
 
+static int begin_wait(DeviceTimeline *self, long long phase, long long host_ns)
+{
+    long long under_way = self->phase;
+    if (self->coarse || self->waiting || under_way == COLLECTIVE_WAIT || under_way == CHECKPOINT ||
+        under_way == EVALUATION)
+        return 0;
+    if (mark(self, under_way, phase == COLLECTIVE_WAIT ? INNER_WAIT : phase, host_ns, Py_None) < 0)
+        return -1;
+    self->waiting = 1;
+    self->resumed = under_way;
+    return 0;
+}
+
+static int end_wait(DeviceTimeline *self, PyObject *group, long long host_ns)
+{
+    if (!self->waiting)
+        return 0;
+    self->waiting = 0;
+    return mark(self, self->phase, self->resumed, host_ns, group);
+}
+
+static int is_ours(PyObject *timeline)
+{
+    return PyObject_TypeCheck(timeline, &DeviceTimelineType) && ((DeviceTimeline *)timeline)->clock != NULL;
+}
+
 int timeline_mark(PyObject *timeline, long long ended, long long begun, long long host_ns, PyObject *group)
 {
-    if (PyObject_TypeCheck(timeline, &DeviceTimelineType) && ((DeviceTimeline *)timeline)->clock != NULL)
+    if (is_ours(timeline))
         return mark((DeviceTimeline *)timeline, ended, begun, host_ns, group);
     return quiet_call(PyObject_CallMethod(timeline, "mark", "LLLO", ended, begun, host_ns, group));
 }
 
 int timeline_end_step(PyObject *timeline, long long step, PyObject *states)
 {
-    if (PyObject_TypeCheck(timeline, &DeviceTimelineType) && ((DeviceTimeline *)timeline)->clock != NULL)
+    if (is_ours(timeline))
         return end_of_step((DeviceTimeline *)timeline, step, states);
     return quiet_call(PyObject_CallMethod(timeline, "end_step", "LO", step, states));
+}
+
+int timeline_wait_begins(PyObject *timeline, long long phase, long long host_ns)
+{
+    if (is_ours(timeline))
+        return begin_wait((DeviceTimeline *)timeline, phase, host_ns);
+    return quiet_call(PyObject_CallMethod(timeline, "wait_begins", "LL", phase, host_ns));
+}
+
+int timeline_wait_ends(PyObject *timeline, PyObject *group, long long host_ns)
+{
+    if (is_ours(timeline))
+        return end_wait((DeviceTimeline *)timeline, group, host_ns);
+    return quiet_call(PyObject_CallMethod(timeline, "wait_ends", "OL", group, host_ns));
 }
 
 static int is_made(DeviceTimeline *self)
@@ -410,31 +450,21 @@ static PyObject *timeline_py_mark(DeviceTimeline *self, PyObject *arguments)
     return answer(mark(self, ended, begun, host_ns, group));
 }
 
-static PyObject *timeline_wait_begins(DeviceTimeline *self, PyObject *arguments)
+static PyObject *timeline_py_wait_begins(DeviceTimeline *self, PyObject *arguments)
 {
-    long long phase, host_ns, under_way = self->phase;
+    long long phase, host_ns;
     if (!PyArg_ParseTuple(arguments, "LL", &phase, &host_ns) || !is_made(self))
         return NULL;
-    if (self->coarse || self->waiting || under_way == COLLECTIVE_WAIT || under_way == CHECKPOINT ||
-        under_way == EVALUATION)
-        Py_RETURN_NONE;
-    if (mark(self, under_way, phase == COLLECTIVE_WAIT ? INNER_WAIT : phase, host_ns, Py_None) < 0)
-        return NULL;
-    self->waiting = 1;
-    self->resumed = under_way;
-    Py_RETURN_NONE;
+    return answer(begin_wait(self, phase, host_ns));
 }
 
-static PyObject *timeline_wait_ends(DeviceTimeline *self, PyObject *arguments)
+static PyObject *timeline_py_wait_ends(DeviceTimeline *self, PyObject *arguments)
 {
     PyObject *group;
     long long host_ns;
     if (!PyArg_ParseTuple(arguments, "OL", &group, &host_ns) || !is_made(self) || !is_group(group))
         return NULL;
-    if (!self->waiting)
-        Py_RETURN_NONE;
-    self->waiting = 0;
-    return answer(mark(self, self->phase, self->resumed, host_ns, group));
+    return answer(end_wait(self, group, host_ns));
 }
 
 static PyObject *timeline_py_end_step(DeviceTimeline *self, PyObject *arguments)
@@ -527,8 +557,8 @@ static PyMemberDef members[] = {
 
 static PyMethodDef methods[] = {
     {"mark", (PyCFunction)timeline_py_mark, METH_VARARGS, NULL},
-    {"wait_begins", (PyCFunction)timeline_wait_begins, METH_VARARGS, NULL},
-    {"wait_ends", (PyCFunction)timeline_wait_ends, METH_VARARGS, NULL},
+    {"wait_begins", (PyCFunction)timeline_py_wait_begins, METH_VARARGS, NULL},
+    {"wait_ends", (PyCFunction)timeline_py_wait_ends, METH_VARARGS, NULL},
     {"end_step", (PyCFunction)timeline_py_end_step, METH_VARARGS, NULL},
     {"flush", (PyCFunction)timeline_flush, METH_O, NULL},
     {NULL, NULL, 0, NULL},

@@ -21,7 +21,8 @@ typedef struct {
     Listener *listener;
     Boundaries *clock;                           /* of a collate gate */
     PyObject *queue_callback, *own_end, *anchor; /* of a backward gate */
-    char queued;
+    PyObject *collectives, *name;                /* of the gates of process groups */
+    char queued, shards, to_peer, of_work;
 } Gate;
 
 /* Call one of the listener's; NULL with an exception set. */
@@ -142,6 +143,42 @@ static PyObject *collate_call(PyObject *callable, PyObject *const *arguments, si
     return result;
 }
 
+static PyObject *operation_call(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *keywords)
+{
+    Gate *self = (Gate *)callable;
+    Py_ssize_t count = PyVectorcall_NARGS(flags);
+    PyObject *work = PyObject_Vectorcall(self->original, arguments, (size_t)count, keywords);
+    if (work == NULL || work == Py_None || count < 1)
+        return work;
+    const Operation operation = {self->name, arguments, count, self->shards, self->to_peer};
+    if (collectives_issued(self->collectives, &operation, work) < 0)
+        Py_CLEAR(work);
+    return work;
+}
+
+static PyObject *wait_call(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *keywords)
+{
+    Gate *self = (Gate *)callable;
+    Py_ssize_t count = PyVectorcall_NARGS(flags);
+    Wait wait;
+    if (collectives_begin_wait(self->collectives, self->of_work && count > 0 ? arguments[0] : NULL, &wait) < 0) {
+        Py_CLEAR(wait.known);
+        return NULL;
+    }
+    PyObject *result = PyObject_Vectorcall(self->original, arguments, (size_t)count, keywords);
+    PyObject *kind, *error, *trace;
+    PyErr_Fetch(&kind, &error, &trace);
+    if (collectives_end_wait(self->collectives, &wait) < 0) {
+        Py_XDECREF(result);
+        Py_XDECREF(kind);
+        Py_XDECREF(error);
+        Py_XDECREF(trace);
+        return NULL;
+    }
+    PyErr_Restore(kind, error, trace);
+    return result;
+}
+
 static PyObject *bind(PyObject *self, PyObject *object, PyObject *Py_UNUSED(type))
 {
     return object == NULL || object == Py_None ? Py_NewRef(self) : PyMethod_New(self, object);
@@ -241,6 +278,40 @@ static PyObject *collate_new(PyTypeObject *type, PyObject *arguments, PyObject *
     return (PyObject *)self;
 }
 
+static PyObject *operation_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"original", "collectives", "name", "shards", "to_peer", NULL};
+    PyObject *original, *collectives, *name;
+    int shards, to_peer;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO!Upp", names, &original, &HotCollectivesType, &collectives,
+                                     &name, &shards, &to_peer))
+        return NULL;
+    Gate *self = make_gate(type, operation_call, original);
+    if (self != NULL) {
+        self->collectives = Py_NewRef(collectives);
+        self->name = Py_NewRef(name);
+        self->shards = (char)shards;
+        self->to_peer = (char)to_peer;
+    }
+    return (PyObject *)self;
+}
+
+static PyObject *wait_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"original", "collectives", "of_work", NULL};
+    PyObject *original, *collectives;
+    int of_work;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO!p", names, &original, &HotCollectivesType, &collectives,
+                                     &of_work))
+        return NULL;
+    Gate *self = make_gate(type, wait_call, original);
+    if (self != NULL) {
+        self->collectives = Py_NewRef(collectives);
+        self->of_work = (char)of_work;
+    }
+    return (PyObject *)self;
+}
+
 static int gate_traverse(Gate *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->attributes);
@@ -250,6 +321,7 @@ static int gate_traverse(Gate *self, visitproc visit, void *arg)
     Py_VISIT(self->own_end);
     Py_VISIT(self->anchor);
     Py_VISIT(self->clock);
+    Py_VISIT(self->collectives);
     return 0;
 }
 
@@ -260,6 +332,8 @@ static int gate_clear(Gate *self)
     Py_CLEAR(self->own_end);
     Py_CLEAR(self->anchor);
     Py_CLEAR(self->clock);
+    Py_CLEAR(self->collectives);
+    Py_CLEAR(self->name);
     Py_CLEAR(self->listener);
     Py_CLEAR(self->original);
     return 0;
@@ -353,3 +427,5 @@ PyTypeObject ListenerType = {
 PyTypeObject NextGateType = GATE_TYPE("next_gate", next_new, 1);
 PyTypeObject BackwardGateType = GATE_TYPE("backward_gate", backward_new, 0);
 PyTypeObject CollateGateType = GATE_TYPE("collate_gate", collate_new, 0);
+PyTypeObject OperationGateType = GATE_TYPE("operation_gate", operation_new, 1);
+PyTypeObject WaitGateType = GATE_TYPE("wait_gate", wait_new, 1);

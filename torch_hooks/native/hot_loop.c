@@ -28,26 +28,10 @@ static int call(HotLoop *self, PyObject *method)
     return quiet_call(PyObject_CallMethodNoArgs((PyObject *)self, method));
 }
 
-/* An error of ours ends the watching; what is no Exception (a keyboard interrupt) goes on, as in Python. */
+/* An error of ours ends the watching. */
 static PyObject *quietly(HotLoop *self, int result, PyObject *otherwise)
 {
-    if (result >= 0)
-        return Py_NewRef(otherwise);
-    if (!PyErr_ExceptionMatches(PyExc_Exception))
-        return NULL;
-    PyObject *kind, *error, *trace;
-    PyErr_Fetch(&kind, &error, &trace);
-    PyErr_NormalizeException(&kind, &error, &trace);
-    if (trace != NULL)
-        PyException_SetTraceback(error, trace);
-    PyObject *told = PyObject_CallOneArg(self->give_up, error);
-    Py_XDECREF(kind);
-    Py_XDECREF(error);
-    Py_XDECREF(trace);
-    if (told == NULL)
-        return NULL;
-    Py_DECREF(told);
-    return Py_NewRef(otherwise);
+    return settle(result, self->give_up) < 0 ? NULL : Py_NewRef(otherwise);
 }
 
 static int enter(HotLoop *self, long long phase)

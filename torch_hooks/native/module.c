@@ -10,6 +10,24 @@ int intern_all(const Name *names, size_t count)
     return 0;
 }
 
+int settle(int result, PyObject *give_up)
+{
+    if (result >= 0)
+        return 0;
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return -1;
+    PyObject *kind, *error, *trace;
+    PyErr_Fetch(&kind, &error, &trace);
+    PyErr_NormalizeException(&kind, &error, &trace);
+    if (trace != NULL)
+        PyException_SetTraceback(error, trace);
+    result = quiet_call(PyObject_CallOneArg(give_up, error));
+    Py_XDECREF(kind);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+    return result;
+}
+
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1};
 
 PyMODINIT_FUNC PyInit__native(void)
@@ -21,6 +39,7 @@ PyMODINIT_FUNC PyInit__native(void)
         {"Boundaries", &BoundariesType}, {"DeviceTimeline", &DeviceTimelineType}, {"GroupState", &GroupStateType},
         {"HotLoop", &HotLoopType},       {"Listener", &ListenerType},             {"next_gate", &NextGateType},
         {"backward_gate", &BackwardGateType}, {"collate_gate", &CollateGateType},
+        {"HotCollectives", &HotCollectivesType}, {"operation_gate", &OperationGateType}, {"wait_gate", &WaitGateType},
     };
     fill_crc_table();
     PyObject *made = PyModule_Create(&module);

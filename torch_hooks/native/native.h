@@ -19,7 +19,7 @@ enum { NONE, DATA_WAIT, FORWARD, BACKWARD, COLLECTIVE_WAIT, OPTIMIZER, CHECKPOIN
        BUBBLE, PHASES };
 enum { WARM_UP = 1, SKIPPED = 2, EXPLICIT = 4 };
 enum { STEP_KIND = 1, DEVICE_KIND = 2, GROUP_KIND = 3 };
-enum { PIPELINE = 4 };
+enum { SHARD = 2, PIPELINE = 4 };
 #define MISSING INT64_MIN
 #define STEP_FIELDS 38
 #define DEVICE_FIELDS 20
@@ -71,8 +71,22 @@ typedef struct {
     char sampled, copies_watched;
 } Boundaries;
 
-extern PyTypeObject BoundariesType, DeviceTimelineType, GroupStateType, HotLoopType, ListenerType, NextGateType,
-    BackwardGateType, CollateGateType;
+extern PyTypeObject BoundariesType, DeviceTimelineType, GroupStateType, HotLoopType, HotCollectivesType, ListenerType,
+    NextGateType, BackwardGateType, CollateGateType, OperationGateType, WaitGateType;
+
+/* hot_collectives.py: an operation as it is issued, its arguments as they lie there, the process group first. */
+typedef struct {
+    PyObject *name, *const *arguments;
+    Py_ssize_t count;
+    int shards, to_peer;
+} Operation;
+
+/* A wait under way. */
+typedef struct {
+    PyObject *known; /* of the work: its group, or a tuple; NULL where nothing is */
+    long long began, phase;
+    int heard;
+} Wait;
 
 /* A name that is looked up often, and where its string is kept. */
 typedef struct {
@@ -82,6 +96,10 @@ typedef struct {
 
 /* Make the strings that are not there yet; -1 with an exception set. */
 int intern_all(const Name *names, size_t count);
+
+/* Where `result` is negative: pass the exception to `give_up`, but for what is no Exception (a keyboard interrupt), which
+   goes on as in Python. 0, or -1 with an exception set. */
+int settle(int result, PyObject *give_up);
 
 /* Whether a 64-bit result of -1 stands for an exception. */
 static inline int failed(long long value)
@@ -111,9 +129,18 @@ long long now_ns(Boundaries *self);
 long long switch_phase(Boundaries *self, long long phase);
 /* The step ends; -1 with an exception set where that failed. */
 int end_step(Boundaries *self, long long next_phase);
+/* The thread waits inside the phase under way: returns now, then the ns waited, or -1 with an exception set. */
+long long wait_begins(Boundaries *self, long long phase);
+long long wait_ends(Boundaries *self, long long began, long long phase);
 /* The device timeline's part of a boundary and of a step's end; -1 with an exception set. */
 int timeline_mark(PyObject *timeline, long long ended, long long begun, long long host_ns, PyObject *group);
 int timeline_end_step(PyObject *timeline, long long step, PyObject *states);
+int timeline_wait_begins(PyObject *timeline, long long phase, long long host_ns);
+int timeline_wait_ends(PyObject *timeline, PyObject *group, long long host_ns);
+/* What gates tell a HotCollectives; -1 with an exception set. `wait` is filled, and emptied again. */
+int collectives_issued(PyObject *collectives, const Operation *operation, PyObject *work);
+int collectives_begin_wait(PyObject *collectives, PyObject *work, Wait *wait);
+int collectives_end_wait(PyObject *collectives, Wait *wait);
 /* Sequence numbers of a group's operations since this was last asked, or MISSING; -1 with an exception set. */
 int group_since_asked(GroupState *state, long long *first, long long *last);
 /* Write a group's record. */
