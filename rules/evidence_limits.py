@@ -6,6 +6,7 @@ from rankscope.gpu_device import part_of
 from rankscope.rules.evidence import Case, Gpu, Observation, graded, middling, unseen
 from rankscope.rules.evidence_gpu import HW_SLOWDOWN, POWER_BRAKE, REASONS, SW_POWER_CAP, THERMAL
 from rankscope.rules.frame import Intervals
+from rankscope.rules.gpu_trouble import auxiliary_power
 
 _SYNC_BOOST = 0x10
 #: Share of the readings from which a bit speaks, and speaks fully: it also comes with changes of power state.
@@ -46,7 +47,10 @@ def hw_slowdown(case: Case) -> Observation:
 
 
 def power_brake(case: Case) -> Observation:
-    """The supply asks the GPU to slow down."""
+    """The supply asks the GPU to slow down, or the board's power cable is not connected."""
+    gpu = case.gpu(case.row)
+    if gpu is not None and (unplugged := auxiliary_power(case.telemetry, gpu.uuid)) is not None:
+        return unplugged
     return _bit(case, POWER_BRAKE, "the power supply braked the GPU")
 
 

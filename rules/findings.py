@@ -132,6 +132,8 @@ def broken(table: Table, window: Window, found: Incident, explanation: Explanati
     step = f" in step {found.step}" if found.step is not None else ""
     sure = "" if explanation.told else "probably "
     summary = f"{verb}{step}: {sure}{_inner(of.title)} ({who}): {said}."
+    if found.besides:
+        summary += f" Its GPU reported {found.besides}"
     hours = 24.0 * window.world_size if found.symptom is Symptom.HANG else None
     told = _finding(
         of,

@@ -5,12 +5,12 @@ History is not an event, and a root comes before what follows from it: the first
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rankscope.reading import Event
 from rankscope.rules.evidence import Observation, graded, unseen
 from rankscope.rules.telemetry import Telemetry
-from rankscope.rules.xids import XIDS
+from rankscope.rules.xids import CATALOGUE, XIDS, Xid
 from rankscope.window import Window
 
 _NS = 1_000_000_000
@@ -24,23 +24,50 @@ UNCORRECTED = "gpu.ecc_uncorrected_volatile"
 #: Corrected errors a second from which on a rate is worth an eye.
 _CORRECTED = (0.5, 5.0)
 _ECC = frozenset({48, 140, 171, 172})
-#: Xids that say which class an end is of, by family.
-_NAMED: Mapping[str, frozenset[int]] = {
-    "contained": frozenset({94, 95}),
-    "engine-exception": frozenset({13}),
-    "page-fault": frozenset({31}),
-    "nvlink-down": frozenset({74}),
-    "fabric": frozenset({144, 145, 146, 147, 148, 149, 150, 155}),
-    "link-training": frozenset({136}),
-    "peer-access": frozenset({137}),
-    "board": frozenset({121, 122, 123, 124, 125}),
+#: Xids that say which class an end is of, by family, and how surely: less where NVIDIA gives no workflow of its own,
+#: but sends the reader to the application first (11, 25, 69), or to the one of another number (108).
+_NAMED: Mapping[str, Mapping[int, float]] = {
+    "contained": {94: 1.0, 95: 1.0},
+    "engine-exception": {13: 1.0, 11: 0.7, 25: 0.7, 69: 0.7},
+    "page-fault": {31: 1.0},
+    "nvlink-down": {74: 1.0},
+    "fabric": dict.fromkeys((144, 145, 146, 147, 148, 149, 150, 155), 1.0),
+    "link-training": {136: 1.0},
+    "peer-access": {137: 1.0, 108: 0.7},
+    "board": dict.fromkeys((121, 122, 123, 124, 125), 1.0),
 }
-_FIRMWARE = frozenset({61, 62, 109, 119, 120})
+#: A processor or unit inside failed or does not answer, and NVIDIA asks for a reset.
+_FIRMWARE = frozenset({46, 61, 62, 109, 110, 119, 120, 143, 158})
+_REMAP_FAILED = 64
+#: No spare for a faulty part: work may go on until the fault shows again, so that it is no reason of an end.
+_RETIREMENT_FAILED = 157
+_RETIREMENT_PENDING = 156
+_CORRECTED_STORM = 92
+_AUXILIARY_POWER = 54
+#: Xids that are evidence for a class of their own; of the others only the catalogue speaks.
+CLASSED: Mapping[str, frozenset[int]] = {
+    "gpu-off-bus": frozenset({79}),
+    "gpu-ecc-uncorrectable": _ECC,
+    "gpu-row-remap-failed": frozenset({_REMAP_FAILED, _RETIREMENT_FAILED}),
+    "gpu-row-remap-pending": frozenset({_RETIREMENT_PENDING}),
+    "gpu-ecc-corrected-storm": frozenset({_CORRECTED_STORM}),
+    "gpu-firmware-hang": _FIRMWARE,
+    "gpu-power-brake": frozenset({_AUXILIARY_POWER}),
+    "gpu-ecc-contained": frozenset(_NAMED["contained"]),
+    "gpu-engine-exception": frozenset(_NAMED["engine-exception"]),
+    "gpu-page-fault": frozenset(_NAMED["page-fault"]),
+    "nvlink-down": frozenset(_NAMED["nvlink-down"]),
+    "gpu-fabric-error": frozenset(_NAMED["fabric"]),
+    "nvlink-training-failed": frozenset(_NAMED["link-training"]),
+    "gpu-peer-access-refused": frozenset(_NAMED["peer-access"]),
+    "gpu-board-error": frozenset(_NAMED["board"]),
+}
+_ALL_CLASSED = frozenset().union(*CLASSED.values())
 
 Look = Callable[[Window, Telemetry, str, str], Observation]
 
 
-def _numbered(events: Sequence[Event], numbers: frozenset[int]) -> list[Event]:
+def _numbered(events: Sequence[Event], numbers: Collection[object]) -> list[Event]:
     return [event for event in events if event.kind == "xid" and event.attributes.get("number") in numbers]
 
 
@@ -108,10 +135,10 @@ def ecc(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observati
 
 def remap_failed(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
     """A row could not be remapped in this window: the Xid, or the flag that was not there before."""
-    told = _numbered(telemetry.events(uuid), frozenset({64}))
+    told = _numbered(telemetry.events(uuid), {_REMAP_FAILED})
     risen = _risen(telemetry, host, "gpu.row_remap_failure", uuid, window)
     if told:
-        return Observation(1.0, _said(told), 64)
+        return Observation(1.0, _said(told), _REMAP_FAILED)
     if risen is None:
         return unseen(f"no row remapping of {uuid}")
     return Observation(0.8 if risen else 0.0, "a row could not be remapped" if risen else "no row remap failed")
@@ -139,17 +166,19 @@ def firmware(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Obse
 
 def corrected(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
     """Corrected memory errors at a rate, or the driver's own word on one."""
-    told = _numbered(telemetry.events(uuid), frozenset({92}))
+    told = _numbered(telemetry.events(uuid), {_CORRECTED_STORM})
     rate = telemetry.rate(host, "gpu.ecc_corrected_volatile", uuid, _whole(window))
     if told:
-        return Observation(1.0, _said(told), 92)
+        return Observation(1.0, _said(told), _CORRECTED_STORM)
     if rate is None:
         return unseen(f"no corrected ECC errors of {uuid}")
     return Observation(graded(rate, *_CORRECTED), f"{rate:.2f} corrected memory errors a second", round(rate, 3))
 
 
 def remap_pending(window: Window, telemetry: Telemetry, host: str, uuid: str) -> Observation:
-    """A row came to wait for a reset within this window."""
+    """A row, or another faulty part, came to wait for a reset within this window."""
+    if told := _numbered(telemetry.events(uuid), {_RETIREMENT_PENDING}):
+        return Observation(1.0, _said(told), _RETIREMENT_PENDING)
     risen = _risen(telemetry, host, "gpu.row_remap_pending", uuid, window)
     if risen is None:
         return unseen(f"no row remapping of {uuid}")
@@ -164,6 +193,7 @@ def _by_xid(family: str) -> Look:
         if not told:
             return Observation(0.0, "no such Xid")
         first = min(event.time_ns for event in told)
+        surest = max(told, key=lambda event: _NAMED[family][_number(event)])
         roots = [
             event
             for event in events
@@ -171,9 +201,44 @@ def _by_xid(family: str) -> Look:
         ]
         if roots:
             return Observation(0.1, f"{_said(told)}; it follows {roots[0].text}", told[0].attributes.get("number"))
-        return Observation(1.0, _said(told), told[0].attributes.get("number"))
+        number = _number(surest)
+        return Observation(_NAMED[family][number], _said(told), number)
 
     return look
+
+
+def _number(event: Event) -> int:
+    number = event.attributes.get("number")
+    return number if isinstance(number, int) else 0
+
+
+def auxiliary_power(telemetry: Telemetry, uuid: str) -> Observation | None:
+    """The driver's word that the board's power cable is not connected; None where it said nothing."""
+    return _word(telemetry, uuid, _AUXILIARY_POWER)
+
+
+def retirement_failed(telemetry: Telemetry, uuid: str) -> Observation | None:
+    """The driver's word that a faulty part of the GPU has no spare; None where it said nothing."""
+    return _word(telemetry, uuid, _RETIREMENT_FAILED)
+
+
+def _word(telemetry: Telemetry, uuid: str, number: int) -> Observation | None:
+    told = _numbered(telemetry.events(uuid), {number})
+    return Observation(1.0, _said(told), number) if told else None
+
+
+def unclassed(telemetry: Telemetry, uuid: str) -> str:
+    """What the catalogue says of a GPU's Xids that are no class of their own, as the end of a sentence; or nothing."""
+    numbers = {event.attributes.get("number") for event in telemetry.events(uuid) if event.kind == "xid"}
+    roots = [XIDS[number] for number in numbers if isinstance(number, int) and _is_root(number)]
+    return " ".join(_catalogued(xid) for xid in roots if xid.number not in _ALL_CLASSED)
+
+
+def _catalogued(xid: Xid) -> str:
+    causes = [CATALOGUE.causes[cause] for cause in sorted(xid.causes, key=lambda each: -xid.causes[each])]
+    advice = CATALOGUE.buckets[xid.action] if xid.action else xid.advice
+    said = f"NVIDIA: {advice}" if advice else "NVIDIA names no action."
+    return f"Xid {xid.number}: {xid.name} (it can come from {'; '.join(causes)}). {said}"
 
 
 def _is_root(number: object) -> bool:

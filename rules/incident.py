@@ -54,6 +54,8 @@ class Incident:
     step: int | None
     phase: str | None
     seen: Mapping[str, Observation]
+    #: What the rank's GPU reported that says what happened and not whose fault it is; empty where there is none.
+    besides: str = ""
 
 
 def incident(window: Window, frame: Frame, telemetry: Telemetry) -> Incident | None:
@@ -122,6 +124,7 @@ def _crash(window: Window, telemetry: Telemetry, events: Sequence[Event], deaths
         step if isinstance(step, int) else None,
         phase if isinstance(phase, str) else None,
         seen,
+        _besides(window, telemetry, rank),
     )
 
 
@@ -254,6 +257,7 @@ def _hang(window: Window, frame: Frame, telemetry: Telemetry, events: Sequence[E
         step if isinstance(step, int) else None,
         phase if isinstance(phase, str) else None,
         seen,
+        _besides(window, telemetry, rank),
     )
 
 
@@ -358,6 +362,11 @@ def _broken(window: Window, telemetry: Telemetry, ranks: Sequence[int | None]) -
             if (gpu_trouble.LOOKS[family](window, telemetry, host, uuid).strength or 0.0) >= 0.5:
                 return rank
     return None
+
+
+def _besides(window: Window, telemetry: Telemetry, rank: int | None) -> str:
+    of = window.ranks.get(rank) if rank is not None else None
+    return gpu_trouble.unclassed(telemetry, of.identity.gpu_uuid) if of is not None and of.identity.gpu_uuid else ""
 
 
 def _gpu_evidence(window: Window, telemetry: Telemetry, rank: int | None) -> dict[str, Observation]:

@@ -167,6 +167,11 @@ def _counters(
     window: Window, frame: Frame, telemetry: Telemetry, rank: int, host: str, uuid: str
 ) -> list[tuple[str, Observation]]:
     seen = [(slug, gpu_trouble.LOOKS[family](window, telemetry, host, uuid)) for slug, family in _WATCHED.items()]
+    words = {
+        "gpu-power-brake": gpu_trouble.auxiliary_power(telemetry, uuid),
+        "gpu-row-remap-failed": gpu_trouble.retirement_failed(telemetry, uuid),
+    }
+    seen += [(slug, word) for slug, word in words.items() if word is not None]
     if rank in frame.ranks:
         over = frame.intervals(frame.ranks.index(rank), np.ones(len(frame.steps), dtype=bool))
         held = held_by_heat(telemetry, host, uuid, over)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rankscope.rules.gpu_trouble import CLASSED
 from rankscope.rules.xids import CATALOGUE, Catalogue, Xid
 
 
@@ -19,8 +20,12 @@ def xids_markdown(catalogue: Catalogue = CATALOGUE) -> str:
         "the conditions NVIDIA gives and from published causes of interruptions, not counts. A derivative Xid follows",
         "another and is never the root where that other precedes it.",
         "",
-        "| Xid | mnemonic | meaning | means | can come from | action | to find out why | |",
-        "|---|---|---|---|---|---|---|---|",
+        "`finding` is the class that the Xid is evidence for. Where there is none, NVIDIA's words leave open whose",
+        "fault it is, or say nothing: the finding of the rank that died then tells the Xid with its meaning, where it",
+        "can come from and NVIDIA's action, and accuses nobody for it.",
+        "",
+        "| Xid | mnemonic | meaning | means | can come from | action | to find out why | finding | |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(catalogue.xids[number]) for number in sorted(catalogue.xids)]
     lines += _table("What `means` says", "means", catalogue.meanings)
@@ -33,6 +38,7 @@ def xids_markdown(catalogue: Catalogue = CATALOGUE) -> str:
 
 def _row(xid: Xid) -> str:
     causes = ", ".join(f"{cause} {weight:g}" for cause, weight in xid.causes.items())
+    classes = [f"[{slug}](runbooks/{slug}.md)" for slug, numbers in CLASSED.items() if xid.number in numbers]
     cells = [
         str(xid.number),
         f"`{xid.mnemonic}`",
@@ -41,6 +47,7 @@ def _row(xid: Xid) -> str:
         causes,
         f"`{xid.action}`" if xid.action else xid.advice or "",
         f"`{xid.investigate}`" if xid.investigate else "",
+        ", ".join(classes),
         "derivative" if xid.derivative else "",
     ]
     return f"| {' | '.join(cells)} |"

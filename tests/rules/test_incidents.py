@@ -197,6 +197,59 @@ class TestGpu:
         made = failed(job(), 2, "ValueError: no").event("xid", 60, f"Xid {number}", device=uuid(2), number=number)
         assert first(made).class_slug == "rank-exception"
 
+    @pytest.mark.parametrize("number", [46, 110, 143, 158])
+    def test_units_inside_that_failed(self, number: int) -> None:
+        """NVIDIA asks for a reset of the GPU: its own, whether its rank died or hangs."""
+        crash = failed(job(), 2, DEVICE).event("xid", 60, f"Xid {number}", device=uuid(2), number=number)
+        hang = hung(2).event("xid", 61, f"Xid {number}", device=uuid(2), number=number)
+        for made in (crash, hang):
+            found = first(made)
+            assert (found.class_slug, found.side, found.where.rank) == ("gpu-firmware-hang", Side.HARDWARE, 2)
+            assert "reset the GPU" in found.action.replace("Reset", "reset")
+
+    @pytest.mark.parametrize(
+        ("number", "slug"),
+        [(11, "gpu-engine-exception"), (25, "gpu-engine-exception"), (69, "gpu-engine-exception"),
+         (108, "gpu-peer-access-refused")],
+    )  # fmt: skip
+    def test_commands_of_the_code(self, number: int, slug: str) -> None:
+        """NVIDIA sends to the application first: the code's, less surely than by 13 and 137, and never hardware's."""
+        found = {}
+        for each in (number, 13 if slug == "gpu-engine-exception" else 137):
+            made = failed(job(), 2, DEVICE).event("xid", 60, f"Xid {each}", device=uuid(2), number=each)
+            found[each] = first(made)
+            assert (found[each].class_slug, found[each].side) == (slug, Side.CODE)
+        assert found[number].confidence == min(each.confidence for each in found.values()) < 0.9
+
+    @pytest.mark.parametrize(
+        ("number", "slug"), [(54, "gpu-power-brake"), (156, "gpu-row-remap-pending"), (157, "gpu-row-remap-failed")]
+    )
+    def test_xids_to_watch(self, number: int, slug: str) -> None:
+        """Work goes on after these: something to watch, and neither a verdict nor the reason of a rank's exception."""
+        for made in (Job(), failed(job(), 2, "ValueError: no")):
+            calm = told(made)
+            made.event("xid", 60, f"Xid {number}", device=uuid(2), number=number)
+            verdict = told(made)
+            assert verdict.verdict == calm.verdict
+            watch = verdict.findings[-1]
+            assert (watch.class_slug, watch.advice, watch.where.rank) == (slug, Advice.WATCH, 2)
+            assert f"Xid {number}" in watch.summary
+
+    @pytest.mark.parametrize(("number", "said"), [
+        (70, "Xid 70: exception of copy engine 3 (it can come from NVIDIA's driver or CUDA; "),
+        (78, "NVIDIA: Bring driver and firmware of host and guest to versions that go together."),
+        (151, "NVIDIA: Restart the virtual machine that owns the GPU."),
+        (163, "NVIDIA: No reset is needed. Remove the heat"),
+        (167, "NVIDIA names no action."),
+    ])  # fmt: skip
+    def test_xids_that_leave_open_whose_fault_it_is(self, number: int, said: str) -> None:
+        """They accuse nobody, and the finding tells what the catalogue says of them."""
+        calm = first(failed(job(), 2, DEVICE))
+        found = first(failed(job(), 2, DEVICE).event("xid", 60, f"Xid {number}", device=uuid(2), number=number))
+        assert (found.class_slug, found.confidence) == (calm.class_slug, calm.confidence)
+        assert said in found.summary
+        assert said not in calm.summary
+
     def test_old_xid(self) -> None:
         """Xids from before the window, or read as history, are not events."""
         made = failed(job(), 2, DEVICE)

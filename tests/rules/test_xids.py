@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from rankscope.errors import ConfigurationError
 from rankscope.rules import xids
+from rankscope.rules.gpu_trouble import CLASSED
+from rankscope.rules.verdict import CLASSES
 from rankscope.rules.xids import CATALOGUE, XIDS
 
 HEAD = """
@@ -60,6 +63,19 @@ def test_derivative_xids_are_no_root() -> None:
     assert XIDS[79].means == {"off-bus"}
     assert all("ecc" in XIDS[number].means and not XIDS[number].derivative for number in (48, 94, 95))
     assert "ecc" not in XIDS[92].means, "errors that were corrected are no fault by themselves"
+
+
+def test_every_class_of_an_xid_is_one_and_says_so() -> None:
+    """An Xid is evidence for one class at most, is no derivative, and its class names it as its source."""
+    seen: set[int] = set()
+    for slug, numbers in CLASSED.items():
+        assert numbers <= set(XIDS)
+        assert not numbers & seen
+        seen |= numbers
+        assert not any(XIDS[number].derivative for number in numbers)
+        named = " ".join(CLASSES[slug].sources)
+        spans = [range(int(low), int(high or low) + 1) for low, high in re.findall(r"(\d+)(?: to (\d+))?", named)]
+        assert numbers <= {number for span in spans for number in span}, slug
 
 
 def test_a_small_catalogue_is_read(tmp_path: Path) -> None:
