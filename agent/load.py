@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
-from itertools import starmap
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -40,8 +39,8 @@ _IDENTITY = tuple(field.name for field in fields(RankIdentity))
 _SIGNALS = field_names(SignalRecord)
 _MEMORY = field_names(MemoryRecord)
 _NAN = float("nan")
-#: Series whose readings are asked for together: a question each costs more than the few readings of a short window.
-_SERIES_AT_ONCE = 64
+#: Rows that are read at a time.
+_ROWS_AT_ONCE = 20_000
 #: Operations of one rank that a window takes in: the latest steps' worth, some 40 MB at 64 ranks.
 MAX_COLLECTIVES = 4_000
 #: Collectives of one rank timed by its communication library that a window takes in: the latest, 40 bytes each.
@@ -191,16 +190,26 @@ class _Reader:
 
     def _rows(self, names: Sequence[str], source: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Rows of these columns, as far as the file can be read and holds what an agent writes."""
-        rows: list[Any] = []
-        try:
-            rows.extend(self._connection.execute(f"SELECT {', '.join(names)} FROM {source}", parameters))
-        except sqlite3.DatabaseError as error:
-            self._broken = True
-            self._say(f"damaged or cut short, read as far as it goes ({error})")
+        return list(chain.from_iterable(self._chunks(names, source, parameters)))
+
+    def _chunks(self, names: Sequence[str], source: str, parameters: Sequence[Any] = ()) -> Iterator[list[Any]]:
+        """The same, so many at a time as cost little memory."""
         table = source.split(maxsplit=1)[0]
-        kept = plausible(names, rows, table)
-        self._leave_out(len(rows) - len(kept), table)
-        return kept
+        cursor: Iterator[Any] | None = None
+        full = True
+        while full:
+            rows: list[Any] = []
+            try:
+                if cursor is None:
+                    cursor = iter(self._connection.execute(f"SELECT {', '.join(names)} FROM {source}", parameters))
+                rows.extend(islice(cursor, _ROWS_AT_ONCE))
+            except sqlite3.DatabaseError as error:
+                self._broken = True
+                self._say(f"damaged or cut short, read as far as it goes ({error})")
+            full = len(rows) == _ROWS_AT_ONCE
+            kept = plausible(names, rows, table)
+            self._leave_out(len(rows) - len(kept), table)
+            yield kept
 
     def _leave_out(self, count: int, table: str) -> None:
         if count:
@@ -315,28 +324,27 @@ class _Reader:
             number: SeriesKey(self._part.host, metric, device)
             for number, metric, device in self._rows(("id", "metric", "device"), "series ORDER BY id")
         }
-        since, at_once = kept.missing_since(self._since), 1 if kept.empty else _SERIES_AT_ONCE
+        since = kept.missing_since(self._since)
         kept.move_on(self._since)
-        numbers = list(keys)
-        for begin in range(0, len(numbers), at_once):
-            self._read_series(numbers[begin : begin + at_once], since, kept)
+        self._read_readings(keys, since, kept)
         for number, series in kept.window():
             moved = array("q", [time + self._shift for time in series.times_ns]) if self._shift else series.times_ns
             self._part.series[keys[number]] = Series(moved, series.values)
 
-    def _read_series(self, numbers: Sequence[int], since: int, kept: KeptReadings) -> None:
-        places = ", ".join("?" * len(numbers))
-        source = f"readings WHERE series_id IN ({places}) AND time_ns >= ? ORDER BY series_id, time_ns"
-        # Of one series its number need not be read with each of its many readings.
-        names = ("time_ns", "value") if len(numbers) == 1 else ("time_ns", "value", "series_id")
-        rows = self._rows(names, source, (*numbers, since))
-        if not rows:
-            return
-        times, values, *told = zip(*rows, strict=True)
-        begin = 0
-        for number, count in Counter(*told).items() if told else [(numbers[0], len(times))]:
-            kept.add(number, times[begin : begin + count], values[begin : begin + count])
-            begin += count
+    def _read_readings(self, numbers: Collection[int], since: int, kept: KeptReadings) -> None:
+        """Readings of known series, in the order in which they lie: of each series that is the order of time."""
+        names = ("series_id", "time_ns", "value")
+        found: dict[int, tuple[array[int], array[float]]] = {}
+        for rows in self._chunks(names, "readings WHERE time_ns >= ?", (since,)):
+            for number, time_ns, value in rows:
+                columns = found.get(number)
+                if columns is None:
+                    columns = found[number] = array("q"), array("d")
+                columns[0].append(time_ns)
+                columns[1].append(value)
+        for number, (times, values) in found.items():
+            if number in numbers:
+                kept.add(number, times, values)
 
     def events(self) -> None:
         names = ("kind", "time_ns", "text", "severity", "device", "rank AS told_rank", "attributes")

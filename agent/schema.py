@@ -25,8 +25,9 @@ def _columns(names: tuple[str, ...]) -> str:
     return ", ".join(f"{name} INTEGER" for name in names)
 
 
-# Rows lie in the order in which they are read back: by rank and step, by series and time. A row that comes twice
-# (an agent that died between reading a ring and saying so) replaces nothing.
+# Rows of ranks lie in the order in which they are read back, by rank and step. Readings lie by time, as they come: by
+# series each would be written to another page, and hundreds come every second. A row that comes twice (an agent that
+# died between reading a ring and saying so) replaces nothing.
 _TABLES = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE ranks (
@@ -53,7 +54,7 @@ CREATE TABLE memory (
 CREATE TABLE marks (rank_id INTEGER, time_ns INTEGER, step INTEGER, mark INTEGER, text TEXT);
 CREATE TABLE series (id INTEGER PRIMARY KEY, metric TEXT, device TEXT);
 CREATE TABLE readings (
-    series_id INTEGER, time_ns INTEGER, value REAL, PRIMARY KEY (series_id, time_ns)) WITHOUT ROWID;
+    series_id INTEGER, time_ns INTEGER, value REAL, PRIMARY KEY (time_ns, series_id)) WITHOUT ROWID;
 CREATE TABLE events (
     id INTEGER PRIMARY KEY, kind TEXT, time_ns INTEGER, text TEXT, severity TEXT, device TEXT, rank INTEGER,
     attributes TEXT);

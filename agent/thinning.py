@@ -8,6 +8,8 @@ from rankscope.agent.schema import THINNED
 
 #: Triggers whose surroundings are spared when old rows are thinned.
 MAX_KEPT_WINDOWS = 64
+#: Readings that are thinned by one statement: some minutes' worth.
+_STRETCH_ROWS = 100_000
 
 
 def thin(connection: sqlite3.Connection, max_bytes: int) -> tuple[int, str]:
@@ -31,6 +33,11 @@ def _thin_one(connection: sqlite3.Connection, windows: list[tuple[int, int]]) ->
         low, high, count = connection.execute(f"SELECT min({order}), max({order}), count(*) FROM {table}").fetchone()
         if count < 2_000:
             continue
+        if table == "readings":
+            gone = _thin_readings(connection, low, low + (high - low) // 2, windows)
+            if gone:
+                return gone, table
+            continue
         gone = 0
         for (owner,) in connection.execute(f"SELECT DISTINCT {key} FROM {table}").fetchall():
             old = f"{key} = ?1 AND {order} < ?2"
@@ -44,6 +51,30 @@ def _thin_one(connection: sqlite3.Connection, windows: list[tuple[int, int]]) ->
         if gone:
             return gone, table
     return 0, ""
+
+
+def _thin_readings(connection: sqlite3.Connection, low: int, until: int, windows: list[tuple[int, int]]) -> int:
+    """Drop every second reading of each series, stretch by stretch of what lies before a time; returns how many went.
+
+    They lie by time, series beside series: a stretch is sorted by series in memory.
+    """
+    old = "time_ns >= ?1 AND time_ns < ?2"
+    for begin, end in windows:
+        old += f" AND time_ns NOT BETWEEN {int(begin)} AND {int(end)}"
+    gone = 0
+    while low < until:
+        row = connection.execute(
+            "SELECT time_ns FROM readings WHERE time_ns >= ? ORDER BY time_ns LIMIT 1 OFFSET ?", (low, _STRETCH_ROWS)
+        ).fetchone()
+        end = until if row is None else min(until, max(row[0], low + 1))
+        gone += connection.execute(
+            "DELETE FROM readings WHERE (time_ns, series_id) IN (SELECT time_ns, series_id FROM (SELECT time_ns, "
+            "series_id, row_number() OVER (PARTITION BY series_id ORDER BY time_ns) AS n FROM readings "
+            f"WHERE {old}) WHERE n % 2 = 0)",
+            (low, end),
+        ).rowcount
+        low = end
+    return gone
 
 
 def _kept_windows(connection: sqlite3.Connection) -> list[tuple[int, int]]:
