@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from rankscope.probes.held_file import HeldFile
-from rankscope.reading import Group, ProbeResult, Reading
+from rankscope.probes.numbers import whole
+from rankscope.reading import Group, ProbeResult, readings_of
 
 _NS = 10**9
 _SINGLE = {
@@ -26,19 +28,20 @@ def parse(text: str, ticks_per_second: int) -> dict[str, float]:
     values: dict[str, float] = {}
     cores = 0
     for line in text.splitlines():
-        name, *columns = line.split() or [""]
-        if not all(column.isascii() and column.isdigit() and len(column) <= 20 for column in columns):
-            continue
-        if name == "cpu" and len(columns) >= 8:
-            ticks = [int(column) for column in columns]
-            busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]
+        name, _, rest = line.partition(" ")
+        if name == "cpu":
+            ticks = [whole(column) for column in rest.split()[:8]]
+            if len(ticks) < 8 or None in ticks:
+                continue
+            user, nice, system, _, iowait, irq, softirq, steal = cast(list[int], ticks)
+            busy = user + nice + system + irq + softirq
             values["host.cpu_busy_ns"] = busy * _NS // ticks_per_second
-            values["host.cpu_iowait_ns"] = ticks[4] * _NS // ticks_per_second
-            values["host.cpu_steal_ns"] = ticks[7] * _NS // ticks_per_second
+            values["host.cpu_iowait_ns"] = iowait * _NS // ticks_per_second
+            values["host.cpu_steal_ns"] = steal * _NS // ticks_per_second
         elif name.startswith("cpu"):
             cores += 1
-        elif name in _SINGLE and columns:
-            values[_SINGLE[name]] = int(columns[0])
+        elif name in _SINGLE and (number := whole(rest)) is not None:
+            values[_SINGLE[name]] = number
     if cores:
         values["host.cpu_count"] = cores
     return values
@@ -59,7 +62,7 @@ class CpuProbe:
     def read(self, group: str, now_ns: int) -> ProbeResult:  # noqa: ARG002 - there is one group
         """The counters now. Raises ProbeError."""
         values = parse(self._file.read(), self._ticks_per_second)
-        return ProbeResult([Reading(metric, value, now_ns) for metric, value in values.items()])
+        return ProbeResult(readings_of(values, now_ns))
 
     def close(self) -> None:
         """Close the file."""

@@ -5,6 +5,7 @@ The latency of a read over a period is the growth of read_ns over that of reads;
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ _COLUMNS = {
 _LEAST = 11
 
 
+@functools.lru_cache(1024)
 def is_whole_disk(name: str) -> bool:
     """Whether a block device is a disk of its own: no partition, loop, ram or mapped device."""
     return _WHOLE_DISK.fullmatch(name) is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 from rankscope.errors import ProbeError
 from rankscope.probes.held_file import HeldFile, outcome_of
 from rankscope.probes.numbers import first_column
-from rankscope.reading import Group, Outcome, ProbeResult, Reading
+from rankscope.reading import Group, Outcome, ProbeResult, readings_of
 
 _NS = 10**9
 _KIB = 1024
@@ -73,7 +73,7 @@ class MemoryProbe:
             values |= parse_vmstat(self._vmstat.read())
         except ProbeError as error:
             outcomes.append(("", outcome_of(error), str(error)))
-        return ProbeResult([Reading(metric, value, now_ns) for metric, value in values.items()], (), outcomes)
+        return ProbeResult(readings_of(values, now_ns), (), outcomes)
 
     def close(self) -> None:
         """Close the files."""

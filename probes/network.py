@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rankscope.errors import Absent, Unsupported
@@ -16,14 +16,11 @@ _NS = 10**9
 _MEGA = 10**6
 # The host's ends of containers' links: one a container, so unbounded, and their bytes pass a real interface too.
 _CONTAINER_LINKS = ("veth", "cali", "lxc", "cni", "docker", "br-", "virbr", "ifb", "tap", "vnet")
-#: (protocol, counter) -> metric.
+#: Protocol -> counter -> metric.
 _STACK = {
-    ("Tcp", "OutSegs"): "net.tcp_segments_sent",
-    ("Tcp", "RetransSegs"): "net.tcp_segments_retransmitted",
-    ("TcpExt", "TCPTimeouts"): "net.tcp_timeouts",
-    ("TcpExt", "PruneCalled"): "net.tcp_receive_prunes",
-    ("Udp", "RcvbufErrors"): "net.udp_buffer_errors",
-    ("Udp", "SndbufErrors"): "net.udp_buffer_errors",
+    "Tcp": {"OutSegs": "net.tcp_segments_sent", "RetransSegs": "net.tcp_segments_retransmitted"},
+    "TcpExt": {"TCPTimeouts": "net.tcp_timeouts", "PruneCalled": "net.tcp_receive_prunes"},
+    "Udp": {"RcvbufErrors": "net.udp_buffer_errors", "SndbufErrors": "net.udp_buffer_errors"},
 }
 
 
@@ -60,19 +57,20 @@ def parse(text: str) -> dict[str, dict[str, int]]:
 def parse_stack(text: str) -> dict[str, int]:
     """Metric -> value of a /proc/net/snmp or netstat: a line of names and one of values a protocol. Never raises."""
     values: dict[str, int] = {}
-    names: Mapping[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for line in text.splitlines():
-        protocol, colon, rest = line.partition(":")
-        if not colon:
+        protocol, _, rest = line.partition(":")
+        metrics = _STACK.get(protocol)
+        if metrics is None:
             continue
         if protocol not in names:
-            names = {protocol: rest.split()}
+            names[protocol] = rest.split()
             continue
-        for name, column in zip(names[protocol], rest.split(), strict=False):
-            metric, number = _STACK.get((protocol, name)), whole(column)
-            if metric is not None and number is not None:
+        counters = dict(zip(names.pop(protocol), rest.split(), strict=False))
+        for name, metric in metrics.items():
+            number = whole(counters.get(name, ""))
+            if number is not None:
                 values[metric] = values.get(metric, 0) + number
-        names = {}
     return values
 
 

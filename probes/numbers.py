@@ -11,8 +11,11 @@ _MAX_CPUS = 8192
 
 def whole(text: str) -> int | None:
     """A number of 0 and more in decimal digits, or None for anything else ("N/A", "-1", "", "max"). Never raises."""
-    text = text.strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+    if not (text.isascii() and text.isdigit()):
+        text = text.strip()
+        if not (text.isascii() and text.isdigit()):
+            return None
+    if len(text) > _MAX_DIGITS:
         return None
     return number if (number := int(text)) <= _MAX else None
 
@@ -21,8 +24,9 @@ def first_column(text: str, keys: frozenset[str]) -> dict[str, int]:
     """Key -> number of lines "key number ..."; a colon behind the key is not part of it. Never raises."""
     found: dict[str, int] = {}
     for line in text.splitlines():
-        columns = line.split(None, 2)
-        if len(columns) >= 2 and (key := columns[0].removesuffix(":")) in keys:
+        # Of hundreds of lines few are wanted: the others are not cut any further.
+        key = line.partition(" ")[0].removesuffix(":")
+        if key in keys and len(columns := line.split(None, 2)) >= 2:
             value = whole(columns[1])
             if value is not None:
                 found[key] = value

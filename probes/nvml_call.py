@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -18,17 +19,6 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         raise NvmlFailure(int(error.value), str(error)) from None
 
 
-def first_known(names: tuple[str, str], *arguments: Any) -> Any:
-    """Call the first of two names that both nvidia-ml-py and the library know."""
-    if hasattr(pynvml, names[0]):
-        try:
-            return call(getattr(pynvml, names[0]), *arguments)
-        except NvmlFailure as failure:
-            if failure.code != FUNCTION_NOT_FOUND:
-                raise
-    return call(getattr(pynvml, names[1]), *arguments)
-
-
 def raw(library: Any, name: str, *arguments: Any) -> None:
     """A function of the library itself, which returns an nvmlReturn_t. Raises NvmlFailure, also where it lacks it."""
     code = raw_code(library, name, *arguments)
@@ -40,6 +30,27 @@ def raw_code(library: Any, name: str, *arguments: Any) -> int:
     """The nvmlReturn_t of a function of the library."""
     function = getattr(library, name, None)
     return FUNCTION_NOT_FOUND if function is None else int(function(*arguments))
+
+
+class Question:
+    """A function of the library with its arguments and a place for the answer, made ready once to be asked for ever.
+
+    Making them anew costs several times what the call does. Not for two threads at once.
+    """
+
+    def __init__(self, library: Any, name: str, answer: Any, *arguments: Any) -> None:
+        """The function gets a handle, then `arguments`, then where to put the answer."""
+        self._function = getattr(library, name, None)
+        self._arguments = (*arguments, ctypes.byref(answer))
+        self._answer = answer
+
+    def ask(self, handle: Any) -> Any:
+        """The answer, good until the next. Raises NvmlFailure, also where the library lacks the function."""
+        function = self._function
+        code = FUNCTION_NOT_FOUND if function is None else function(handle, *self._arguments)
+        if code:
+            raise NvmlFailure(code, text_of(code))
+        return self._answer
 
 
 def optional(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,6 +40,9 @@ GPM_METRICS: dict[int, tuple[str, float]] = {
     61: ("gpu.nvlink_tx_bytes_per_second", 1048576.0),
 }
 
+#: nvmlGpmMetric_t (nvml_structures.GpmMetric): id, return code, value, and three texts that are not used.
+_METRIC = struct.Struct("<IId24x")
+
 
 def require_gpm(library: Any, handle: Any) -> None:
     """Raises NvmlFailure where the device has no GPM."""
@@ -61,6 +65,8 @@ class GpmWindow:
         self._get = GpmMetricsGet(1, len(GPM_METRICS))
         for place, metric in enumerate(GPM_METRICS):
             self._get.metrics[place].metric_id = metric
+        begin = GpmMetricsGet.metrics.offset
+        self._answers = memoryview(self._get).cast("B")[begin : begin + len(GPM_METRICS) * _METRIC.size]
 
     def read(self, now_ns: int) -> Mapping[int, tuple[int, float]] | None:
         """Metric id -> (code, mean since the last sample); None for the first, within the floor of the last, and where
@@ -85,4 +91,4 @@ class GpmWindow:
         self._get.first, self._get.second = self._first, self._second
         self._first, self._second = self._second, self._first
         raw(self._library, "nvmlGpmMetricsGet", ctypes.byref(self._get))
-        return {m.metric_id: (m.returned, m.value) for m in self._get.metrics[: self._get.count]}
+        return {metric: (returned, value) for metric, returned, value in _METRIC.iter_unpack(self._answers)}

@@ -9,6 +9,7 @@ from typing import Any
 import pynvml
 
 from rankscope.probes.nvml_api import (
+    FUNCTION_NOT_FOUND,
     INSUFFICIENT_SIZE,
     INVALID_ARGUMENT,
     NOT_FOUND,
@@ -20,7 +21,7 @@ from rankscope.probes.nvml_api import (
     ProcessUse,
     SampleRing,
 )
-from rankscope.probes.nvml_call import call, first_known, raw, raw_code, text_of
+from rankscope.probes.nvml_call import Question, call, raw, raw_code, text_of
 from rankscope.probes.nvml_facts import gpu_facts, mig_facts
 from rankscope.probes.nvml_fields import FieldBatch
 from rankscope.probes.nvml_gpm import GpmWindow, require_gpm
@@ -33,10 +34,14 @@ from rankscope.probes.nvml_structures import (
     RowRemapHistogram,
     Sample,
     SramEcc,
+    Temperature,
     Uptime,
 )
 
 _GRAPHICS_SENSOR = 0  # NVML_TEMPERATURE_GPU
+_SM_CLOCK, _MEMORY_CLOCK = 1, 2  # NVML_CLOCK_SM, NVML_CLOCK_MEM
+#: The older name is the only one before R535.
+_REASONS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
 _PSTATE_UNKNOWN = 32  # NVML_PSTATE_UNKNOWN
 _NOT_AVAILABLE = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
 _PROCESS_TRIES = 3
@@ -51,10 +56,11 @@ class NvmlDevice:
         self.handle = handle
         self.uuid = uuid
         self._gpm: GpmWindow | None = None
+        # Version 1 counts the driver's reserve as used.
+        self._memory = Question(library, "nvmlDeviceGetMemoryInfo_v2", pynvml.c_nvmlMemory_v2_t(pynvml.nvmlMemory_v2))
 
     def memory(self) -> tuple[int, int, int]:
-        # Version 1 counts the driver's reserve as used.
-        info = call(pynvml.nvmlDeviceGetMemoryInfo, self.handle, pynvml.nvmlMemory_v2)
+        info = self._memory.ask(self.handle)
         return info.used, info.total, info.reserved
 
     def processes(self) -> Sequence[ProcessUse]:
@@ -121,38 +127,56 @@ class NvmlGpu(NvmlDevice):
         self._mig: dict[str, NvmlMig] = {}
         self._capacity: dict[int, int] = {}
         self._fabric_version: type[FabricInfo] | type[OlderFabricInfo] = FabricInfo
+        self._utilization = Question(library, "nvmlDeviceGetUtilizationRates", pynvml.c_nvmlUtilization_t())
+        self._clocks = {
+            kind: Question(library, "nvmlDeviceGetClockInfo", ctypes.c_uint(), ctypes.c_uint(kind))
+            for kind in (_SM_CLOCK, _MEMORY_CLOCK)
+        }
+        self._reasons = [Question(library, name, ctypes.c_ulonglong()) for name in _REASONS]
+        self._state = Question(library, "nvmlDeviceGetPerformanceState", ctypes.c_uint())
+        self._temperature: Question | None = Question(library, "nvmlDeviceGetTemperatureV", Temperature.fresh())
+        self._fields = library.nvmlDeviceGetFieldValues
+        self._margin = Question(library, "nvmlDeviceGetMarginTemperature", Margin.fresh())
 
     def utilization(self) -> tuple[int, int]:
-        rates = call(pynvml.nvmlDeviceGetUtilizationRates, self.handle)
+        rates = self._utilization.ask(self.handle)
         return rates.gpu, rates.memory
 
     def clock_mhz(self, kind: int) -> int:
-        return int(call(pynvml.nvmlDeviceGetClockInfo, self.handle, kind))
+        return int(self._clocks[kind].ask(self.handle).value)
 
     def max_clock_mhz(self, kind: int) -> int:
         return int(call(pynvml.nvmlDeviceGetMaxClockInfo, self.handle, kind))
 
     def clock_event_reasons(self) -> int:
-        # The older name is the only one before R535.
-        names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
-        return int(first_known(names, self.handle))
+        try:
+            return int(self._reasons[0].ask(self.handle).value)
+        except NvmlFailure as failure:
+            if failure.code != FUNCTION_NOT_FOUND or len(self._reasons) == 1:
+                raise
+            del self._reasons[0]
+            return self.clock_event_reasons()
 
     def performance_state(self) -> int | None:
-        state = int(call(pynvml.nvmlDeviceGetPerformanceState, self.handle))
+        state = int(self._state.ask(self.handle).value)
         return None if state == _PSTATE_UNKNOWN else state
 
     def temperature(self) -> int:
-        # GetTemperature goes with CUDA 14, GetTemperatureV came with R570.
-        names = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
-        return int(first_known(names, self.handle, _GRAPHICS_SENSOR))
+        if self._temperature is not None:
+            try:
+                return int(self._temperature.ask(self.handle).celsius)
+            except NvmlFailure as failure:
+                if failure.code != FUNCTION_NOT_FOUND:
+                    raise
+            # GetTemperature goes with CUDA 14, GetTemperatureV came with R570.
+            self._temperature = None
+        return int(call(pynvml.nvmlDeviceGetTemperature, self.handle, _GRAPHICS_SENSOR))
 
     def threshold_celsius(self, kind: int) -> int:
         return int(call(pynvml.nvmlDeviceGetTemperatureThreshold, self.handle, kind))
 
     def temperature_margin(self) -> int:
-        margin = Margin.fresh()
-        raw(self._library, "nvmlDeviceGetMarginTemperature", self.handle, ctypes.byref(margin))
-        return int(margin.celsius)
+        return int(self._margin.ask(self.handle).celsius)
 
     def pcie_link(self) -> tuple[int, int]:
         return (
@@ -249,6 +273,6 @@ class NvmlGpu(NvmlDevice):
 
     def read_fields(self, batch: FieldBatch) -> None:
         batch.reset()
-        code = self._library.nvmlDeviceGetFieldValues(self.handle, len(batch.wanted), batch.array)
+        code = self._fields(self.handle, len(batch.wanted), batch.array)
         if code:
             raise NvmlFailure(code, text_of(code))

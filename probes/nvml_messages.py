@@ -27,21 +27,17 @@ _LENGTH = struct.Struct("<I")
 def sample_message(gpu: int, group: str, time_ns: int, sample: GpuSample) -> Message:
     """One read of one group of the GPU at an index; what is empty is left out."""
     message: Message = {"kind": "sample", "gpu": gpu, "group": group, "time_ns": time_ns, "values": sample.values}
-    parts: dict[str, dict[str, float]] = {}
-    for device, metric, value in sample.parts:
-        parts.setdefault(device, {})[metric] = value
-    series = {metric: list(zip(*points, strict=True)) for metric, points in sample.series.items() if points}
-    more = {
-        "parts": parts,
-        "series": series,
-        "seen": sample.seen,
-        "overruns": sample.overruns,
-        "facts": sample.facts,
-        "outcomes": sample.outcomes,
-        "down": sample.down,
-        "latency_us": sample.latency_us,
-    }
-    return message | {name: value for name, value in more.items() if value}
+    if sample.parts:
+        parts: dict[str, dict[str, float]] = {}
+        for device, metric, value in sample.parts:
+            parts.setdefault(device, {})[metric] = value
+        message["parts"] = parts
+    if series := {metric: list(zip(*points, strict=True)) for metric, points in sample.series.items() if points}:
+        message["series"] = series
+    for name in ("seen", "overruns", "facts", "outcomes", "down", "latency_us"):
+        if value := getattr(sample, name):
+            message[name] = value
+    return message
 
 
 def event_message(event: GpuEvent, time_ns: int) -> Message:

@@ -64,10 +64,11 @@ class PartsReader:
             for metric, _ in GPM_METRICS.values():
                 self._refusals.refused(sample, metric, failure.code, str(failure), now_ns)
             return
+        values = sample.values
         for number, (code, value) in (found or {}).items():
             metric, factor = GPM_METRICS[number]
             if code == 0:
-                sample.values[metric] = value * factor
+                values[metric] = value * factor
                 self._refusals.taken(metric)
             elif not self._refusals.paused(metric, now_ns):
                 self._refusals.refused(sample, metric, code, f"GPM metric {number} answered code {code}", now_ns)

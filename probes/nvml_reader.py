@@ -58,6 +58,21 @@ def _links_without(fields: tuple[LinkField, ...], unread: frozenset[str]) -> tup
     return tuple(link for link in fields if link.metric not in unread)
 
 
+class _Batch:
+    """Fields that are read by one call, and at which place the only answer of a source stands, where it has but one."""
+
+    def __init__(self, sources: list[FieldSource]) -> None:
+        wanted = [(source.field_id, scope) for source in sources for scope in source.scopes]
+        if any(source.needs_ecc for source in sources):
+            wanted.append((ECC_CURRENT, 0))
+        self.sources = sources
+        self.fields = FieldBatch(wanted)
+        self.places = [
+            None if source.needs_ecc or len(source.scopes) > 1 else wanted.index((source.field_id, source.scopes[0]))
+            for source in sources
+        ]
+
+
 class GpuReader:
     """Reads one GPU. A metric the device does not offer is dropped for it alone, and that is said once."""
 
@@ -69,7 +84,7 @@ class GpuReader:
             group: [each for each in calls if not self._unread.issuperset(each[0])] for group, calls in CALLS.items()
         }
         self._sources = {group: _without(field_batches(group, driver), self._unread) for group in GROUPS}
-        self._batches: dict[tuple[str, int], FieldBatch] = {}
+        self._batches: dict[tuple[str, int], _Batch] = {}
         self._refusals = Refusals()
         self._rings = RingReader(gpu, self._refusals)
         self._links = {
@@ -156,28 +171,25 @@ class GpuReader:
         sources = [s for s in self._sources[group][number] if not self._refusals.paused(s.metric, now_ns)]
         if not sources:
             return
-        wanted = [(s.field_id, scope) for s in sources for scope in s.scopes]
-        if any(s.needs_ecc for s in sources):
-            wanted.append((ECC_CURRENT, 0))
         batch = self._batches.get((group, number))
-        if batch is None or batch.wanted != tuple(wanted):
-            batch = self._batches[group, number] = FieldBatch(wanted)
+        if batch is None or batch.sources != sources:
+            batch = self._batches[group, number] = _Batch(sources)
         try:
-            self.gpu.read_fields(batch)
+            self.gpu.read_fields(batch.fields)
         except NvmlFailure as failure:
             for source in sources:
                 self._refusals.refused(sample, source.metric, failure.code, str(failure), now_ns)
             return
-        answers = dict(zip(wanted, batch.answers(), strict=True))
-        sample.latency_us += batch.latency_us
-        ecc = answers.get((ECC_CURRENT, 0))
-        for source in sources:
-            only = answers[source.field_id, source.scopes[0]]
-            if only.value is not None and len(source.scopes) == 1 and not source.needs_ecc:
-                sample.values[source.metric] = only.value * source.scale
+        answers = batch.fields.answers()
+        sample.latency_us += batch.fields.latency_us
+        by_field: dict[tuple[int, int], FieldValue] | None = None
+        for source, place in zip(sources, batch.places, strict=True):
+            if place is not None and (value := answers[place].value) is not None:
+                sample.values[source.metric] = value * source.scale
                 self._refusals.taken(source.metric)
             else:
-                self._take(sample, group, number, source, answers, ecc, now_ns)
+                by_field = by_field or dict(zip(batch.fields.wanted, answers, strict=True))
+                self._take(sample, group, number, source, by_field, by_field.get((ECC_CURRENT, 0)), now_ns)
 
     def _take(
         self,

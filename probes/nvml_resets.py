@@ -16,6 +16,7 @@ _SINCE_LOAD = (
     "gpu.ecc_corrected_volatile",
     "gpu.ecc_uncorrected_volatile",
 )
+_WATCHED = frozenset((UPTIME, *_SINCE_LOAD))
 
 
 class ResetWatch:
@@ -26,6 +27,8 @@ class ResetWatch:
 
     def note(self, values: Mapping[str, float]) -> str | None:
         """Take one read; the name of the metric by which a reset is seen, once a reset."""
+        if _WATCHED.isdisjoint(values):
+            return None
         fallen: str | None = None
         for metric in (UPTIME, *_SINCE_LOAD):
             value = values.get(metric)

@@ -76,7 +76,8 @@ class Refusals:
 
     def taken(self, metric: str) -> None:
         """A metric was read: the next failure is a first one."""
-        self._pauses.pop(metric, None)
+        if self._pauses:
+            self._pauses.pop(metric, None)
 
     def refused(self, sample: GpuSample, metric: str, code: int, text: str, now_ns: int) -> None:
         """Note one refusal by its code. Raises NvmlFailure where the whole GPU is down."""

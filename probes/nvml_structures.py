@@ -59,6 +59,12 @@ class Uptime(ctypes.Structure):
     _fields_ = (("seconds", c_uint),)
 
 
+class Temperature(Versioned):
+    """nvmlTemperature_v1_t."""
+
+    _fields_ = (("version", c_uint), ("sensor", c_int), ("celsius", c_int))
+
+
 class Margin(Versioned):
     """nvmlMarginTemperature_v1_t."""
 
@@ -233,6 +239,7 @@ C_NAMES: dict[str, type[ctypes.Structure]] = {
     "nvmlProcessUtilizationSample_t": ProcessUtilization,
     "nvmlGpuUptime_v1_t": Uptime,
     "nvmlMarginTemperature_v1_t": Margin,
+    "nvmlTemperature_v1_t": Temperature,
     "nvmlGpuFabricInfo_v3_t": FabricInfo,
     "nvmlGpuFabricInfo_v2_t": OlderFabricInfo,
     "nvmlEccSramErrorStatus_v1_t": SramEcc,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rankscope.probes.nvml_api import GpuIdentity
 from rankscope.probes.nvml_messages import Message
 from rankscope.probes.nvml_resets import UPTIME, ResetWatch
-from rankscope.reading import Event, Outcome, ProbeResult, Reading, Severity
+from rankscope.reading import Event, Outcome, ProbeResult, Reading, Severity, readings_of
 
 #: With which group the driver's time is told: once a second is often enough.
 _ACCOUNTING_GROUP = "counters"
@@ -72,9 +72,9 @@ class TrackedGpu:
         uuid, time_ns = self.identity.uuid, message["time_ns"]
         values: dict[str, float] = message["values"]
         readings = gathered.readings
-        readings += (Reading(metric, value, time_ns, uuid) for metric, value in values.items())
+        readings += readings_of(values, time_ns, uuid)
         for device, own in message.get("parts", {}).items():
-            readings += (Reading(metric, value, time_ns, device) for metric, value in own.items())
+            readings += readings_of(own, time_ns, device)
         for metric, (times, points) in message.get("series", {}).items():
             readings += (Reading(metric, value, at, uuid) for at, value in zip(times, points, strict=True))
         gathered.helper_cpu_ns += message["cpu_ns"]
