@@ -42,6 +42,7 @@ class FlightWatch:
         self._anchor = anchor or partial(ClockAnchor.take, clock)
         self._taker = taker or StateTaker()
         self._steps: dict[int, deque[tuple[int, int]]] = {}
+        #: Ranks that were asked and have not answered yet, by row.
         self._ranks: dict[int, Rank] = {}
         self._asked_ns: int | None = None
         self._slow = False
@@ -63,8 +64,13 @@ class FlightWatch:
             for rank in live:
                 self._ranks[rank.row] = rank
                 self._taker.take(rank.row, rank.identity.pid, flight_path(rank))
-        answers = [(self._ranks[state.row], state.flight) for state in self._taker.done()]
-        return [(rank, records) for rank, flight in answers if (records := self._records(rank, flight))]
+        answers = [(self._ranks.pop(state.row), state.flight) for state in self._taker.done()]
+        told = [(rank, records) for rank, flight in answers if (records := self._records(rank, flight))]
+        # A job that restarts for days has as many ranks that are gone.
+        kept = {rank.row for rank in ranks if not rank.gone} | self._ranks.keys()
+        if not kept.issuperset(self._steps):
+            self._steps = {row: steps for row, steps in self._steps.items() if row in kept}
+        return told
 
     def _due(self, live: Sequence[Rank], now: int) -> bool:
         if self._asked_ns is None:

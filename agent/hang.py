@@ -42,6 +42,7 @@ class HangWatch:
         self._settings = settings
         self._clock = clock
         self._states = states or StateTaker(pyspy=find_pyspy() if settings.pyspy else None)
+        #: Ranks whose state was asked for and has not come yet.
         self._by_row: dict[int, Rank] = {}
         #: Progress of each hung rank when it was reported, so that a hang is told once and again after it moved.
         self._told: dict[int, int] = {}
@@ -105,7 +106,7 @@ class HangWatch:
         events: list[Event] = []
         now = self._clock.monotonic_ns()
         for state in self._states.done():
-            events += self._told_by(self._by_row[state.row], state, now)
+            events += self._told_by(self._by_row.pop(state.row), state, now)
         for asked in list(self._asked):
             size = _size(asked.rank.stacks_path)
             if size > asked.offset and size == asked.size:

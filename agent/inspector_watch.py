@@ -117,6 +117,8 @@ class InspectorWatch:
             if rank.row not in self._tails:
                 paths = _paths(rank)
                 self._tails[rank.row] = _Tail(rank, paths) if paths else None
+        for row in self._tails.keys() - {rank.row for rank in ranks}:
+            _close(self._tails.pop(row))
         tails = [tail for tail in self._tails.values() if tail is not None and _open(tail)]
         if not tails:
             return [], []
@@ -133,6 +135,10 @@ class InspectorWatch:
             operations = [each for each in tail.reader.feed(data) if each.on_device]
             if records := _records(tail, operations, anchor, now):
                 found.append((tail.rank, records))
+            if tail.rank.gone and len(data) < share:
+                # Nobody writes any more, and all there was is read.
+                _close(tail)
+                self._tails[tail.rank.row] = None
         return found, self._events(now, tails)
 
     def _skip(self, tail: _Tail, position: int) -> None:
@@ -159,9 +165,7 @@ class InspectorWatch:
     def close(self) -> list[Event]:
         """Close every file; says what was left out."""
         for tail in self._tails.values():
-            if tail is not None and tail.descriptor >= 0:
-                os.close(tail.descriptor)
-                tail.descriptor = -1
+            _close(tail)
         if not self._skipped_bytes:
             return []
         text = f"{self._skipped_bytes} bytes of NCCL Inspector output were left out: collectives are a sample"
@@ -181,6 +185,12 @@ def _paths(rank: Rank) -> tuple[Path, ...]:
     base = Path("/proc", str(pid), "cwd", told) if not told.startswith("/") else Path(told)
     inside = (Path("/proc", str(pid), "root", told.lstrip("/")),) if told.startswith("/") else ()
     return tuple(directory / name for directory in (*inside, base) for name in names)
+
+
+def _close(tail: _Tail | None) -> None:
+    if tail is not None and tail.descriptor >= 0:
+        os.close(tail.descriptor)
+        tail.descriptor = -1
 
 
 def _open(tail: _Tail) -> bool:

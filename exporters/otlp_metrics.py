@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 #: About 800 kB: receivers take 4 MiB of gRPC by default, and a batch is what is lost or sent again as one.
 MAX_POINTS = 5000
+#: A series not heard of for this long (a process that ended, a disk that went) is forgotten; one that is heard of again
+#: begins anew.
+FORGOTTEN_NS = 3600 * 10**9
 
 #: ExportMetricsServiceRequest, then ResourceMetrics, then ScopeMetrics.
 _RESOURCE_METRICS = 1
@@ -80,6 +83,8 @@ class ReadingsEncoder:
         #: (metric, device) -> (start of the series, or as deltas of the next point, CLOCK_MONOTONIC ns; last value)
         self._counters: dict[tuple[str, str], tuple[int, float]] = {}
         self._writers: dict[tuple[str, str], PointWriter] = {}
+        #: When series were last looked through for those to forget.
+        self._looked_ns: int | None = None
         self._heads: dict[str, bytes] = {}
 
     def set_anchor(self, anchor: ClockAnchor) -> None:
@@ -102,6 +107,21 @@ class ReadingsEncoder:
             remaining = (reading for reading in remaining if not self._begins(reading))
         while chunk := list(islice(remaining, MAX_POINTS)):
             yield self._encode_chunk(chunk)
+            self._forget(chunk[-1].time_ns)
+
+    def _forget(self, now_ns: int) -> None:
+        """Let go, once an hour, of what was not heard of meanwhile: a host's processes come and go for months."""
+        if self._looked_ns is None:
+            self._looked_ns = now_ns
+        if now_ns < self._looked_ns + FORGOTTEN_NS:
+            return
+        since_ns, self._looked_ns = self._looked_ns, now_ns
+        self._writers = {key: writer for key, writer in self._writers.items() if writer.heard_ns >= since_ns}
+        self._counters = {
+            key: counter
+            for key, counter in self._counters.items()
+            if (counter[0] >= since_ns if self._delta else key in self._writers)
+        }
 
     def _encode_chunk(self, readings: list[Reading]) -> EncodedBatch:
         by_metric: dict[str, list[Reading]] = {}
@@ -155,6 +175,7 @@ class ReadingsEncoder:
         writer = self._writers.get(key)
         if writer is None:
             writer = self._writers[key] = PointWriter(key_values(series_attributes(*key)), since=since)
+        writer.heard_ns = reading.time_ns
         return writer
 
 

@@ -43,8 +43,12 @@ def field(number: int, content: bytes) -> bytes:
 class PointWriter:
     """Writes the points of one series, as elements of a gauge's or a sum's `data_points`."""
 
+    __slots__ = ("_attributes", "_head", "heard_ns")
+
     def __init__(self, attributes: Iterable[KeyValue], *, since: bool) -> None:
         """`since`: each point says from when on it counts."""
+        #: When its series was last heard of, by whoever asks; CLOCK_MONOTONIC.
+        self.heard_ns = 0
         self._attributes = b"".join(field(_ATTRIBUTES, each.SerializeToString()) for each in attributes)
         size = (_SINCE if since else _AT).size + len(self._attributes)
         self._head = varint(_DATA_POINTS << 3 | 2) + varint(size)

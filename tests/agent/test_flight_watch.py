@@ -187,3 +187,14 @@ def test_hosts_whose_clocks_nobody_compared_are_unordered(job: Job) -> None:
     assert order(window, (clock,)).late.who == 1
     assert order(window, (replace(clock, error_ns=3 * MS),)).late is None
     assert order(window, (replace(clock, error_ns=None),)) is None
+
+
+def test_ranks_that_ended_leave_nothing(job: Job) -> None:
+    """Neither their steps nor themselves are kept, once what they were asked is answered."""
+    job.run(STEPS)
+    assert job.look() > 0
+    gone, _, _ = job.watcher.ranks
+    job.watcher.ended([gone])
+    job.look()
+    assert set(job.flights._steps) == {2, 3}
+    assert not job.flights._ranks

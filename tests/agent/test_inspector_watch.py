@@ -180,3 +180,28 @@ def test_links_foreign_formats_and_ranks_without_the_plugin(rings: Path, tmp_pat
     assert not other.following
     made.watcher.close()
     made.recording.close()
+
+
+def opened(job: Job) -> int:
+    """How many Inspector files are open."""
+    names = [os.readlink(each.path) for each in os.scandir("/proc/self/fd") if os.path.exists(each.path)]
+    return sum(name.startswith(str(job.directory / "dumps")) for name in names)
+
+
+def test_a_rank_that_ended_is_read_to_its_end_and_let_go(rings: Path, tmp_path: Path) -> None:
+    """What it wrote last is recorded although a look takes only a part of it; then no file of it is open any more."""
+    job = Job(rings, tmp_path, look_bytes=30_000)
+    job.look()
+    job.run(range(STEPS))
+    job.look()
+    assert opened(job) == 2
+    job.watcher.ended(job.watcher.ranks)
+    for _ in range(4):
+        job.look()
+    assert opened(job) == 0
+    frame = job.frame()
+    assert frame.timed is not None
+    assert frame.timed.covered.mean() > 0.9
+    assert job.inspector.close() == []
+    job.watcher.close()
+    job.recording.close()

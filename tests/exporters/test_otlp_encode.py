@@ -18,7 +18,7 @@ from rankscope.clock import ClockAnchor
 from rankscope.exporters.otlp_common import EncodedBatch, joined, key_values
 from rankscope.exporters.otlp_encode import OtlpEncoder
 from rankscope.exporters.otlp_logs import MAX_BODY
-from rankscope.exporters.otlp_metrics import MAX_POINTS
+from rankscope.exporters.otlp_metrics import FORGOTTEN_NS, MAX_POINTS
 from rankscope.exporters.otlp_steps import HISTOGRAMS, MAX_NAMES, OTHER_NAME
 from rankscope.exporters.otlp_wire import PointWriter, gauge, metric_head, total
 from rankscope.exporters.outbox import Signal
@@ -183,6 +183,31 @@ def test_a_counter_that_falls_back_begins_anew() -> None:
         (metric,) = _metrics(encoder.readings([Reading("gpu.energy_joules", value, time_ns, GPU)])).values()
         starts.append(metric.sum.data_points[0].start_time_unix_nano - ANCHOR.wall_ns)
     assert starts == [0, 0, 2_000, 2_000]
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_series_that_ended_are_forgotten(delta: bool) -> None:
+    """A process an hour uses a GPU for a week: the encoder holds a few, and a counter that goes on has one begin."""
+    encoder = OtlpEncoder(job="j", host="node-a", anchor=ANCHOR, delta=delta)
+    starts, sums = set(), 0.0
+    for hour in range(24 * 7):
+        for part in range(4):
+            at = hour * FORGOTTEN_NS + part * FORGOTTEN_NS // 4
+            readings = [
+                Reading("gpu_process.memory_used_bytes", 1.0, at, f"{GPU}/pid:{hour}"),
+                Reading("disk.read_bytes", 1.0 + part, at, f"disk{hour}"),
+                Reading("gpu.energy_joules", 4.0 * hour + part, at, GPU),
+            ]
+            for name, metric in _metrics(encoder.readings(readings)).items():
+                if name == "hw.energy":
+                    (point,) = metric.sum.data_points
+                    starts.add(point.start_time_unix_nano)
+                    sums += point.as_double
+    held = encoder._readings
+    assert len(held._writers) <= 3 * 3
+    assert len(held._counters) <= 3 * 3
+    assert len(starts) == (24 * 7 * 4 - 1 if delta else 1)
+    assert not delta or sums == 4 * 24 * 7 - 1
 
 
 def test_many_readings_make_several_requests() -> None:

@@ -26,7 +26,10 @@ _BATCH = 50
 MORE_BYTES = 6_000_000
 BYTES_A_RESTART = 1_000
 
-# Forks processes that each attach, make some steps and end: by themselves, or by SIGKILL.
+#: Steps that each rank makes: more than the agent keeps in mind of one.
+STEPS = 600
+
+# Forks processes that each attach, make these steps and end: by themselves, or by SIGKILL.
 _RESTARTS = """
 import os, signal, sys, time
 from pathlib import Path
@@ -37,12 +40,12 @@ from rankscope.ring import RingWriter, ring_path
 
 def rank(number):
     identity = rank_identity(os.environ | {"RANK": "0", "WORLD_SIZE": "1"}, boot_id=boot_id())
-    ring = RingWriter(ring_path(Path(sys.argv[1]), identity), identity, ClockAnchor.take(SystemClock()), slots=64)
-    for step in range(5):
+    ring = RingWriter(ring_path(Path(sys.argv[1]), identity), identity, ClockAnchor.take(SystemClock()), slots=1024)
+    for step in range(int(sys.argv[3])):
         now = time.monotonic_ns()
         ring.append_record(StepRecord(step, now - 1000, now, 0, 1000, 0, 0, 0, 0, 0, 0))
     if number % 3:
-        ring.append_record(MarkRecord(time.monotonic_ns(), 5, MarkKind.ENDED, ""))
+        ring.append_record(MarkRecord(time.monotonic_ns(), int(sys.argv[3]), MarkKind.ENDED, ""))
         os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -92,7 +95,7 @@ def restarts(place: Path, count: int, say: Callable[[str], None] = print) -> Res
     agent = AgentProcess(place / "plan.json", environ, place / "agent.log")
     told = Restarted(count)
     launcher = subprocess.Popen(
-        [sys.executable, "-c", _RESTARTS, rings, str(count)],
+        [sys.executable, "-c", _RESTARTS, rings, str(count), str(STEPS)],
         env=environ,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -151,7 +154,7 @@ def _judge(told: Restarted, status: int, recording: Path, say: Callable[[str], N
     say(told.account)
     expected = {
         "ranks": told.restarts,
-        "steps": 5 * told.restarts,
+        "steps": STEPS * told.restarts,
         "marks": sum(n % 3 > 0 for n in range(told.restarts)),
     }
     if found != expected:

@@ -11,6 +11,6 @@ def test_ranks_that_come_and_go_leave_nothing_in_the_agent(tmp_path: Path) -> No
     """Descriptors, maps, threads and the ring directory are as after the first ranks, and each rank is recorded.
 
     `benchmarks/reliability.py` does the same for a thousand."""
-    told = restarts(tmp_path, 200)
+    told = restarts(tmp_path, 150)
     assert told.broken == []
-    assert len(told.sizes) == 4
+    assert len(told.sizes) == 3
