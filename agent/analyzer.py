@@ -78,11 +78,14 @@ class Delivery:
     def __init__(
         self, targets: Mapping[Signal, Target], clock: Clock, environ: Mapping[str, str], say: Callable[[str], None]
     ) -> None:
+        """Raises ConfigurationError where what the environment says of the export cannot be used."""
         from rankscope.exporters.otlp_send import Backoff, SignalSender
         from rankscope.exporters.otlp_settings import resource_attributes
-        from rankscope.exporters.otlp_transport import open_transport
+        from rankscope.exporters.otlp_transport import check_target, open_transport
         from rankscope.exporters.outbox import Outbox
 
+        for target in targets.values():
+            check_target(target)
         self._clock = clock
         self._extra = tuple(resource_attributes(environ))
         self._connection = sqlite3.connect(":memory:", isolation_level=None)

@@ -46,6 +46,19 @@ def export_targets(settings: ExportSettings, environ: Mapping[str, str]) -> dict
     return otlp_targets(environ, signals, **explicit)
 
 
+def check_export(settings: ExportSettings, environ: Mapping[str, str]) -> None:
+    """Whether what is said of the export can be used, before anything begins; raises ConfigurationError."""
+    targets = export_targets(settings, environ)
+    if not targets:
+        return
+    from rankscope.exporters.otlp_settings import resource_attributes
+    from rankscope.exporters.otlp_transport import check_target
+
+    resource_attributes(environ)
+    for target in targets.values():
+        check_target(target)
+
+
 class Export:
     """One job's export on one host. Its thread sends; everything else happens in the agent's thread."""
 

@@ -10,6 +10,7 @@ from rankscope.agent.config import Settings
 from rankscope.agent.containers import ContainerDirectories
 from rankscope.agent.daemon import build_agent
 from rankscope.agent.directories import ChangedDirectories
+from rankscope.agent.export import check_export
 from rankscope.agent.exposition import open_exposition
 from rankscope.agent.job import WatchedJob
 from rankscope.agent.places import find_process, sees_every_process
@@ -31,6 +32,7 @@ def watch_node(
 
     `say` hears of each new job and its recording, `refuse` of each ring that cannot be read.
     """
+    check_export(settings.export, os.environ)
     share_one_arena()
     clock = SystemClock()
     directory = Path(settings.rings.directory or os.environ.get("RANKSCOPE_DIR", "") or DEFAULT_DIRECTORY)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankscope.agent.config import Settings, ring_root
+from rankscope.agent.export import check_export
 from rankscope.agent.job_signals import JobSignal, signal_event
 from rankscope.agent.plan import Plan, write_plan
 from rankscope.agent.processes import PROC, process_stat
@@ -28,7 +29,7 @@ from rankscope.agent.supervisor import (
     has_terminal,
     spawn_job,
 )
-from rankscope.errors import RankscopeError, RingError
+from rankscope.errors import ConfigurationError, RankscopeError, RingError
 from rankscope.finding import Verdict
 from rankscope.identity import host_name, job_name, safe_name
 from rankscope.ring import SUFFIX
@@ -95,7 +96,14 @@ def run_job(
         "RANKSCOPE_FLIGHT": str(int(settings.hang.flight_recorder)),
         "RANKSCOPE_WINDOWS": str(int(settings.windows.period_seconds > 0)),
     }
-    run = _Run(name, rings, recording, settings, environ | dict(agent_environ or {}), say)
+    for_agent = environ | dict(agent_environ or {})
+    try:
+        check_export(settings.export, for_agent)
+    except ConfigurationError as error:
+        # These variables may be meant for others: that costs the export, and not the recording.
+        say(f"rankscope: nothing is exported, the job is recorded all the same: {error}")
+        for_agent |= {"OTEL_SDK_DISABLED": "true"}
+    run = _Run(name, rings, recording, settings, for_agent, say)
     own_group = not has_terminal()
     try:
         with SignalsHeld():

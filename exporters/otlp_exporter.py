@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rankscope.clock import Clock, SystemClock
-from rankscope.exporters.otlp_http import tls_context
 from rankscope.exporters.otlp_send import Backoff, DeliveryStatus, SignalSender
 from rankscope.exporters.otlp_settings import Target
-from rankscope.exporters.otlp_transport import Transport, open_transport
+from rankscope.exporters.otlp_transport import Transport, check_target, open_transport
 from rankscope.exporters.outbox import Outbox, Signal
 
 _SECOND_NS = 1_000_000_000
@@ -43,10 +42,12 @@ class Exporter:
         poll_s: float = 10.0,
         open_transport: Callable[[Target, Clock], Transport] = open_transport,
     ) -> None:
-        """`say` gets one line at each change of state. Raises ConfigurationError where a certificate cannot be used."""
+        """`say` gets one line at each change of state.
+
+        Raises ConfigurationError where a certificate or the proxy cannot be used.
+        """
         for target in targets.values():
-            if target.tls:
-                tls_context(target)
+            check_target(target)
         self._path = path
         self._targets = targets
         self._clock = clock or SystemClock()

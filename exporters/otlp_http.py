@@ -6,11 +6,9 @@ other failure is not. What never became an answer (refused, reset, timed out, a 
 
 from __future__ import annotations
 
-import base64
 import functools
 import http.client
 import io
-import os
 import socket
 import ssl
 import time
@@ -18,10 +16,10 @@ from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from rankscope.clock import Clock
 from rankscope.errors import ConfigurationError
+from rankscope.exporters.otlp_proxy import proxy_for
 from rankscope.exporters.otlp_settings import Target
 from rankscope.exporters.otlp_transport import Reply, Result, delivered, one_line
 from rankscope.exporters.outbox import Signal, WaitingBatch
@@ -40,7 +38,7 @@ class HttpTransport:
         self._context = tls_context(target) if target.tls else None
         self._connection: http.client.HTTPConnection | None = None
         self._socket: socket.socket | None = None
-        self._proxy = _proxy(target)
+        self._proxy = proxy_for(target)
         self._headers = {
             **dict(target.headers),
             "Content-Type": "application/x-protobuf",
@@ -201,24 +199,6 @@ def tls_context(target: Target) -> ssl.SSLContext:
 def _unusable_pem(what: str, where: str, error: OSError) -> ConfigurationError:
     reason = getattr(error, "reason", None) or error.strerror or "unreadable"
     return ConfigurationError(f"the {what} cannot be used ({reason})", where=where, todo="give files in PEM")
-
-
-def _proxy(target: Target) -> tuple[str, int, dict[str, str]] | None:
-    """(host, port, headers) of the proxy that the environment names for this target."""
-    if not any(name.lower().endswith("_proxy") for name in os.environ):
-        return None
-    from urllib.request import getproxies, proxy_bypass
-
-    proxies = getproxies()
-    named = proxies.get("https" if target.tls else "http") or proxies.get("all")
-    if not named or proxy_bypass(target.host):
-        return None
-    url = urlsplit(named if "://" in named else f"http://{named}")
-    headers: dict[str, str] = {}
-    if url.username is not None:
-        secret = f"{unquote(url.username)}:{unquote(url.password or '')}"
-        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
-    return url.hostname or "", url.port or 80, headers
 
 
 def _error_text(response: http.client.HTTPResponse, answer: bytes) -> str:

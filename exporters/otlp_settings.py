@@ -6,6 +6,7 @@ milliseconds (the Python SDK reads seconds). Nothing is exported unless an endpo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,6 +21,8 @@ _Chosen = TypeVar("_Chosen")
 
 _PREFIX = "OTEL_EXPORTER_OTLP_"
 _DEFAULT_TIMEOUT_MS = "10000"
+#: Headers that say where a request ends: the transport's own.
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
 class OtlpProtocol(StrEnum):
@@ -27,6 +30,13 @@ class OtlpProtocol(StrEnum):
 
     GRPC = "grpc"
     HTTP = "http/protobuf"
+
+
+#: RFC 9110, 5.6.2 (token); https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: "-bin" holds bytes, no text.
+_HEADER_NAMES = {
+    OtlpProtocol.HTTP: re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"),
+    OtlpProtocol.GRPC: re.compile(r"(?!grpc-)(?!.*-bin$)[0-9a-z_.-]+", re.IGNORECASE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +129,10 @@ def _target(signal: Signal, environ: Mapping[str, str], explicit: Mapping[str, s
         raise _unusable(endpoint, where, "not a URL such as http://collector:4318")
     insecure = _choice(*setting("insecure"), {"": False, "false": False, "true": True})
     tls = url.scheme == "https" or (not url.scheme and not insecure)
+    client_certificate = setting("client_certificate")
+    if setting("client_key")[0] and not client_certificate[0]:
+        todo = "give the client certificate too"
+        raise ConfigurationError("a key without its certificate", where=setting("client_key")[1], todo=todo)
     path = ""
     if protocol is OtlpProtocol.HTTP:
         own = where in (f"{signal}_endpoint", f"{_PREFIX}{signal.upper()}_ENDPOINT")
@@ -133,10 +147,10 @@ def _target(signal: Signal, environ: Mapping[str, str], explicit: Mapping[str, s
         tls=tls,
         timeout_s=_timeout_s(*setting("timeout")),
         gzip=_choice(*setting("compression"), {"": False, "none": False, "gzip": True}),
-        headers=_headers(*setting("headers")),
+        headers=_headers(*setting("headers"), protocol),
         certificate=_file(*setting("certificate")),
         client_key=_file(*setting("client_key")),
-        client_certificate=_file(*setting("client_certificate")),
+        client_certificate=_file(*client_certificate),
     )
 
 
@@ -156,13 +170,16 @@ def _timeout_s(value: str, where: str) -> float:
         milliseconds = float(value or _DEFAULT_TIMEOUT_MS)
     except ValueError:
         milliseconds = 0
-    if not 0 < milliseconds < 1e9:
+    if not 1 <= milliseconds < 1e9:
         raise ConfigurationError(f"{value!r} is no time", where=where, todo="give milliseconds, such as 10000")
     return milliseconds / 1000
 
 
-def _headers(value: str, where: str) -> tuple[tuple[str, str], ...]:
+def _headers(value: str, where: str, protocol: OtlpProtocol) -> tuple[tuple[str, str], ...]:
     pairs = _pairs(value, where)
+    for position, (key, _) in enumerate(pairs, 1):
+        if not _HEADER_NAMES[protocol].fullmatch(key) or key.lower() in _FRAMING:
+            raise ConfigurationError(f"the name of item {position} is none that a header may have", where=where)
     if not all((key + text).isascii() for key, text in pairs):
         raise ConfigurationError("a header holds a character outside ASCII", where=where)
     return pairs

@@ -50,6 +50,17 @@ class Transport(Protocol):
         ...
 
 
+def check_target(target: Target) -> None:
+    """Look at what a transport would use, before anything begins; raises ConfigurationError."""
+    from rankscope.exporters.otlp_http import tls_context
+    from rankscope.exporters.otlp_proxy import proxy_for
+
+    if target.tls:
+        tls_context(target)
+    if target.protocol is OtlpProtocol.HTTP:
+        proxy_for(target)
+
+
 def open_transport(target: Target, clock: Clock) -> Transport:
     """The transport of the target's protocol; imports what it needs. Raises ConfigurationError."""
     if target.protocol is OtlpProtocol.GRPC:

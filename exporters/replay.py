@@ -22,7 +22,7 @@ from rankscope.exporters.otlp_common import EncodedBatch
 from rankscope.exporters.otlp_encode import OtlpEncoder
 from rankscope.exporters.otlp_send import Backoff, DeliveryState, SignalSender
 from rankscope.exporters.otlp_settings import Target
-from rankscope.exporters.otlp_transport import open_transport
+from rankscope.exporters.otlp_transport import check_target, open_transport
 from rankscope.exporters.outbox import Balance, Outbox, Signal
 from rankscope.finding import Finding
 from rankscope.identity import RankIdentity
@@ -52,8 +52,10 @@ def replay(
     """Send all of `window`, and `findings`; returns the accounts, in which nothing waits.
 
     What a receiver refuses is in the accounts with the reason. Raises ExportError where a receiver takes nothing for
-    `give_up_s`, ConfigurationError for certificates that cannot be used.
+    `give_up_s`, ConfigurationError for certificates or a proxy that cannot be used.
     """
+    for target in targets.values():
+        check_target(target)
     clock = clock or SystemClock()
     connection = sqlite3.connect(":memory:", isolation_level=None)
     outbox = Outbox(connection)

@@ -178,6 +178,16 @@ def test_a_job_that_cannot_be_watched_runs_all_the_same(runs: Runs, variable: st
     assert len(err.splitlines()) == 1
 
 
+def test_an_export_that_cannot_be_costs_the_export_alone(runs: Runs) -> None:
+    """A proxy that makes no sense: one line that names the variable, and the job is recorded and judged."""
+    runs.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c.invalid:1", "http_proxy": "http://proxy:notaport"}
+    status, _, err = runs.finish(runs.start("--", *rank("steps=5")))
+    assert status == 0
+    (line,) = [line for line in err.splitlines() if line.startswith("rankscope: ")]
+    assert line.startswith("rankscope: nothing is exported, the job is recorded all the same: http_proxy: the proxy ")
+    assert len(load_window([runs.recording]).ranks[0].steps) == 5
+
+
 def test_a_full_disk_never_reaches_the_job(runs: Runs) -> None:
     """Where the recording's disk is full from the begin, the job runs; no traceback, its own status."""
 

@@ -83,6 +83,13 @@ def test_secrets_are_not_shown() -> None:
         ({"endpoint": "http://c", "certificate": "/nowhere/ca.pem"}, "no file /nowhere/ca.pem"),
         ({"endpoint": "http://c", "headers": "key=snowman\u2603"}, "ASCII"),
         ({"endpoint": "http://c", "headers": "key=line%0abreak"}, "item 1"),
+        ({"endpoint": "http://c", "headers": "a=1,two words=pass@"}, "the name of item 2 is none"),
+        ({"endpoint": "http://c", "headers": "Content-Length=5"}, "the name of item 1 is none"),
+        ({"endpoint": "http://c", "protocol": "grpc", "headers": "key-bin=1"}, "the name of item 1 is none"),
+        ({"endpoint": "http://c", "protocol": "grpc", "headers": "grpc-timeout=1"}, "the name of item 1 is none"),
+        ({"endpoint": "http://c", "timeout": "1e-9"}, "give milliseconds"),
+        ({"endpoint": "http://c", "timeout": "nan"}, "give milliseconds"),
+        ({"endpoint": "http://c", "client_key": "/etc/hostname"}, "a key without its certificate"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_line(settings: dict[str, str], message: str) -> None:
