@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rankscope.agent.host_clocks import Told, clock_lines
+from rankscope.agent.standing import EVENT_COUNT
 from rankscope.clock import ClockAnchor
 from rankscope.reading import Event
 from rankscope.window import Attempt, Columns, HostClock, RankWindow, Series, SeriesKey, Window
@@ -70,7 +71,7 @@ def join(parts: Sequence[Part], clocks: Sequence[HostClock]) -> Window:
     events = sorted((event for part in parts for event in part.events), key=lambda event: event.time_ns)
     series = {key: values for part in parts for key, values in part.series.items()}
     ordered = dict(sorted(chosen.items()))
-    times = _times(ordered.values(), series.values(), events)
+    times = _times(ordered.values(), series, events)
     # Of a job that was queued again in a recording of its own, the last launch's status is the job's.
     ended = [part for part in parts if rounds and any(key[:2] == rounds[-1] for key in part.ranks)]
     statuses = [part.job_status for part in (ended or parts) if part.job_status is not None]
@@ -138,11 +139,13 @@ def _number_launches(parts: Sequence[Part]) -> None:
             setattr(part, name, {(key[0], numbers[place, key[0], key[1]], key[2]): value for key, value in old.items()})
 
 
-def _times(ranks: Iterable[RankWindow], series: Iterable[Series], events: Sequence[Event]) -> list[int]:
+def _times(ranks: Iterable[RankWindow], series: Mapping[SeriesKey, Series], events: Sequence[Event]) -> list[int]:
     times = [event.time_ns for event in (*events[:1], *events[-1:])]
     for rank in ranks:
         if len(rank.steps):
             times += [int(rank.steps.columns["start_ns"][0]), int(rank.steps.columns["end_ns"][-1])]
-    for values in series:
-        times += [values.times_ns[0], values.times_ns[-1]]
+    for key, values in series.items():
+        # For the stores' sake a count of events begins with a zero of before the agent: the events have their times.
+        if key.metric != EVENT_COUNT:
+            times += [values.times_ns[0], values.times_ns[-1]]
     return times

@@ -11,6 +11,8 @@ from rankscope.reading import Event, Reading
 
 #: The export's own period by default: a gauge that is not said again goes stale in the store.
 PERIOD_NS = 15_000_000_000
+#: The metric that counts events. Its first sample is a zero dated back by a period.
+EVENT_COUNT = "event.count"
 #: Findings told at once; more would be a storm, and the first ones matter most.
 MAX_FINDINGS = 32
 #: Kinds and devices of events that are counted apart; what comes after them is counted as "other".
@@ -66,6 +68,6 @@ class Standing:
             if device not in self._said:
                 # A store sees a counter rise from the second sample on: the first event would raise no alert.
                 self._said.add(device)
-                said.append(Reading("event.count", 0.0, now_ns - self._period_ns, device))
-            said.append(Reading("event.count", float(max(counts.values())), now_ns, device))
+                said.append(Reading(EVENT_COUNT, 0.0, now_ns - self._period_ns, device))
+            said.append(Reading(EVENT_COUNT, float(max(counts.values())), now_ns, device))
         return said

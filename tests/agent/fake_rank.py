@@ -1,6 +1,7 @@
 """A rank without torch: writes a real ring as the hooks do, from a process of its own. Arguments: key=value words.
 
 steps, step_ms, rank, world, gpu (UUID), slow_file: while that file is there, a step takes twice as long.
+stall_file: the step that finds it takes it away and a second longer.
 step_ms_env: an environment variable to take step_ms from, where it is set; "crash" ends the rank with 9.
 then=(end | exception | exit | stuck | spin): what it does after its last step.
 """
@@ -55,7 +56,7 @@ def main() -> None:
         start = time.monotonic_ns()
         ring.set_status(start, step, Phase.FORWARD)
         slow = "slow_file" in options and Path(options["slow_file"]).exists()
-        time.sleep(step_ms / 1000 * (1 + slow))
+        time.sleep(step_ms / 1000 * (1 + slow) + _stall(options))
         end = time.monotonic_ns()
         ring.append_record(StepRecord(step, start, end, 0, end - start, 0, 0, 0, 0, 0, 0, hook_ns=1000))
     match options.get("then", "end"):
@@ -74,6 +75,14 @@ def main() -> None:
                 time.sleep(step_ms / 1000)
                 end = time.monotonic_ns()
                 ring.append_record(StepRecord(step, start, end, 0, end - start, 0, 0, 0, 0, 0, 0))
+
+
+def _stall(options: dict[str, str]) -> int:
+    """Seconds that this step stalls for."""
+    if "stall_file" not in options or not Path(options["stall_file"]).exists():
+        return 0
+    Path(options["stall_file"]).unlink()
+    return 1
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-pytestmark = pytest.mark.alone
-
 FAKE_RANK = Path(__file__).with_name("fake_rank.py")
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/verdict.schema.json").read_text())
 #: As torchrun does with --max-restarts: the ranks of one attempt, then those of the next.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from live_processes import command_of, kill
 
 from rankscope.agent.processes import descendants, process_stat
 from rankscope.agent.recording import Recording
@@ -205,7 +205,6 @@ def test_a_knob_that_slows_the_step_is_found(tmp_path: Path, places: dict[str, s
     assert not slow.exists()
 
 
-@pytest.mark.alone
 def test_a_knob_that_cannot_be_turned_leaves_the_job_alone(places: dict[str, str]) -> None:
     """The command's failure is one line; the job ends with its own status."""
     status, _, err = run(
@@ -219,15 +218,9 @@ def test_a_knob_that_cannot_be_turned_leaves_the_job_alone(places: dict[str, str
 
 def commands(pids: list[int]) -> dict[int, str]:
     """Processes that still run, and what each was started as."""
-    found = {}
-    for pid in pids:
-        stat = process_stat(pid)
-        if stat is not None and stat.state != "Z":
-            found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    return found
+    return {pid: command for pid in pids if (command := command_of(pid))}
 
 
-@pytest.mark.alone
 def test_an_experiment_killed_while_the_agent_is_off_leaves_nothing_stopped(
     tmp_path: Path, places: dict[str, str], wait_until: Callable[..., None]
 ) -> None:
@@ -259,4 +252,4 @@ def test_an_experiment_killed_while_the_agent_is_off_leaves_nothing_stopped(
         assert commands([rank])
     finally:
         for pid in commands([agent, helper, rank]):
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)

@@ -14,6 +14,7 @@ import pytest
 from rankscope.agent.load import load_window
 from rankscope.agent.recording import PENDING_ROWS, Recording
 from rankscope.agent.recording_file import new_recording_path
+from rankscope.agent.standing import Standing
 from rankscope.agent.thinning import used_bytes
 from rankscope.clock import ClockAnchor
 from rankscope.errors import RecordingError
@@ -337,6 +338,22 @@ def test_a_window_is_bounded_and_says_so(path: Path) -> None:
     assert list(window.ranks[0].steps.columns["step"]) == list(range(90, 100))
     assert any("last 10 steps" in line for line in window.not_seen)
     assert list(load_window([path], since_ns=95_000).ranks[0].steps.columns["step"]) == [95, 96, 97, 98, 99]
+
+
+def test_a_window_begins_with_what_was_seen(path: Path) -> None:
+    """The zero that the stores get before the first event is of a time in which nothing was: it is no time of the job,
+    which would else have spent it starting."""
+    events = [Event("agent-started", 20 * SECOND, "here"), Event("agent-stopped", 23 * SECOND, "there")]
+    standing = Standing()
+    standing.count(events)
+    recording = begin(path)
+    recording.add_events(events)
+    recording.add_readings(standing.readings(21 * SECOND))
+    recording.commit()
+    recording.close()
+    window = load_window([path])
+    assert min(series.times_ns[0] for series in window.series.values()) < 20 * SECOND
+    assert (window.begin_ns, window.end_ns) == (20 * SECOND, 23 * SECOND)
 
 
 def test_a_source_that_recovers_is_seen_again(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
@@ -14,12 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from live_processes import command_of, kill_below
 
 from rankscope.agent.load import load_window
 from rankscope.agent.processes import descendants, process_stat
 from rankscope.agent.run import sweep
-
-pytestmark = pytest.mark.alone
 
 FAKE_RANK = str(Path(__file__).with_name("fake_rank.py"))
 RUN = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "run"]
@@ -82,8 +80,7 @@ def runs(tmp_path: Path) -> Iterator[Runs]:
     made = Runs(tmp_path)
     yield made
     for process in made.started:
-        for pid in descendants(process.pid):
-            os.kill(pid, signal.SIGKILL)
+        kill_below(process.pid)
         process.kill()
         process.wait()
         for stream in (process.stdout, process.stderr):
@@ -98,12 +95,7 @@ def rank(*words: str) -> list[str]:
 
 def agent_of(run: subprocess.Popen[bytes]) -> int | None:
     """The agent's process id, once it is there."""
-    for pid in descendants(run.pid):
-        # Some of them end while they are looked at.
-        with contextlib.suppress(OSError):
-            if b"rankscope.agent.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-    return None
+    return next((pid for pid in descendants(run.pid) if "rankscope.agent.daemon" in command_of(pid)), None)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from rankscope.agent.fingerprint import load_fingerprints
 from rankscope.agent.load import load_window
-
-pytestmark = pytest.mark.alone
 
 TRAIN = """
 import torch, torch.distributed as dist

@@ -12,8 +12,6 @@ import pytest
 from rankscope.records import MarkKind, MarkRecord, StepRecord
 from rankscope.ring import RingReader
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_ddp.py"
 TRAIN = "import torch\nfrom torch.utils.data import DataLoader\n{body}\n"
