@@ -1,15 +1,17 @@
-"""What the hooks cost a step: short paired blocks with and without them, and the A/A null between them.
+"""What the hooks cost a step, by turns of single steps, and what they cost a collective; the A/A null beside each.
 
     .venv/bin/python benchmarks/hook_cost.py --write docs/hook-cost.md
     .venv/bin/python benchmarks/hook_cost.py --ranks 4 --step-ms 100
 
-One process trains a small network in steps of about 2 ms of fixed work. Blocks of steps run attached (B) or not (A), in
-quartets ABBA or BAAB chosen at random; a quartet gives one difference. Between them run quartets with nothing attached
-at all: what those show is the noise of the machine. Intervals are 95 % bootstrap over quartets.
+One process trains a small network in steps of about 2 ms of fixed work. The hooks are attached, and each step runs with
+them or with torch's own functions back in their places, drawn at random (_hook_cost_turns.py); a third of the steps are
+plain steps under another name: the null. "By blocks" attaches and detaches altogether, for blocks of steps in the order
+ABBA or BAAB: whether anything is lost to the first way of counting. Intervals are 95 % bootstrap.
 
 In the "cold" loop a buffer larger than the caches is written between steps, outside the time taken: every step then
-finds the hooks' code and data where a long step leaves them, in memory. benchmarks/hook_instructions.py counts
-instructions, which do not depend on the machine's load.
+finds the hooks' code and data where a long step leaves them, in memory. In the "long" one the hooks also read in every
+step what they read at most every 25 ms. benchmarks/hook_instructions.py counts instructions, which do not depend on the
+machine's load.
 
 "Device events" has the hooks place and read an event at each boundary as on a GPU, with events that cost nothing: what
 the driver takes for its own (a few microseconds each, by its documentation) comes on top.
@@ -23,12 +25,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from _hook_cost_turns import Cost, measure, swapped, trimmed_mean
 from document import Table, machine
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,8 +41,6 @@ from rankscope.torch_hooks.clocks import HostClock
 
 #: Steps at the begin of a block that are not counted: the ring is made in the first, caches fill in the others.
 SETTLING_STEPS = 5
-#: Share of a block's steps left out at each end before the mean: interrupts on one side, luck on the other.
-TRIMMED = 0.1
 #: Collectives a step in the loop that tells what one costs.
 COLLECTIVES = 20
 
@@ -49,17 +50,17 @@ class Loop(NamedTuple):
 
     name: str
     layers: int = 2
-    collectives: int = 0
     cold: bool = False
     device: bool = False
+    long: bool = False
 
 
 LOOPS = (
     Loop("2 layers"),
     Loop("2 layers, cold", cold=True),
+    Loop("2 layers, cold and long", cold=True, long=True),
     Loop("2 layers, device events", device=True),
     Loop("64 layers", layers=64),
-    Loop(f"2 layers, {COLLECTIVES} collectives", collectives=COLLECTIVES),
 )
 
 
@@ -69,15 +70,8 @@ class FreeEvents(HostClock):
     name = "free"
 
 
-class Cost(NamedTuple):
-    """Nanoseconds a step: of wall time, and of the training thread's CPU time."""
-
-    wall: float
-    cpu: float
-
-
 class Training:
-    """A training loop that can be run on, a block of steps at a time."""
+    """A training loop that can be run on, a step at a time."""
 
     def __init__(self, loop: Loop, step_ms: float, cold_bytes: int) -> None:
         torch.manual_seed(0)
@@ -89,39 +83,40 @@ class Training:
         self._model = torch.nn.Sequential(*(torch.nn.Linear(128, 128) for _ in range(loop.layers)))
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-6)
         self._loader = DataLoader(TensorDataset(torch.randn(16 * 4000, 128)), batch_size=16)
+        self._batches = iter(self._loader)
+        self._left = len(self._loader)
         for _ in range(6):
-            taken_ms = self.block(10).wall / 1e6
+            taken_ms = trimmed_mean([self.step().wall for _ in range(10)]) / 1e6
             self._repeat = max(1, round(self._repeat * step_ms / taken_ms))
 
-    def block(self, steps: int) -> Cost:
-        """Train; returns what a settled step took."""
-        walls: list[int] = []
-        cpus: list[int] = []
-        batches = iter(self._loader)
-        for count in range(steps + SETTLING_STEPS):
-            self._evict.add_(1)
-            cpu_began, began = time.thread_time_ns(), time.monotonic_ns()
-            (batch,) = next(batches)
-            value = batch
-            for _ in range(self._repeat):
-                # The batch is added so that values keep their size: denormal numbers are slow, and come and go.
-                value = 0.5 * self._model(value) + batch
-            value.square().mean().backward()
-            for _ in range(self.loop.collectives):
-                torch.distributed.all_reduce(self._scratch)
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            now, cpu_now = time.monotonic_ns(), time.thread_time_ns()
-            if count >= SETTLING_STEPS:
-                walls.append(now - began)
-                cpus.append(cpu_now - cpu_began)
-        return Cost(trimmed_mean(walls), trimmed_mean(cpus))
+    def step(self) -> Cost:
+        """Train; returns what the step took."""
+        self._left -= 1
+        if not self._left:
+            self._batches, self._left = iter(self._loader), len(self._loader) - 1
+        self._evict.add_(1)
+        if self.loop.long:
+            time.sleep(0.03)
+        cpu_began, began = time.thread_time_ns(), time.monotonic_ns()
+        (batch,) = next(self._batches)
+        value = batch
+        for _ in range(self._repeat):
+            # The batch is added so that values keep their size: denormal numbers are slow, and come and go.
+            value = 0.5 * self._model(value) + batch
+        value.square().mean().backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        now, cpu_now = time.monotonic_ns(), time.thread_time_ns()
+        return Cost(now - began, cpu_now - cpu_began)
 
-
-def trimmed_mean(values: list[int]) -> float:
-    """Mean without the smallest and the largest TRIMMED of the values."""
-    cut = int(len(values) * TRIMMED)
-    return statistics.fmean(sorted(values)[cut : len(values) - cut])
+    def collectives(self) -> Cost:
+        """A step, and some collectives after it: returns what one of these took."""
+        self.step()
+        cpu_began, began = time.thread_time_ns(), time.monotonic_ns()
+        for _ in range(COLLECTIVES):
+            torch.distributed.all_reduce(self._scratch)
+        now, cpu_now = time.monotonic_ns(), time.thread_time_ns()
+        return Cost((now - began) / COLLECTIVES, (cpu_now - cpu_began) / COLLECTIVES)
 
 
 @contextmanager
@@ -139,17 +134,20 @@ def attached(rank: int = 0, world_size: int = 2, *, device: bool = False) -> Ite
             scope.detach()
 
 
-def quartet(training: Training, steps: int, *, hooks: bool) -> tuple[Cost, float]:
-    """(what B took longer than A, wall of A): four blocks in random order. Without `hooks`, B is A again: the null."""
+def block(step: Callable[[], Cost], steps: int) -> Cost:
+    """What a settled step of a block took."""
+    costs = [step() for _ in range(SETTLING_STEPS + steps)][SETTLING_STEPS:]
+    return Cost(*(trimmed_mean(list(values)) for values in zip(*costs, strict=True)))
+
+
+def quartet(step: Callable[[], Cost], steps: int, *, hooks: bool) -> Cost:
+    """What B took longer than A: four blocks in random order. Without `hooks`, B is A again: the null."""
     found: dict[str, list[Cost]] = {"A": [], "B": []}
     for letter in random.choice(("ABBA", "BAAB")):
-        if letter == "B" and hooks:
-            with attached(device=training.loop.device):
-                found[letter].append(training.block(steps))
-        else:
-            found[letter].append(training.block(steps))
+        with attached() if letter == "B" and hooks else nullcontext():
+            found[letter].append(block(step, steps))
     a, b = (Cost(*(statistics.fmean(values) for values in zip(*found[letter], strict=True))) for letter in "AB")
-    return Cost(b.wall - a.wall, b.cpu - a.cpu), a.wall
+    return Cost(b.wall - a.wall, b.cpu - a.cpu)
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
@@ -158,60 +156,56 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return statistics.median(values), medians[50], medians[1949]
 
 
-def told(values: list[float]) -> str:
+def told(values: tuple[float, float, float]) -> str:
     """Microseconds with their interval."""
-    middle, low, high = (value / 1e3 for value in interval(values))
+    middle, low, high = (value / 1e3 for value in values)
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def of_a_collective(plain: list[float], with_collectives: list[float]) -> list[float]:
-    """Cost of one collective, ns: differences of resampled medians, as many as the bootstrap needs."""
-    return sorted(
-        (
-            statistics.median(random.choices(with_collectives, k=len(with_collectives)))
-            - statistics.median(random.choices(plain, k=len(plain)))
-        )
-        / COLLECTIVES
-        for _ in range(2000)
-    )
+def by_turns(loop: Loop, step_ms: float, chunks: int, cold_bytes: int) -> str:
+    """A loop's line of the table."""
+    training = Training(loop, step_ms, cold_bytes)
+    with swapped(attached(device=loop.device)) as put:
+        for _ in range(10 * SETTLING_STEPS):
+            training.step()
+        # A step that is cold takes ten times as long, most of it outside the time taken.
+        found = measure(training.step, put, chunks // 6 if loop.cold else chunks)
+    hooks, null = found["hooks"], found["null"]
+    ends = f"{hooks.wall[0] / 1e3:.0f} ms (at most {hooks.wall[2] / 1e3:.0f})"
+    columns = [told(each) for each in (hooks.wall, null.wall, hooks.cpu, null.cpu)]
+    return f"| {loop.name} | {found['plain'] / 1e6:.2f} ms | {' | '.join(columns)} | {ends} |"
 
 
-def measure(step_ms: float, quartets: int, steps: int, cold_bytes: int) -> list[str]:
-    """The table, a line a loop, and what one collective costs."""
+def by_blocks(step: Callable[[], Cost], quartets: int, steps: int) -> str:
+    """Four columns of a line: the hooks and the null, wall and CPU."""
+    hooks: list[Cost] = []
+    null: list[Cost] = []
+    for _ in range(quartets):
+        hooks.append(quartet(step, steps, hooks=True))
+        null.append(quartet(step, steps, hooks=False))
+    return " | ".join(told(interval([cost[at] for cost in found])) for at in (0, 1) for found in (hooks, null))
+
+
+def table(step_ms: float, chunks: int, quartets: int, steps: int, cold_bytes: int) -> list[str]:
+    """A line for each loop, and what one collective costs."""
     lines = [
         "| loop | step | hooks, wall | null, wall | hooks, thread CPU | null, thread CPU | below 0.1 % of steps from |",
         "|---|---|---|---|---|---|---|",
     ]
-    costs: dict[Loop, list[Cost]] = {}
     for loop in LOOPS:
-        training = Training(loop, step_ms, cold_bytes)
-        hooks: list[Cost] = []
-        null: list[Cost] = []
-        walls: list[float] = []
-        for _ in range(quartets):
-            cost, wall = quartet(training, steps, hooks=True)
-            hooks.append(cost)
-            walls.append(wall)
-            null.append(quartet(training, steps, hooks=False)[0])
-        costs[loop] = hooks
-        middle, _, high = interval([cost.wall for cost in hooks])
-        columns = [told([cost[place] for cost in found]) for place in (0, 1) for found in (hooks, null)]
-        lines.append(
-            f"| {loop.name} | {statistics.median(walls) / 1e6:.2f} ms | {' | '.join(columns)} "
-            f"| {middle / 1e3:.0f} ms (at most {high / 1e3:.0f}) |"
-        )
+        lines.append(by_turns(loop, step_ms, chunks, cold_bytes))
         print(lines[-1], file=sys.stderr, flush=True)
-    for place, name in enumerate(("wall", "thread CPU")):
-        resampled = of_a_collective(*([cost[place] for cost in costs[loop]] for loop in (LOOPS[0], LOOPS[-1])))
-        middle, low, high = (resampled[at] / 1e3 for at in (1000, 50, 1949))
-        lines += ["", f"A collective, {name}: {middle:+.2f} ({low:+.2f} to {high:+.2f}) microseconds."]
+    training = Training(LOOPS[0], step_ms, cold_bytes)
+    lines.append(f"| {LOOPS[0].name}, by blocks | | {by_blocks(training.step, quartets, steps)} | |")
+    lines.append(f"| one collective, by blocks | | {by_blocks(training.collectives, quartets, steps)} | |")
     return lines
 
 
 def main() -> None:
     """Measure and print, or write into the document."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quartets", type=int, help="of each kind, for each loop")
+    parser.add_argument("--chunks", type=int, default=300, help="of 60 steps, for each loop by turns")
+    parser.add_argument("--quartets", type=int, help="of blocks, of each kind")
     parser.add_argument("--step-ms", type=float, help="length of a step (2, or 100 for a job)")
     parser.add_argument("--steps", type=int, help="steps a block")
     parser.add_argument("--cold-mb", type=int, default=64, help="size of the buffer that is written between steps")
@@ -220,7 +214,7 @@ def main() -> None:
     arguments = parser.parse_args()
     document = Table(arguments.write, "table" if arguments.ranks == 1 else "ranks") if arguments.write else None
     random.seed(1)
-    unit = "microseconds a step, median over quartets (95 % bootstrap interval)"
+    unit = "microseconds a step, or a collective (95 % bootstrap interval)"
     lines = [f"{machine()}, torch {torch.__version__}; {unit}:", ""]
     if arguments.ranks > 1:
         import _hook_cost_ranks
@@ -232,8 +226,12 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as store:
             torch.distributed.init_process_group("gloo", init_method=f"file://{store}/store", rank=0, world_size=1)
-            lines += measure(
-                arguments.step_ms or 2.0, arguments.quartets or 40, arguments.steps or 25, arguments.cold_mb << 20
+            lines += table(
+                arguments.step_ms or 2.0,
+                arguments.chunks,
+                arguments.quartets or 60,
+                arguments.steps or 25,
+                arguments.cold_mb << 20,
             )
             torch.distributed.destroy_process_group()
     text = "\n".join(lines)

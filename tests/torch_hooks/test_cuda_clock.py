@@ -35,7 +35,7 @@ def run_loop(
     host = Host()
     ring = RingWriter(tmp_path / "a.ring", IDENTITY, ClockAnchor(0, 0))
     watch = StepClock(ring, clock, world_size=4, monotonic_ns=host)
-    watch.watch_groups(make_state("default", GroupKind.DATA, range(4)))
+    watch.group_states = [make_state("default", GroupKind.DATA, range(4))]
     plan = (
         (Phase.FORWARD, 10.0),
         (Phase.BACKWARD, 20.0 * slow),
