@@ -14,7 +14,6 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,10 +96,9 @@ def outage(
     return path, balance
 
 
-def series_of(bodies: list[bytes]) -> tuple[Counter[str], int, int]:
-    """(distinct series by level, most labels on one, points that came before an earlier one of their series)."""
+def series_of(bodies: list[bytes]) -> tuple[int, int]:
+    """(most labels on one series, points that came before an earlier one of their series)."""
     last: dict[tuple[str, bytes], int] = {}
-    by_level: Counter[str] = Counter()
     labels = backward = 0
     for body in bodies:
         for of_resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
@@ -110,21 +108,9 @@ def series_of(bodies: list[bytes]) -> tuple[Counter[str], int, int]:
                     names = [pair.key for pair in point.attributes]
                     key = metric.name, b"".join(pair.SerializeToString() for pair in point.attributes)
                     labels = max(labels, len(names) + len(of_resource.resource.attributes))
-                    if key not in last:
-                        by_level[level_of(metric.name, names)] += 1
-                    elif point.time_unix_nano < last[key]:
-                        backward += 1
+                    backward += point.time_unix_nano < last.get(key, 0)
                     last[key] = point.time_unix_nano
-    return by_level, labels, backward
-
-
-def level_of(name: str, labels: list[str]) -> str:
-    """The coarsest `export.level` that has a series of this name and these labels."""
-    if "rankscope.link" in labels or ("hw.id" in labels and "process.pid" in labels and "rankscope.rank" not in labels):
-        return "link"
-    if "rankscope.rank" in labels and not name.startswith("rankscope.finding"):
-        return "rank"
-    return "gpu" if "hw.id" in labels and name != "rankscope.events" else "node"
+    return labels, backward
 
 
 def main() -> None:
@@ -150,15 +136,10 @@ def main() -> None:
         assert after.holds
         assert after.produced == after.acknowledged + after.dropped
         bodies = [request.body for request in receiver.requests if request.path == "/v1/metrics"]
-        by_level, labels, backward = series_of(bodies)
+        labels, backward = series_of(bodies)
     hours = arguments.seconds / 3600
     a_second = waiting.waiting.bytes / arguments.seconds
     quota = ExportSettings().outbox_max_bytes
-    total, lines = 0, ["| level | series of a node | |", "|---|---|---|"]
-    for level in ("node", "gpu", "rank", "link"):
-        total += by_level[level]
-        each = f"{by_level[level] / GPUS:.0f} more a {'GPU' if level != 'rank' else 'rank'}" if level != "node" else ""
-        lines.append(f"| `{level}` | {total} | {each} |")
     figures = {
         "away, hours of simulated time": f"{hours:g}",
         "readings recorded meanwhile": rows,
@@ -176,7 +157,7 @@ def main() -> None:
         "most labels of a series, with the resource's": labels,
     }
     node = f"{GPUS} GPUs of 18 NVLinks, {GPUS} ranks at 5 steps a second"
-    lines = [f"{machine()}; {node}:", "", *lines, "", "| after the outage | |", "|---|---|"]
+    lines = [f"{machine()}; {node}:", "", "| after the outage | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in figures.items()]
     text = "\n".join(lines)
     print(text)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from agent_cost import GPUS, SECOND, Node  # noqa: E402
-from collector_outage import level_of, outage  # noqa: E402
+from collector_outage import outage  # noqa: E402
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest  # noqa: E402
 
 from rankscope.exporters.otlp_exporter import connect  # noqa: E402
@@ -75,6 +75,15 @@ def points_of(path: Path) -> list[tuple[str, tuple[tuple[str, str], ...], int]]:
                     labels = tuple((pair.key, str(pair.value)) for pair in point.attributes)
                     found.append((metric.name, labels, point.time_unix_nano))
     return found
+
+
+def level_of(name: str, labels: list[str]) -> str:
+    """The coarsest `export.level` that has a series of this name and these labels."""
+    if "rankscope.link" in labels or ("hw.id" in labels and "process.pid" in labels and "rankscope.rank" not in labels):
+        return "link"
+    if "rankscope.rank" in labels and not name.startswith("rankscope.finding"):
+        return "rank"
+    return "gpu" if "hw.id" in labels and name != "rankscope.events" else "node"
 
 
 def levels(points: list[tuple[str, tuple[tuple[str, str], ...], int]], a_second: float, bytes_a_second: float) -> str:
