@@ -1,11 +1,11 @@
 """Instructions that hooks and their peers add to a step, counted by callgrind: beside the times of peers_hooks.py.
 
-    .venv/bin/python benchmarks/peers_hook_instructions.py --write docs/benchmarks.md
+    .venv/bin/python benchmarks/peers_hook_instructions.py --write docs/benchmarks.md [--tools traceml]
 
-The same tools in the same places of a step. One process trains a small transformer (DDP over gloo, alone in its group)
-plain, watched, and plain again (the null), each tool in a process of its own. What a tool does in threads and
-processes of its own while it waits is not in these figures, what it does in the steps is. Needs valgrind and a C
-compiler; some minutes a tool.
+Rows that were not asked for stay as they are in the document. The same tools in the same places of a step. One process
+trains a small transformer (DDP over gloo, alone in its group) plain, watched, and plain again (the null), each tool in
+a process of its own. What a tool does in threads and processes of its own while it waits is not in these figures, what
+it does in the steps is. Needs valgrind and a C compiler; some minutes a tool.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from document import Table, machine
 from hook_instructions import STEPS, WARM_STEPS, callgrind, count_marked
 from peers_hooks import TOOLS, WATCHING, Training, aggregator, packages, prepare
+
+HEAD = ("| tool | instructions a step, plain | it adds | null | share |", "|---|---|---|---|---|")
 
 
 def count_inside(tool: str, site: Path, library: str) -> None:
@@ -58,23 +60,20 @@ def main() -> None:
         return
     document = Table(arguments.write, "hook-instructions") if arguments.write else None
     site = packages()
-    lines = [
-        f"{machine()}; one rank.",
-        "",
-        "| tool | instructions a step, plain | it adds | null | share |",
-        "|---|---|---|---|---|",
-    ]
+    made_on = f"{machine()}; one rank."
+    rows = {}
+    print(made_on, "", *HEAD, sep="\n", flush=True)
     for tool in arguments.tools:
         found = counted(tool, site)
         plain, watched, null = (found[name] for name in ("plain", "watched", "null"))
-        lines.append(
+        rows[tool,] = (
             f"| {tool} | {plain:,.0f} | {watched - plain:+,.0f} | {null - plain:+,.0f}"
             f" | {100 * (watched - plain) / plain:.3f} % |"
         )
-        print(lines[-1], file=sys.stderr, flush=True)
-    print("\n".join(lines))
+        print(rows[tool,], flush=True)
     if document is not None:
-        document.write("\n".join(lines))
+        what = "some rows" if len(arguments.tools) < len(TOOLS) else "all"
+        document.merge(made_on, HEAD, rows, lambda key: TOOLS.index(key[0]), what)
 
 
 if __name__ == "__main__":

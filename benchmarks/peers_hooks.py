@@ -1,11 +1,12 @@
 """What watching adds to a step of a small transformer: Rankscope's hooks beside others', and nothing at all.
 
-    .venv/bin/python benchmarks/peers_hooks.py --write docs/benchmarks.md
+    .venv/bin/python benchmarks/peers_hooks.py --write docs/benchmarks.md [--ranks 2]
 
-In each job of 1, 2 or 4 ranks (DDP over gloo) blocks of steps run watched (B) or not (A), in quartets ABBA or BAAB
-drawn at random, the same on every rank; a quartet gives one ratio of medians. "nothing" is the same protocol with
-nothing attached: what it shows is noise. Intervals are 95 % bootstrap over quartets. A step's length is its slowest
-rank's; the tail compares the 99th percentile of all watched steps with that of all others.
+Rows that were not asked for stay as they are in the document. In each job of 1, 2 or 4 ranks (DDP over gloo) blocks of
+steps run watched (B) or not (A), in quartets ABBA or BAAB drawn at random, the same on every rank; a quartet gives one
+ratio of medians. "nothing" is the same protocol with nothing attached: what it shows is noise. Intervals are 95 %
+bootstrap over quartets. A step's length is its slowest rank's; the tail compares the 99th percentile of all watched
+steps with that of all others.
 
 TraceML and the resiliency extension are installed from PyPI without their dependencies, and run on this environment's
 torch. The extension's sections time the host only: there is no CUDA here. Lightning's profiler is its SimpleProfiler
@@ -36,6 +37,10 @@ from peer_environment import peer_python
 SETTLING_STEPS = 3
 TOOLS = ("nothing", "rankscope", "resiliency sections", "lightning profiler", "traceml", "torch.profiler")
 PACKAGES = ("nvidia-resiliency-ext==0.4.1", "nvidia-cuda-cupti-cu12==12.9.79", "traceml-ai==0.5.0")
+HEAD = (
+    "| tool | ranks | step, ms | longer by | 95 % interval | 99th percentile longer by |",
+    "|---|---|---|---|---|---|",
+)
 Section = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -264,7 +269,7 @@ def main() -> None:
     """Measure and print, or write into the document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--tools", nargs="+", default=TOOLS, choices=TOOLS)
+    parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=TOOLS)
     parser.add_argument("--quartets", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8, help="counted steps of a block")
     parser.add_argument("--step-ms", type=float, default=100)
@@ -280,20 +285,18 @@ def main() -> None:
     document = Table(arguments.write, "hooks") if arguments.write else None
     random.seed(1)
     site = packages()
-    lines = [
-        f"{machine()}, torch {torch.__version__}; {arguments.quartets} quartets of blocks of {arguments.steps} steps.",
-        "",
-        "| tool | ranks | step, ms | longer by | 95 % interval | 99th percentile longer by |",
-        "|---|---|---|---|---|---|",
-    ]
+    made_on = (
+        f"{machine()}, torch {torch.__version__}; {arguments.quartets} quartets of {arguments.steps} steps a block."
+    )
+    rows = {}
+    print(made_on, "", *HEAD, sep="\n", flush=True)
     for ranks in arguments.ranks:
         for tool in arguments.tools:
-            lines.append(row(tool, ranks, job(tool, ranks, arguments, site)))
-            print(lines[-1], file=sys.stderr, flush=True)
-    text = "\n".join(lines)
-    print(text)
+            rows[tool, str(ranks)] = row(tool, ranks, job(tool, ranks, arguments, site))
+            print(rows[tool, str(ranks)], flush=True)
     if document is not None:
-        document.write(text)
+        what = f"{', '.join(map(str, arguments.ranks))} ranks" if arguments.tools == list(TOOLS) else "some rows"
+        document.merge(made_on, HEAD, rows, lambda key: (int(key[1]), TOOLS.index(key[0])), what)
 
 
 if __name__ == "__main__":
