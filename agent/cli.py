@@ -41,6 +41,7 @@ _COMMANDS: dict[str, str] = {
     "hang": "rankscope.agent.hang_command:hang",
     "prioritise": "rankscope.agent.prioritise:prioritise",
     "quantiles": "rankscope.agent.quantiles:quantiles",
+    "runbook": "rankscope.agent.runbook:runbook",
     "score": "rankscope.agent.score_command:score",
     "snapshot": "rankscope.agent.snapshot:snapshot",
     "trace": "rankscope.agent.trace:trace",

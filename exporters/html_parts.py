@@ -123,7 +123,8 @@ def _finding(finding: Finding, window: Window, heaviest: float, *, leads: bool, 
 
 def _facts(finding: Finding, window: Window, *, leads: bool, decides: bool) -> str:
     rows = "".join(
-        f"<dt>{name}</dt><dd><bdi>{escape(value)}</bdi></dd>" for name, value in wording.place(finding.where)
+        f"<dt>{name}</dt><dd><bdi>{escape(value)}</bdi></dd>"
+        for name, value in wording.place(finding.where, window.gpus)
     )
     blocks = [f"<div><h3>Where</h3><dl>{rows}</dl></div>"] if rows else []
     if not leads:
@@ -139,10 +140,10 @@ def _facts(finding: Finding, window: Window, *, leads: bool, decides: bool) -> s
 
 
 def _link(target: str) -> str:
-    """A link where it is one to the web; a path otherwise, for no other scheme may be clicked."""
+    """A link where it is one to the web; else a command or a path, for no other scheme may be clicked."""
     if target.startswith("https://"):
         return f'<a href="{text(target)}" rel="noopener noreferrer">{text(target)}</a>'
-    return f"<code>{text(target)}</code>"
+    return f"<code>{text(wording.runbook_text(target))}</code>"
 
 
 def _evidence(evidence: Sequence[Evidence], heaviest: float) -> str:
@@ -153,18 +154,20 @@ def _evidence(evidence: Sequence[Evidence], heaviest: float) -> str:
         again = piece.family == before
         family = "" if again else text(piece.family)
         before = piece.family
+        value, peers = wording.evidence_values(piece)
         rows.append(
             f'<tr><td class="family">{family}</td><td class="what"><bdi>{text(piece.what)}</bdi></td>'
-            f"{_value(piece.value)}{_value(piece.peers) if piece.peers is not None else '<td class=number></td>'}"
+            f"{_value(value, piece.value)}"
+            f"{'<td class=number></td>' if peers is None else _value(peers, piece.peers)}"
             f'<td class="weight">{_weight(piece.log_odds, heaviest, again=again)}</td></tr>'
         )
     head = "<th>Family<th>Evidence<th class=number>Value<th class=number>Peers<th>Weight"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _value(value: float | str | None) -> str:
+def _value(told: str, value: float | str | None) -> str:
     kind = "number text" if isinstance(value, str) else "number"
-    return f'<td class="{kind}"><bdi>{escape(wording.value_text(value))}</bdi></td>'
+    return f'<td class="{kind}"><bdi>{escape(told)}</bdi></td>'
 
 
 def _weight(log_odds: float, heaviest: float, *, again: bool) -> str:

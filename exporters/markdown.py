@@ -138,8 +138,7 @@ def _finding(finding: Finding) -> str:
         (
             _safe(piece.family),
             _safe(piece.what),
-            _safe(wording.value_text(piece.value)),
-            "" if piece.peers is None else _safe(wording.value_text(piece.peers)),
+            *(_safe(told or "") for told in wording.evidence_values(piece)),
             f"{piece.log_odds:+.1f}" if piece.log_odds else "",
         )
         for piece in finding.evidence[:_EVIDENCE]

@@ -31,7 +31,7 @@ def print_verdict(verdict: Verdict, window: Window, console: Console) -> None:
     console.print(_banner(verdict, window))
     for index, finding in enumerate(verdict.findings):
         if index < FULL_FINDINGS:
-            console.print(_finding(finding, decides=finding is wording.deciding(verdict)))
+            console.print(_finding(finding, window, decides=finding is wording.deciding(verdict)))
         else:
             console.print(_one_line(finding))
     groups = stack_groups(verdict, window)
@@ -73,7 +73,7 @@ def _banner(verdict: Verdict, window: Window) -> RenderableType:
     return Panel(Group(*parts), box=box.HEAVY, border_style=colour, title=Text(f" job {wording.visible(window.job)} "))
 
 
-def _finding(finding: Finding, *, decides: bool) -> RenderableType:
+def _finding(finding: Finding, window: Window, *, decides: bool) -> RenderableType:
     colour = _COLOURS[finding.side]
     title = Text.assemble(
         (wording.class_title(finding), f"bold {colour}"),
@@ -85,7 +85,7 @@ def _finding(finding: Finding, *, decides: bool) -> RenderableType:
         cost = wording.impact_texts(finding.impact)
         if cost:
             parts.append(_line("Cost", ", ".join(cost)))
-    where = ", ".join(f"{name} {value}" for name, value in wording.place(finding.where))
+    where = ", ".join(f"{name} {value}" for name, value in wording.place(finding.where, window.gpus))
     if where:
         parts.append(_line("Where", where))
     parts.append(_line("Basis", f"{finding.basis} ({wording.BASIS_MEANING[finding.basis]})"))
@@ -95,7 +95,7 @@ def _finding(finding: Finding, *, decides: bool) -> RenderableType:
         parts.append(_list("Not seen", finding.not_seen, "yellow"))
     if finding.action and not decides:
         parts.append(_line("If so", wording.visible(finding.action)))
-    parts.append(_line("Runbook", wording.visible(finding.runbook)))
+    parts.append(_line("Runbook", wording.runbook_text(finding.runbook)))
     return Group(*parts, Text())
 
 
@@ -114,12 +114,13 @@ def _evidence(finding: Finding) -> Table:
     family = None
     for piece in finding.evidence:
         name = wording.visible(piece.family)
+        value, peers = wording.evidence_values(piece)
         table.add_row(
             # A family is one event and counts once: its name stands once.
             Text("" if name == family else name, style="bold"),
             Text(wording.visible(piece.what)),
-            Text(wording.value_text(piece.value)),
-            Text(wording.value_text(piece.peers) if piece.peers is not None else "-"),
+            Text(value),
+            Text("-" if peers is None else peers),
             Text(f"{piece.log_odds:+.1f}" if piece.log_odds else "", style="bold"),
         )
         family = name

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from rankscope.finding import Finding, Impact, Verdict, Where
+from rankscope.finding import Evidence, Finding, Impact, Verdict, Where
 from rankscope.reading import Event, Severity
 
 #: Bits of NVML's clock event reasons (nvml.h 13.x, nvmlClocksEventReason*): short name, and whether the bit
@@ -23,6 +25,11 @@ CLOCK_EVENT_REASONS: dict[int, tuple[str, bool]] = {
     0x200: ("board limit", False),
     0x400: ("reliability policy", False),
 }
+
+#: Characters of a sentence of evidence in which its figure is looked for: it may end in a stranger's words.
+_SENTENCE = 400
+#: A figure with its unit, in a sentence.
+_QUANTITY = re.compile(r"(?<![\w.,])(-?\d[\d,]*(?:\.\d+)?) ?(%|ms|us|s|°C|W|MHz|[kMG]B|[KMG]iB)(?!\w)")
 
 #: What a localisation rests on, in words.
 BASIS_MEANING = {
@@ -115,18 +122,53 @@ def value_text(value: float | str | None) -> str:
     return number(value) if math.isfinite(value) else "not seen"
 
 
+def evidence_values(piece: Evidence) -> tuple[str, str | None]:
+    """The value and the peers', in the unit that the sentence gives the value there; None where there are no peers."""
+    unit = _unit(piece)
+
+    def told(value: float | str | None) -> str:
+        if isinstance(value, str) or value is None or not math.isfinite(value):
+            return value_text(value)
+        return percent(value) if unit == "%" else f"{number(value)} {unit}".rstrip()
+
+    return told(piece.value), None if piece.peers is None else told(piece.peers)
+
+
+def _unit(piece: Evidence) -> str:
+    if isinstance(piece.value, str) or piece.value is None or not math.isfinite(piece.value):
+        return ""
+    for figure, unit in _QUANTITY.findall(piece.what[:_SENTENCE]):
+        decimals = len(figure.partition(".")[2])
+        value = piece.value * 100 if unit == "%" else piece.value
+        if math.isclose(float(figure.replace(",", "")), value, abs_tol=0.6 * 10**-decimals, rel_tol=0):
+            return str(unit)
+    return ""
+
+
 def short_uuid(uuid: str) -> str:
     """A GPU's UUID cut to what tells it apart on a node ("GPU-3f2a91c0...")."""
     return f"{visible(uuid)[:12]}..." if len(uuid) > 15 else visible(uuid)
 
 
-def place(where: Where) -> list[tuple[str, str]]:
-    """The parts of a place that apply, as (name, value)."""
+def runbook_text(runbook: str) -> str:
+    """A runbook as a person reaches it: a page of ours by a command, since an installation holds no docs."""
+    directory, _, page = runbook.rpartition("/")
+    if directory != "docs/runbooks":
+        return visible(runbook)
+    return f"rankscope runbook {visible(page.removesuffix('.md'))}"
+
+
+def place(where: Where, gpus: Mapping[str, Sequence[str]] | None = None) -> list[tuple[str, str]]:
+    """The parts of a place that apply, as (name, value); `gpus` are the UUIDs of each host, by their index there."""
+    known = list((gpus or {}).get(where.host or "", ()))
+    gpu = where.gpu_uuid
+    if gpu in known:
+        gpu = f"{known.index(gpu)} ({gpu})"
     pairs = (
         ("rank", where.rank),
         ("local rank", where.local_rank),
         ("host", where.host),
-        ("GPU", where.gpu_uuid),
+        ("GPU", gpu),
         ("link", where.link),
         ("device", where.device),
         ("phase", None if where.phase is None else where.phase.replace("_", " ")),

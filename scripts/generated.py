@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GENERATED = {
     "docs/xids.md": "rankscope.rules.xids_page:xids_markdown",
     "docs/classes.md": "rankscope.rules.documentation:classes_markdown",
+    # A package holds no docs/.
+    "rules/runbooks.json": "rankscope.rules.runbooks:runbooks_json",
     "docs/scenarios.md": "rankscope.simulator.scenario_docs:scenarios_markdown",
     "docs/configuration.md": "rankscope.agent.config_docs:configuration_markdown",
     "docs/privileges.md": "rankscope.agent.privileges_docs:privileges_markdown",

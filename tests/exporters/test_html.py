@@ -170,7 +170,7 @@ def test_findings_read_without_a_script() -> None:
     places = [text.find(part) for part in parts]
     assert -1 not in places, parts[places.index(-1)]
     assert places == sorted(places)
-    assert "docs/runbooks/gpu-thermal-slowdown.md" in text
+    assert "rankscope runbook gpu-thermal-slowdown" in text
 
 
 def test_a_hang_shows_the_odd_stack_before_the_others() -> None:
