@@ -16,11 +16,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +43,7 @@ from rankscope.simulator.build import LIBRARY, build
 from rankscope.simulator.state import STATE_VARIABLE, NodeState
 from rankscope.testing import FakeClock, SimulatedAgent
 
+_COLLECTOR = Path(__file__).resolve().parent.parent / "tests/survival/collector.py"
 GPUS = 8
 SECOND = 1_000_000_000
 STEP_NS = 200_000_000
@@ -134,8 +138,8 @@ RUNS = {
 }
 
 
-def in_real_time(name: str, seconds: float) -> Measured:
-    """The agent as it is shipped, with the settings of a run, watched from outside."""
+def in_real_time(name: str, seconds: float, endpoint: str = "") -> Measured:
+    """The agent as it is shipped, with the settings of a run, watched from outside; with an endpoint, it exports."""
     burst = name == "burst"
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
         directory = Path(place)
@@ -143,7 +147,7 @@ def in_real_time(name: str, seconds: float) -> Measured:
         config = directory / "rankscope.toml"
         config.write_text(
             f'[roots]\nnvml_library = "{node.library}"\n[rings]\ndirectory = "{node.rings}"\n'
-            f'[recording]\nstate_directory = "{directory}"\n{RUNS[name]}'
+            f'[recording]\nstate_directory = "{directory}"\n[export]\nendpoint = "{endpoint}"\n{RUNS[name]}'
         )
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "RANKSCOPE_"))}
         environment[STATE_VARIABLE] = str(node.state.path.absolute())
@@ -168,6 +172,21 @@ def in_real_time(name: str, seconds: float) -> Measured:
             node.ranks.close()
         [recording] = directory.glob("bench/*.db")
         return _measured(name, recording, first_ns, passed, cpu / passed, pss)
+
+
+@contextmanager
+def collector() -> Iterator[str]:
+    """One that takes everything and keeps nothing, as a process of its own; its endpoint."""
+    with tempfile.TemporaryDirectory() as kept, socket.create_server(("127.0.0.1", 0)) as free:
+        (Path(kept) / "mode").write_text("discarding")
+        port = free.getsockname()[1]
+        free.close()
+        running = subprocess.Popen([sys.executable, _COLLECTOR, kept, str(port)])
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            running.kill()
+            running.wait()
 
 
 def _measured(name: str, recording: Path, first_ns: int, passed: int, cpu_ratio: float, pss: int) -> Measured:
@@ -280,13 +299,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=120, help="real time of each run")
     parser.add_argument("--simulated-seconds", type=float, default=3600)
+    parser.add_argument("--collector", action="store_true", help="in real time, export to one that takes everything")
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     table = Table(arguments.write, "table") if arguments.write else None
     runs = []
-    for name in RUNS:
-        runs.append(in_real_time(name, arguments.seconds))
-        print(f"{runs[-1].name}: {runs[-1].cpu_ratio:.2%} of a core", file=sys.stderr, flush=True)
+    with collector() if arguments.collector else nullcontext("") as endpoint:
+        for name in RUNS:
+            runs.append(in_real_time(name, arguments.seconds, endpoint))
+            print(f"{runs[-1].name}: {runs[-1].cpu_ratio:.2%} of a core", file=sys.stderr, flush=True)
     text = markdown(runs, arguments.simulated_seconds, in_simulated_time(arguments.simulated_seconds))
     print(text)
     if table is not None:

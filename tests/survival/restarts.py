@@ -22,7 +22,7 @@ from rankscope.agent.supervisor import AgentProcess
 
 #: Restarts between two looks at the agent.
 _BATCH = 50
-#: What an agent may grow by while it fills its caches (SQLite's 4 MB among them), and for each rank that it has seen.
+#: What an agent may grow by while it fills its caches (SQLite's among them), and for each rank that it has seen.
 MORE_BYTES = 6_000_000
 BYTES_A_RESTART = 1_000
 
