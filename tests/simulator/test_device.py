@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
 
 from rankscope.simulator.device import LAUNCH_DEPTH, AsyncDevice, DeviceError
-
-pytestmark = pytest.mark.alone
 
 MS = 1_000_000
 
@@ -39,26 +40,36 @@ def device() -> AsyncDevice:
     return AsyncDevice(Gpu())
 
 
+@contextmanager
+def busy(device: AsyncDevice) -> Iterator[None]:
+    """The stream is busy for as long as the context lasts, however long the host takes to launch the rest."""
+    launched = threading.Event()
+    device.compute.enqueue(lambda stream: stream.wait_until(time.monotonic_ns()) if launched.wait() else None)
+    yield
+    launched.set()
+
+
 def test_work_takes_exactly_its_time_on_the_devices_clock(device: AsyncDevice) -> None:
     """Neighbouring events are apart by the kernels between them, to the nanosecond, however late the thread woke."""
-    events = [device.record()]
-    for _ in range(5):
-        device.kernel(3 * MS)
-        events.append(device.record())
+    with busy(device):
+        events = [device.record()]
+        for _ in range(5):
+            device.kernel(3 * MS)
+            events.append(device.record())
     device.synchronize()
-    assert [device.elapsed_ns(a, b) for a, b in pairwise(events[1:])] == [3 * MS] * 4
+    assert [device.elapsed_ns(a, b) for a, b in pairwise(events)] == [3 * MS] * 5
 
 
 def test_a_slow_gpu_stretches_kernels_only(device: AsyncDevice) -> None:
     """work_factor multiplies kernels, and the GPU's busy time says so."""
     device.gpu.work_factor = 1.25
-    device.kernel(4 * MS)  # keeps the stream busy while the rest is launched
-    first = device.record()
-    device.kernel(4 * MS)
-    last = device.record()
+    with busy(device):
+        first = device.record()
+        device.kernel(4 * MS)
+        last = device.record()
     device.synchronize()
     assert device.elapsed_ns(first, last) == 5 * MS
-    assert device.gpu.busy_ns == 10 * MS
+    assert device.gpu.busy_ns == 5 * MS
 
 
 def test_host_runs_ahead_until_launches_block(device: AsyncDevice) -> None:
@@ -102,13 +113,14 @@ def test_capture_forbids_events(device: AsyncDevice) -> None:
 
 def test_communication_overlaps_and_is_joined(device: AsyncDevice) -> None:
     """A collective begins when the work before it is done, beside later kernels; the join waits for its end."""
-    device.kernel(2 * MS)
-    begin = device.record()
-    device.collective(lambda: None, 50 * MS)
-    device.kernel(10 * MS)
-    own = device.record()
-    device.join_communication()
-    end = device.record()
+    with busy(device):
+        device.kernel(2 * MS)
+        begin = device.record()
+        device.collective(lambda: None, 50 * MS)
+        device.kernel(10 * MS)
+        own = device.record()
+        device.join_communication()
+        end = device.record()
     device.synchronize()
     assert device.elapsed_ns(begin, own) == 10 * MS
     assert device.elapsed_ns(own, end) >= 40 * MS

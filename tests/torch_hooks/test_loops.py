@@ -165,7 +165,6 @@ def test_a_new_dataset_each_epoch(scope: Scope, records: Records) -> None:
     assert counts(checked_steps(records())) == [1] * 12
 
 
-@pytest.mark.alone
 def test_checkpointed_activations(scope: Scope, records: Records) -> None:
     """What is computed again in backward is backward."""
     from torch.utils.checkpoint import checkpoint
@@ -200,7 +199,6 @@ def test_the_user_says_what_a_step_is(scope: Scope, records: Records) -> None:
     assert rules(records())[-1] == "as the training script says"
 
 
-@pytest.mark.alone
 def test_reading_and_collating_are_told_apart(scope: Scope, records: Records) -> None:
     """In a loader without workers the wait for data splits into reading samples and collating them."""
     model, optimizer = made()
@@ -259,7 +257,6 @@ def test_distributed_checkpoint_is_a_checkpoint(scope: Scope, records: Records, 
     assert [step.step for step in checked_steps(records()) if step.checkpoint_ns > 0] == [5]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("where", ["dataset", "collate", "forward", "backward", "optimizer", "checkpoint"])
 def test_an_injected_delay_comes_back_in_its_phase(scope: Scope, records: Records, where: str) -> None:
     """A delay is found in its phase, within 10 % of what it really took; other phases have none of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from rankscope.records import RingRecord, SignalRecord, StepRecord
 from rankscope.torch_hooks.scope import Scope
 
-pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 SLOW_S = 0.02
 
@@ -78,9 +79,11 @@ def test_lightning(attached: Scope, records: Callable[[], list[RingRecord]], tmp
     found = records()
     steps = steps_of(found)
     assert len(steps) == 12 - 1  # the last one has no end yet
-    usual = steps[2]
-    assert usual.backward_ns > SLOW_S * 1e9 > usual.forward_ns > SLOW_S / 2 * 1e9
-    assert usual.optimizer_ns < SLOW_S / 2 * 1e9
+    # Half of the steps may have been stretched by a busy machine.
+    forward_ns = statistics.median_low(step.forward_ns for step in steps)
+    optimizer_ns = statistics.median_low(step.optimizer_ns for step in steps)
+    assert min(step.backward_ns for step in steps) > SLOW_S * 1e9 > forward_ns > SLOW_S / 2 * 1e9
+    assert optimizer_ns < SLOW_S / 2 * 1e9
     # Two batches of validation come before the first one (Lightning's sanity check), and after the sixth.
     assert [step.step for step in steps if step.evaluation_ns > 2 * SLOW_S * 1e9] == [0, 5]
     losses = [record for record in found if isinstance(record, SignalRecord)]
