@@ -44,7 +44,7 @@ def cpu_frequency(case: Case) -> Observation:
 
 def _rate_above(case: Case, metric: str) -> float | None:
     now = case.telemetry.rate(case.host, metric, "", case.over)
-    return None if now is None else now - (case.telemetry.rate(case.host, metric, "", case.before) or 0.0)
+    return None if now is None else max(0.0, now - (case.telemetry.rate(case.host, metric, "", case.before) or 0.0))
 
 
 def memory(case: Case) -> Observation:
