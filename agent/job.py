@@ -35,7 +35,6 @@ from rankscope.records import DeviceRecord, RingRecord, StepRecord
 _SECOND_NS = 1_000_000_000
 #: A step this many times the rank's usual (p99) asks the probes for more detail.
 _SLOW_STEP = 2
-_USUAL_EVERY_STEPS = 8
 #: What the end of a job waits for a round of the live rules that runs: one takes well under a second.
 _ROUND_SECONDS = 2.0
 #: The first steps of a job are slow by nature.
@@ -115,8 +114,6 @@ class WatchedJob:
         self._uses = GpuUse(job)
         #: Ranks that took a step far slower than usual since the last look.
         self._slow: dict[int, RankIdentity] = {}
-        #: Rank -> (step, usual duration of its steps then).
-        self._usual: dict[int, tuple[int, int | None]] = {}
         pid = os.getpid()
         text = f"agent {pid} records" + (f" (restart {restart})" if restart else "")
         if self._export is not None:
@@ -130,26 +127,17 @@ class WatchedJob:
             self._export.add_records(identity, records)
         if self._shown is not None:
             self._shown.add_records(identity, records)
-        row = next(rank.row for rank in self.watcher.ranks if rank.identity is identity)
+        rank = next(rank for rank in self.watcher.ranks if rank.identity is identity)
+        usual = rank.usual_step_ns() if len(rank.steps_ns) >= _USUAL_FROM_STEPS else None
         for record in records:
             if isinstance(record, StepRecord | DeviceRecord):
-                self._inspector.heard(row, record)
+                self._inspector.heard(rank.row, record)
             if isinstance(record, StepRecord):
-                self._flight.heard(row, record)
-                usual = self._usual_step_ns(identity, record.step)
+                self._flight.heard(rank.row, record)
                 if usual and record.end_ns - record.start_ns > _SLOW_STEP * usual:
                     self._slow[identity.rank] = identity
                     self._windows.suspect(identity.rank)
                     self._flight.slow()
-
-    def _usual_step_ns(self, identity: RankIdentity, step: int) -> int | None:
-        """What is usual for a rank, looked at anew every few steps."""
-        at, usual = self._usual.get(identity.rank, (-_USUAL_EVERY_STEPS, None))
-        if step - at >= _USUAL_EVERY_STEPS or step < at:
-            rank = next(rank for rank in self.watcher.ranks if rank.identity is identity)
-            usual = rank.usual_step_ns() if len(rank.steps_ns) >= _USUAL_FROM_STEPS else None
-            self._usual[identity.rank] = step, usual
-        return usual
 
     def slow_ranks(self) -> list[RankIdentity]:
         """Ranks that took a step far slower than usual since the last call."""

@@ -24,6 +24,7 @@ from rankscope.ring import SUFFIX, RankStatus, RingReader
 
 #: Steps whose durations say what is usual for a rank.
 _USUAL_STEPS = 256
+_USUAL_EVERY_STEPS = 8
 #: A rank whose process is not seen, and that did not say goodbye, counts as gone after so long without a word.
 _HIDDEN_SILENCE_NS = 3600 * 10**9
 #: Ranks that ended and are kept in mind, their rings with them: more than a host's worth, so that of a restart both
@@ -45,6 +46,9 @@ class Rank:
     last_step: int | None = None
     #: Durations of its latest steps without checkpoint and evaluation.
     steps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_USUAL_STEPS))
+    #: Steps so far, and after how many of them the usual was last worked out, with what it was.
+    steps_seen: int = 0
+    usual: tuple[int, int] | None = None
     #: Share of each of these steps that the hooks took.
     hook_shares: deque[float] = field(default_factory=lambda: deque(maxlen=_USUAL_STEPS))
     #: Longest checkpoint and evaluation in one step so far.
@@ -75,11 +79,16 @@ class Rank:
         self.hook_shares.clear()
 
     def usual_step_ns(self) -> int | None:
-        """99th percentile of its steps so far; the first, which starts loaders and compiles, only while it is alone."""
+        """99th percentile of its steps so far; the first, which starts loaders and compiles, only while it is alone.
+
+        Asked for with every step: of many steps it is worked out anew every few.
+        """
         if not self.steps_ns:
             return None
-        ordered = sorted(list(self.steps_ns)[1:] or self.steps_ns)
-        return ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+        if self.usual is None or self.steps_seen - self.usual[0] >= min(len(self.steps_ns) // 8, _USUAL_EVERY_STEPS):
+            ordered = sorted(list(self.steps_ns)[1:] or self.steps_ns)
+            self.usual = self.steps_seen, ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+        return self.usual[1]
 
 
 class RankWatcher:
@@ -320,6 +329,7 @@ def _note_step(rank: Rank, record: StepRecord) -> None:
     for phase, duration in long.items():
         if duration > rank.longest_ns.get(phase, 0):
             rank.longest_ns[phase] = duration
+    rank.steps_seen += 1
     rank.steps_ns.append(record.end_ns - record.start_ns - sum(long.values()))
     if record.hook_ns is not None and record.end_ns > record.start_ns:
         rank.hook_shares.append(record.hook_ns / (record.end_ns - record.start_ns))

@@ -212,14 +212,15 @@ class Recording:
         """Add values of series."""
         rows = self._pending.setdefault("readings", [])
         before = len(rows)
-        for reading in readings:
-            key = (reading.metric, reading.device)
-            number = self._series.get(key)
+        numbers = self._series
+        for metric, value, time_ns, device in readings:
+            key = (metric, device)
+            number = numbers.get(key)
             if number is None:
-                number = self._series[key] = len(self._series) + 1
+                number = numbers[key] = len(numbers) + 1
                 self._add("series", (number, *key))
             # A counter of 64 bits may be larger than the largest whole number of a database.
-            rows.append((number, reading.time_ns, float(reading.value)))
+            rows.append((number, time_ns, float(value)))
         self._unwritten += len(rows) - before
 
     def add_events(self, events: Iterable[Event]) -> None:

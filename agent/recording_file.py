@@ -10,6 +10,9 @@ from rankscope.agent.schema import APPLICATION_ID, SCHEMA_VERSION
 from rankscope.errors import RecordingError
 from rankscope.identity import safe_name
 
+#: Gives None for None, without a frame of Python.
+_NOTHING: dict[None, None] = {}
+
 
 def state_directory(environ: os._Environ[str] | dict[str, str] | None = None) -> Path:
     """Where recordings lie: $RANKSCOPE_STATE, else rankscope/ under $XDG_STATE_HOME or ~/.local/state."""
@@ -85,6 +88,9 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_size_limit = 8388608")
         # Rows come in the order in which they lie: what was written is hardly ever asked for again.
         connection.execute("PRAGMA cache_size = -1024")
+        # Python looks for an adapter of each None it binds, and where it finds none that costs more than to write it:
+        # a step has twenty.
+        sqlite3.register_adapter(type(None), _NOTHING.get)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise RecordingError(f"cannot open the recording ({error})", where=str(path)) from error
     return connection

@@ -85,32 +85,37 @@ class ExportFilter:
 
     def take(self, readings: Iterable[Reading]) -> Iterator[Reading]:
         """Those that go out now. Readings of one series come in order."""
+        intervals, sent, held = self._intervals, self._sent, self._held
         newest_ns = 0
         for reading in readings:
-            if reading.metric not in self._intervals:
-                self._intervals[reading.metric] = self._interval_of(reading.metric)
-            interval_ns = self._intervals[reading.metric]
-            newest_ns = max(newest_ns, reading.time_ns)
+            metric, _, time_ns, device = reading
+            if metric not in intervals:
+                intervals[metric] = self._interval_of(metric)
+            interval_ns = intervals[metric]
+            if time_ns > newest_ns:
+                newest_ns = time_ns
             if interval_ns is None:
                 continue
-            key = (reading.metric, reading.device)
-            last_ns = self._sent.get(key)
-            if last_ns is None and not self._room(reading.time_ns):
+            key = (metric, device)
+            last_ns = sent.get(key)
+            if last_ns is None and not self._room(time_ns):
                 if len(self._left_out) < _MAX_LEFT_OUT:
                     self._left_out.add(key)
-            elif last_ns is None or not interval_ns or reading.time_ns // interval_ns > last_ns // interval_ns:
-                self._sent[key] = reading.time_ns
-                self._held.pop(key, None)
+            elif last_ns is None or not interval_ns or time_ns // interval_ns > last_ns // interval_ns:
+                sent[key] = time_ns
+                if held:
+                    held.pop(key, None)
                 yield reading
             else:
-                self._held[key] = reading
+                held[key] = reading
         if self._left_out and (self._said_ns is None or newest_ns >= self._said_ns + (self._interval_ns or _SECOND_NS)):
             self._said_ns = newest_ns
             yield Reading("agent.series_left_out", float(len(self._left_out)), newest_ns)
 
     def flush(self) -> list[Reading]:
         """The newest reading of every series that has one newer than what was sent."""
-        held, self._held = list(self._held.values()), {}
+        held = list(self._held.values())
+        self._held.clear()
         return held
 
     def _room(self, now_ns: int) -> bool:

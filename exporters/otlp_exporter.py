@@ -112,7 +112,8 @@ class Exporter:
             outbox = Outbox(connection)
             self._senders = tuple(self._sender(outbox, target) for target in self._targets.values())
             while not self._stopping:
-                waits = [sender.step() for sender in self._senders]
+                waiting = outbox.signals()
+                waits = [sender.step() for sender in self._senders if sender.signal in waiting]
                 self._trouble, self._failures = "", 0
                 due_s = min((wait / _SECOND_NS for wait in waits if wait is not None), default=self._poll_s)
                 self._pause(min(due_s, self._poll_s))

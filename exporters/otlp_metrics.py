@@ -10,8 +10,8 @@ first reading of a series only begins it, and after a counter fell back what it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rankscope.clock import ClockAnchor
@@ -73,6 +73,19 @@ def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
     return {DEVICE_NAMES.get(family, "system.device"): device}
 
 
+@dataclass(slots=True)
+class _Exported:
+    """One series as it goes out."""
+
+    metric: Metric
+    writer: PointWriter
+    #: Of a counter: CLOCK_MONOTONIC ns of the start of the series, or as deltas of the next point; its last value.
+    began_ns: int | None = None
+    last: float = 0.0
+    #: When it was last heard of, CLOCK_MONOTONIC ns.
+    heard_ns: int = 0
+
+
 class ReadingsEncoder:
     """Remembers where each counter's series began; one for the life of an agent."""
 
@@ -80,9 +93,8 @@ class ReadingsEncoder:
         self._anchor = anchor
         self._resource = resource
         self._delta = delta
-        #: (metric, device) -> (start of the series, or as deltas of the next point, CLOCK_MONOTONIC ns; last value)
-        self._counters: dict[tuple[str, str], tuple[int, float]] = {}
-        self._writers: dict[tuple[str, str], PointWriter] = {}
+        #: (metric, device) -> its series; None where that is for the recording alone.
+        self._series: dict[tuple[str, str], _Exported | None] = {}
         #: When series were last looked through for those to forget.
         self._looked_ns: int | None = None
         self._heads: dict[str, bytes] = {}
@@ -94,20 +106,46 @@ class ReadingsEncoder:
     def begin_after(self, readings: Iterable[Reading]) -> None:
         """Take these as exported already."""
         for reading in readings:
-            if metric_named(reading.metric).counter:
-                self._counters[reading.metric, reading.device] = reading.time_ns, reading.value
+            series = self._series_of(reading.metric, reading.device)
+            if series is not None and series.metric.counter:
+                series.began_ns = series.heard_ns = reading.time_ns
+                series.last = reading.value
 
     def encode(self, readings: Iterable[Reading]) -> Iterator[EncodedBatch]:
         """Requests of at most MAX_POINTS points; readings of one series must come in order.
 
         What is for the recording alone is left out.
         """
-        remaining = (reading for reading in readings if not metric_named(reading.metric).recorded_only)
-        if self._delta:
-            remaining = (reading for reading in remaining if not self._begins(reading))
-        while chunk := list(islice(remaining, MAX_POINTS)):
-            yield self._encode_chunk(chunk)
-            self._forget(chunk[-1].time_ns)
+        known, to_wall_ns = self._series, self._anchor.to_wall_ns
+        points: dict[str, list[bytes]] = {}
+        count = 0
+        # What was read together has one time.
+        last_ns = wall_ns = -1
+        for metric, value, time_ns, device in readings:
+            key = (metric, device)
+            series = known[key] if key in known else self._series_of(metric, device)
+            if series is None:
+                continue
+            series.heard_ns = time_ns
+            if time_ns != last_ns:
+                last_ns, wall_ns = time_ns, to_wall_ns(time_ns)
+            if series.metric.counter:
+                point = self._counted(series, time_ns, wall_ns, value)
+                if point is None:
+                    continue
+            else:
+                point = series.writer.at(wall_ns, value)
+            if count == MAX_POINTS:
+                yield self._batch(points, count)
+                points, count = {}, 0
+            count += 1
+            if metric in points:
+                points[metric].append(point)
+            else:
+                points[metric] = [point]
+        if count:
+            yield self._batch(points, count)
+            self._forget(last_ns)
 
     def _forget(self, now_ns: int) -> None:
         """Let go, once an hour, of what was not heard of meanwhile: a host's processes come and go for months."""
@@ -116,67 +154,43 @@ class ReadingsEncoder:
         if now_ns < self._looked_ns + FORGOTTEN_NS:
             return
         since_ns, self._looked_ns = self._looked_ns, now_ns
-        self._writers = {key: writer for key, writer in self._writers.items() if writer.heard_ns >= since_ns}
-        self._counters = {
-            key: counter
-            for key, counter in self._counters.items()
-            if (counter[0] >= since_ns if self._delta else key in self._writers)
+        self._series = {
+            key: series for key, series in self._series.items() if series is not None and series.heard_ns >= since_ns
         }
 
-    def _encode_chunk(self, readings: list[Reading]) -> EncodedBatch:
-        by_metric: dict[str, list[Reading]] = {}
-        for reading in readings:
-            by_metric.setdefault(reading.metric, []).append(reading)
-        messages = [self._metric(metric_named(name), group) for name, group in by_metric.items()]
-        return metrics_batch(self._resource, messages, len(readings))
+    def _series_of(self, metric: str, device: str) -> _Exported | None:
+        key = (metric, device)
+        if key not in self._series:
+            known = metric_named(metric)
+            writer = PointWriter(key_values(series_attributes(metric, device)), since=known.counter)
+            self._series[key] = None if known.recorded_only else _Exported(known, writer)
+        return self._series[key]
 
-    def _metric(self, metric: Metric, readings: list[Reading]) -> bytes:
+    def _counted(self, series: _Exported, time_ns: int, wall_ns: int, value: float) -> bytes | None:
+        """A counter's point; None for its first reading, where deltas are counted from it."""
+        began_ns, last = series.began_ns, series.last
+        series.last = value
+        if self._delta:
+            series.began_ns = time_ns
+            if began_ns is None:
+                return None
+            value = value - last if value >= last else value
+        elif began_ns is None or value < last:
+            began_ns = series.began_ns = time_ns
+        return series.writer.since(self._anchor.begin_wall_ns(began_ns, time_ns), wall_ns, value)
+
+    def _batch(self, points: Mapping[str, Sequence[bytes]], count: int) -> EncodedBatch:
+        messages = [self._message(metric_named(name), b"".join(of_metric)) for name, of_metric in points.items()]
+        return metrics_batch(self._resource, messages, count)
+
+    def _message(self, metric: Metric, points: bytes) -> bytes:
         head = self._heads.get(metric.otel)
         if head is None:
             head = self._heads[metric.otel] = metric_head(metric.otel, metric.description, metric.unit)
-        to_wall_ns = self._anchor.to_wall_ns
-        if metric.counter:
-            points = b"".join(self._writer(reading, since=True).since(*self._point(reading)) for reading in readings)
-        else:
-            points = b"".join(
-                self._writer(reading, since=False).at(to_wall_ns(reading.time_ns), reading.value)
-                for reading in readings
-            )
         if not (metric.counter or metric.otel in _UP_DOWN):
             return head + gauge(points)
         # What can go down has no deltas that a store could use.
         return head + total(points, temporality(delta=self._delta and metric.counter), monotonic=metric.counter)
-
-    def _begins(self, reading: Reading) -> bool:
-        """Whether this is a counter's first reading, from which deltas are counted."""
-        key = (reading.metric, reading.device)
-        if key in self._counters or not metric_named(reading.metric).counter:
-            return False
-        self.begin_after((reading,))
-        return True
-
-    def _point(self, reading: Reading) -> tuple[int, int, float]:
-        """(start, time, value) of a counter's point, wall times in ns."""
-        key = (reading.metric, reading.device)
-        value = reading.value
-        began_ns, last = self._counters.get(key, (reading.time_ns, value))
-        if self._delta:
-            self._counters[key] = (reading.time_ns, value)
-            value = value - last if value >= last else value
-        else:
-            if value < last:
-                began_ns = reading.time_ns
-            self._counters[key] = (began_ns, value)
-        start_ns = self._anchor.begin_wall_ns(began_ns, reading.time_ns)
-        return start_ns, self._anchor.to_wall_ns(reading.time_ns), value
-
-    def _writer(self, reading: Reading, *, since: bool) -> PointWriter:
-        key = (reading.metric, reading.device)
-        writer = self._writers.get(key)
-        if writer is None:
-            writer = self._writers[key] = PointWriter(key_values(series_attributes(*key)), since=since)
-        writer.heard_ns = reading.time_ns
-        return writer
 
 
 def temporality(*, delta: bool) -> AggregationTemporality.ValueType:

@@ -89,6 +89,11 @@ class SignalSender:
         #: Replaced as a whole, so that any thread may read it.
         self.status = DeliveryStatus(target.name, DeliveryState.UNTRIED, clock.monotonic_ns())
 
+    @property
+    def signal(self) -> str:
+        """What it sends."""
+        return self._target.signal
+
     def step(self, *, now: bool = False) -> int | None:
         """Send the oldest batch if its time has come; `now` cuts our own back-off short, not what a receiver asked for.
 

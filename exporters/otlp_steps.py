@@ -23,6 +23,7 @@ from rankscope.records import DeviceRecord, GroupRecord, PhaseRecord, RingRecord
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+    from opentelemetry.proto.common.v1.common_pb2 import KeyValue
     from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
     from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
     from opentelemetry.proto.resource.v1.resource_pb2 import Resource
@@ -88,7 +89,7 @@ _DEVICE_SERIES: tuple[tuple[str, Label], ...] = (
 class _Series:
     """One histogram on its way, and the durations not yet counted in it."""
 
-    __slots__ = ("exemplars", "exported", "histogram", "impossible", "label", "name", "pending")
+    __slots__ = ("attributes", "exemplars", "exported", "histogram", "impossible", "label", "name", "pending")
 
     def __init__(self, name: str, label: Label) -> None:
         self.name = name
@@ -97,6 +98,8 @@ class _Series:
         self.pending: list[int] = []
         self.exported = 0
         self.impossible = 0
+        #: As its points carry them, from the first on.
+        self.attributes: list[KeyValue] | None = None
         #: Of the host's clock, the slow steps since the last export.
         self.exemplars: list[SlowStep] = []
 
@@ -188,7 +191,8 @@ class _Rank:
     def series(self) -> Iterator[_Series]:
         """Every series, up to date."""
         for series in (*self.step_series, *self.device_series, *self.named_series.values()):
-            series.count()
+            if series.pending:
+                series.count()
             yield series
 
 
@@ -304,7 +308,9 @@ class StepsEncoder:
             series.exemplars.clear()
             point.positive.offset = offset
             point.positive.bucket_counts.extend(counts)
-            point.attributes.extend(key_values({"rankscope.rank": number, **dict(series.label)}))
+            if series.attributes is None:
+                series.attributes = key_values({"rankscope.rank": number, **dict(series.label)})
+            point.attributes.extend(series.attributes)
             points += 1
             if self._delta:
                 series.begin_anew()

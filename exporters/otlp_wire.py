@@ -23,10 +23,16 @@ _ATTRIBUTES = 7
 _NAME, _DESCRIPTION, _UNIT, _GAUGE, _SUM = 1, 2, 3, 5, 7
 #: Sum: aggregation_temporality (2) and is_monotonic (3) are numbers (wire type 0).
 _TEMPORALITY, _MONOTONIC = 2 << 3, 3 << 3
+#: The numbers of one byte.
+_SINGLE = tuple(bytes((number,)) for number in range(0x80))
 
 
 def varint(number: int) -> bytes:
     """A number that is not negative, seven bits a byte."""
+    if number < 0x80:
+        return _SINGLE[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -43,12 +49,10 @@ def field(number: int, content: bytes) -> bytes:
 class PointWriter:
     """Writes the points of one series, as elements of a gauge's or a sum's `data_points`."""
 
-    __slots__ = ("_attributes", "_head", "heard_ns")
+    __slots__ = ("_attributes", "_head")
 
     def __init__(self, attributes: Iterable[KeyValue], *, since: bool) -> None:
         """`since`: each point says from when on it counts."""
-        #: When its series was last heard of, by whoever asks; CLOCK_MONOTONIC.
-        self.heard_ns = 0
         self._attributes = b"".join(field(_ATTRIBUTES, each.SerializeToString()) for each in attributes)
         size = (_SINCE if since else _AT).size + len(self._attributes)
         self._head = varint(_DATA_POINTS << 3 | 2) + varint(size)

@@ -229,6 +229,10 @@ class Outbox:
         ).fetchone()
         return None if row is None else WaitingBatch(*row)
 
+    def signals(self) -> frozenset[str]:
+        """Signals of which a batch waits."""
+        return frozenset(signal for (signal,) in self._connection.execute("SELECT DISTINCT signal FROM outbox_batch"))
+
     def acknowledge(self, batch_id: int, rejected: int = 0, reason: str = "") -> bool:
         """The receiver has the batch, less `rejected` points for `reason`. Commits, unless inside a transaction.
 

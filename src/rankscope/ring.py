@@ -232,6 +232,9 @@ class RingReader:
             raise
         self._expected = after + 1
         self._reads = 0
+        #: The status as it was last read: a rank that waits says the same each time.
+        self._raw_status = b""
+        self._status: RankStatus | None = None
 
     @property
     def position(self) -> int:
@@ -296,7 +299,7 @@ class RingReader:
         passed = damaged = pending = 0
         slot_bytes = self.header.slot_bytes
         # Of a ring that was not yet full most of what is read ahead is blank.
-        written = min(len(chunk) - slot_bytes + 1, len(chunk.rstrip(b"\0")))
+        written = min(len(chunk) - slot_bytes + 1, _written_bytes(chunk))
         for start in range(0, written, slot_bytes):
             parsed = parse_slot(chunk[start : start + slot_bytes])
             if parsed is None:
@@ -322,9 +325,12 @@ class RingReader:
             raw = os.pread(self._descriptor, _CRC.size + _STATUS_V1.size, STATUS_OFFSET)
             if len(raw) < _CRC.size + _STATUS_V1.size:
                 return None
+            if raw == self._raw_status:
+                return self._status
             status = _status_v1(raw) if self.header.version == 1 else _status(raw)
             if status is not None:
-                return status if status.updates else None
+                self._raw_status, self._status = raw, status if status.updates else None
+                return self._status
         return None
 
     def close(self) -> None:
@@ -332,6 +338,17 @@ class RingReader:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _written_bytes(chunk: bytes) -> int:
+    """Bytes before the blank end of a chunk, or a few more: by halves, which compares where stripping would walk."""
+    end, half = len(chunk), len(chunk) // 2
+    while half >= _PAYLOAD_OFFSET:
+        blank = bytes(half)
+        while end >= half and chunk.endswith(blank, 0, end):
+            end -= half
+        half //= 2
+    return end
 
 
 def header_bytes(identity: RankIdentity, anchor: ClockAnchor, slots: int) -> bytes:

@@ -204,8 +204,7 @@ def test_series_that_ended_are_forgotten(delta: bool) -> None:
                     starts.add(point.start_time_unix_nano)
                     sums += point.as_double
     held = encoder._readings
-    assert len(held._writers) <= 3 * 3
-    assert len(held._counters) <= 3 * 3
+    assert len(held._series) <= 3 * 3
     assert len(starts) == (24 * 7 * 4 - 1 if delta else 1)
     assert not delta or sums == 4 * 24 * 7 - 1
 
