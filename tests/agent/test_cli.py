@@ -119,6 +119,31 @@ def test_top_shows_the_latest_steps(recording: Path) -> None:
     assert "100" in call("top", "--once", recording).stdout
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("http_proxy", "http://proxy:notaport"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "nonsense"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "nonsense"),
+    ],
+)
+def test_an_export_that_cannot_be_is_told_before_anything_starts(recording: Path, variable: str, value: str) -> None:
+    """The node agent, the analyzer and a replay: status 2 and one line that begins with the variable."""
+    environ = {variable: value, "no_proxy": "", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c.invalid:1"}
+    store = ("--prometheus", "http://127.0.0.1:1")
+    for words in (
+        ("agent", "--once"),
+        ("analyzer", *store, "--once"),
+        ("replay", recording, "--endpoint", "http://c:1"),
+    ):
+        result = call(*words, **environ)
+        assert (result.exit_code, result.stdout) == (2, ""), words
+        assert result.stderr.startswith(f"rankscope: {variable}: ")
+        assert result.stderr.count("\n") == 1
+
+
 def test_replay_delivers_a_recording(recording: Path) -> None:
     """Everything in a recording arrives, and the accounts say so."""
     with http_receiver() as receiver:
