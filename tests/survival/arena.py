@@ -290,13 +290,14 @@ class Arena:
     def curve_differs(self) -> str:
         """Where the losses differ from those of the same training alone; "" where they are equal to the last bit."""
         clean = {key: value for key, value in self._rank_environ.items() if not key.startswith("RANKSCOPE")}
-        watched = [losses(self.training, rank) for rank in range(RANKS)]
+        # On a busy machine a rank may be killed again and again before its first step is over.
+        watched = {rank: of for rank in range(RANKS) if (of := losses(self.training, rank))}
         alone = self.place / "alone"
         alone.mkdir()
-        trained = [self._launch(alone, rank, max(of) + 1, clean) for rank, of in enumerate(watched)]
+        trained = [self._launch(alone, rank, max(of) + 1, clean) for rank, of in watched.items()]
         if any(process.wait(300) for process in trained):
             return "it does not train alone"
-        for rank, of in enumerate(watched):
+        for rank, of in watched.items():
             for step, loss in losses(alone, rank).items():
                 if of.get(step) != loss:
                     return f"rank {rank} step {step}: {of.get(step)} watched, {loss} alone"

@@ -135,6 +135,7 @@ def _judge(told: Survival, running: Arena) -> None:
     recorded, counted = accounts.recorded_steps(recording), accounts.counted_steps(requests)
     told.expect(recorded == counted, f"steps recorded {dict(recorded)}, counted by the collector {dict(counted)}")
     told.steps = sum(recorded.values())
+    told.expect(told.steps > 0, "nothing was trained")
     parted = accounts.parted_ns(recording)
     happened = (running.clock.set_ns, running.clock.slept_ns)
     near = all(abs(said - done) < 10**9 for said, done in zip(parted, happened, strict=True))

@@ -107,7 +107,8 @@ def launch(directory: Path, rank: int, steps: int, pause_s: float) -> int:
 def losses(directory: Path, rank: int) -> dict[int, set[str]]:
     """Every loss that was written, by step: a step that was made again has one loss where nothing went wrong."""
     found: dict[int, set[str]] = {}
-    for line in (directory / f"losses.{rank}").read_text().splitlines():
+    written = directory / f"losses.{rank}"
+    for line in written.read_text().splitlines() if written.exists() else ():
         number, loss = line.split()
         found.setdefault(int(number), set()).add(loss)
     return found
