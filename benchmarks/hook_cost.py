@@ -8,10 +8,10 @@ them or with torch's own functions back in their places, drawn at random (_hook_
 plain steps under another name: the null. "By blocks" attaches and detaches altogether, for blocks of steps in the order
 ABBA or BAAB: whether anything is lost to the first way of counting. Intervals are 95 % bootstrap.
 
-In the "cold" loop a buffer larger than the caches is written between steps, outside the time taken: every step then
-finds the hooks' code and data where a long step leaves them, in memory. In the "long" one the hooks also read in every
-step what they read at most every 25 ms. benchmarks/hook_instructions.py counts instructions, which do not depend on the
-machine's load.
+With DDP the hooks also say where this rank's own backward ends, which takes two calls by the engine. In the "cold" loop
+a buffer larger than the caches is written between steps, outside the time taken: every step then finds the hooks' code
+and data where a long step leaves them, in memory. In the "long" one the hooks also read in every step what they read at
+most every 25 ms. benchmarks/hook_instructions.py counts instructions, which do not depend on the machine's load.
 
 "Device events" has the hooks place and read an event at each boundary as on a GPU, with events that cost nothing: what
 the driver takes for its own (a few microseconds each, by its documentation) comes on top.
@@ -33,6 +33,7 @@ from typing import NamedTuple
 import torch
 from _hook_cost_turns import Cost, measure, swapped, trimmed_mean
 from document import Table, machine
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from rankscope.device import DEVICE_CLOCK_VARIABLE
@@ -53,12 +54,14 @@ class Loop(NamedTuple):
     cold: bool = False
     device: bool = False
     long: bool = False
+    ddp: bool = False
 
 
 LOOPS = (
     Loop("2 layers"),
     Loop("2 layers, cold", cold=True),
     Loop("2 layers, cold and long", cold=True, long=True),
+    Loop("2 layers, DDP", ddp=True),
     Loop("2 layers, device events", device=True),
     Loop("64 layers", layers=64),
 )
@@ -80,7 +83,9 @@ class Training:
         self.loop = loop
         self._scratch = torch.zeros(4)
         self._evict = torch.zeros(cold_bytes // 8 if loop.cold else 1, dtype=torch.int64)
-        self._model = torch.nn.Sequential(*(torch.nn.Linear(128, 128) for _ in range(loop.layers)))
+        self._model: torch.nn.Module = torch.nn.Sequential(*(torch.nn.Linear(128, 128) for _ in range(loop.layers)))
+        if loop.ddp:
+            self._model = DistributedDataParallel(self._model)
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-6)
         self._loader = DataLoader(TensorDataset(torch.randn(16 * 4000, 128)), batch_size=16)
         self._batches = iter(self._loader)
@@ -121,7 +126,7 @@ class Training:
 
 @contextmanager
 def attached(rank: int = 0, world_size: int = 2, *, device: bool = False) -> Iterator[None]:
-    """The hooks on. One process counts as one of two ranks: the end of its own backward is stamped as in a job."""
+    """The hooks on. One process counts as one of two ranks: with DDP the end of its own backward is stamped."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         ranks = {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
         if device:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -59,6 +60,9 @@ class CollectiveWatch(HotCollectives):
         self._append = clock.ring.appender(RecordKind.COLLECTIVE, CollectiveRecord.layout)
         self._recorded_step = self._recorded = 0
         self.installed = False
+        #: Called once DDP's reducer is at work in this process: it is C++, and waits at the end of backward.
+        self.on_reducer: Callable[[], None] | None = None
+        self._reducer_patch = Undo()
 
     def install(self) -> list[str]:
         """Hook into the process groups that are there and those to come; returns what could not be, one line each."""
@@ -69,7 +73,10 @@ class CollectiveWatch(HotCollectives):
         self.states[id(group)] = default
         self.watch(default)
         self._patches.try_all((("collectives", self._operations), ("waits for collectives", self._waits)))
-        return self._patches.unavailable
+        self._reducer_patch.try_all((("DDP's reducer", self._reducer),))
+        if self._reducer_patch.unavailable:
+            self._say_reducer()
+        return self._patches.unavailable + self._reducer_patch.unavailable
 
     def watch(self, default: GroupState) -> None:
         """From now on operations are counted; `default` is the whole job's group."""
@@ -78,6 +85,7 @@ class CollectiveWatch(HotCollectives):
 
     def remove(self) -> None:
         """Give torch back as it was."""
+        self._reducer_patch.remove()
         self._patches.remove()
 
     def _operations(self) -> None:
@@ -93,6 +101,25 @@ class CollectiveWatch(HotCollectives):
         distributed = importlib.import_module("torch.distributed")
         self._patches.replace("wait", (distributed.Work,), lambda original: wait_gate(original, self, True))
         self._patches.replace("_broadcast_coalesced", (distributed,), lambda original: wait_gate(original, self, False))
+
+    def _reducer(self) -> None:
+        reducer_type = importlib.import_module("torch.distributed").Reducer
+        self._reducer_patch.replace("prepare_for_backward", (reducer_type,), self._first_reducer)
+
+    def _first_reducer(self, original: Any) -> Any:
+        def prepare_for_backward(*arguments: Any, **keywords: Any) -> Any:
+            try:
+                self._reducer_patch.remove()
+                self._say_reducer()
+            except Exception as error:
+                self.give_up(error)
+            return original(*arguments, **keywords)
+
+        return prepare_for_backward
+
+    def _say_reducer(self) -> None:
+        if self.on_reducer is not None:
+            self.on_reducer()
 
     def meet(self, group: Any, name: str) -> GroupState:
         """A group that is used for the first time."""

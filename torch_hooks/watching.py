@@ -115,9 +115,12 @@ class Watching:
         elif command is Command.SNAPSHOT:
             clock.mark(MarkKind.DEGRADED, "memory snapshot: this device has no caching allocator")
         if not self._collectives.installed and process_group_is_there(sys.modules["torch"]):
+            self._collectives.on_reducer = self._stamp
             self._say_missing(self._collectives.install())
-            self.loop.stamps = self._world_size > 1
         self._say_missing(self._patches.look())
+
+    def _stamp(self) -> None:
+        self.loop.stamps = self._world_size > 1
 
     def _say_missing(self, lines: list[str]) -> None:
         for line in lines:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -160,6 +161,12 @@ def play(module: Any, calls: list[tuple[str, Any]], steps: list[int], *, device:
 def test_same_ring_for_the_same_calls(calls: list[tuple[str, Any]], steps: list[int], device: bool) -> None:
     """Whatever is called in whatever order, both write the same bytes and answer the same."""
     assert play(compiled(), calls, steps, device=device) == play(reference, calls, steps, device=device)
+
+
+@given(st.binary(max_size=400))
+def test_same_checksum(content: bytes) -> None:
+    """Of any length, by multiplication and by tables: what zlib says."""
+    assert compiled().crc32(content, True) == compiled().crc32(content, False) == zlib.crc32(content)
 
 
 class Device:

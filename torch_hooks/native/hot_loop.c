@@ -11,6 +11,13 @@ typedef struct {
     PyObject *quiet_iterator;   /* weak reference, or NULL or None */
     unsigned long thread;
     unsigned long long last_asked;
+    /* What dicts and attributes would tell of the usual step, without a look into them: whether `last_asked` is among the
+       training sources, and `turns` batches asked of it then, which are not in `asked` yet; the iterator seen last, and
+       its source. */
+    long long turns;
+    char trained_on;
+    PyObject *iterator; /* borrowed: only compared, while `quiet_iterator` says that it lives */
+    unsigned long long iterator_source;
     long long usual_backwards, optimizer_depth;
     char explicit, stamps, rule_settled, loader_seen, stepped, updated_in_backward, optimizer_seen, closure;
 } HotLoop;
@@ -91,6 +98,24 @@ static unsigned long long source_of(PyObject *iterator)
     return source;
 }
 
+/* Put `turns` into `asked`. */
+static int count_turns(HotLoop *self)
+{
+    if (self->turns == 0)
+        return 0;
+    PyObject *source = PyLong_FromUnsignedLongLong(self->last_asked);
+    PyObject *before = source == NULL ? NULL : PyDict_GetItemWithError(self->asked, source);
+    PyObject *count = NULL;
+    if (!PyErr_Occurred())
+        count = PyLong_FromLongLong((before == NULL ? 0 : PyLong_AsLongLong(before)) + self->turns);
+    int result = count == NULL ? -1 : PyDict_SetItem(self->asked, source, count);
+    Py_XDECREF(count);
+    Py_XDECREF(source);
+    if (result == 0)
+        self->turns = 0;
+    return result;
+}
+
 /* Whether the source is trained on, as far as is known: 1, 0, or -1 with an exception set. */
 static int count_asked(HotLoop *self, PyObject *source)
 {
@@ -124,17 +149,38 @@ static int is_quiet(HotLoop *self, PyObject *iterator)
 #endif
 }
 
-static int begin_data(HotLoop *self, PyObject *iterator)
+/* Count that a source was asked; whether it is trained on: 1, 0, or -1 with an exception set. */
+static int ask_source(HotLoop *self, unsigned long long source)
 {
-    unsigned long long source = source_of(iterator);
-    PyObject *number = source == 0 ? NULL : PyLong_FromUnsignedLongLong(source);
+    if (self->trained_on && source == self->last_asked) {
+        self->turns++;
+        return 1;
+    }
+    if (count_turns(self) < 0)
+        return -1;
+    PyObject *number = PyLong_FromUnsignedLongLong(source);
     if (number == NULL)
         return -1;
     int training = count_asked(self, number);
+    if (training >= 0) {
+        int known = PySet_Contains(self->training_sources, number);
+        self->trained_on = known > 0;
+        training = known < 0 ? -1 : training;
+        self->last_asked = source;
+    }
     Py_DECREF(number);
-    if (training < 0)
+    return training;
+}
+
+static int begin_data(HotLoop *self, PyObject *iterator)
+{
+    int quiet = is_quiet(self, iterator);
+    unsigned long long source = quiet && iterator == self->iterator ? self->iterator_source : source_of(iterator);
+    if (source == 0)
         return -1;
-    self->last_asked = source;
+    self->iterator = iterator;
+    self->iterator_source = source;
+    int training = ask_source(self, source);
     if (training > 0)
         training = ask(self->grad_enabled);
     if (training < 0)
@@ -145,9 +191,7 @@ static int begin_data(HotLoop *self, PyObject *iterator)
     int ended = self->stepped ? 1 : ended_without_optimizer(self);
     if (ended < 0 || (ended ? loop_end_step(self, DATA_WAIT) : enter(self, DATA_WAIT)) < 0)
         return -1;
-    if (is_quiet(self, iterator))
-        return 0;
-    return quiet_call(PyObject_CallMethodOneArg((PyObject *)self, name_look_into_loader, iterator));
+    return quiet ? 0 : quiet_call(PyObject_CallMethodOneArg((PyObject *)self, name_look_into_loader, iterator));
 }
 
 static PyObject *loop_data_begin(HotLoop *self, PyObject *iterator)
@@ -197,6 +241,12 @@ static PyObject *loop_data_end(HotLoop *self, PyObject *batch)
 /* Loaders that are asked in turn are trained on together; one asked oftener was evaluated on. */
 static int learn_sources(HotLoop *self)
 {
+    if (self->trained_on && PyDict_GET_SIZE(self->asked) == 0) {
+        self->turns = 0;
+        return 0;
+    }
+    if (count_turns(self) < 0)
+        return -1;
     PyObject *last = PyLong_FromUnsignedLongLong(self->last_asked), *sources = NULL;
     int known = last == NULL ? -1 : PySet_Contains(self->training_sources, last);
     if (known == 0) {
@@ -210,8 +260,10 @@ static int learn_sources(HotLoop *self)
             int same = PyObject_RichCompareBool(count, turns, Py_EQ);
             known = same < 0 || (same && PySet_Add(sources, source) < 0) ? -1 : 0;
         }
-        if (known == 0)
+        if (known == 0) {
             Py_SETREF(self->training_sources, Py_NewRef(sources));
+            self->trained_on = 0;
+        }
     }
     Py_XDECREF(sources);
     Py_XDECREF(last);
@@ -230,7 +282,7 @@ static int begin_backward(HotLoop *self)
         clock->backward_count++;
         self->closure = 0;
     }
-    if (PyDict_GET_SIZE(self->asked) > 0 && learn_sources(self) < 0)
+    if ((self->turns > 0 || PyDict_GET_SIZE(self->asked) > 0) && learn_sources(self) < 0)
         return -1;
     if (clock->phase == OTHER && clock->backward_count)
         clock->phase = FORWARD;
@@ -430,22 +482,42 @@ static PyObject *get_sources(HotLoop *self, void *Py_UNUSED(closure))
 
 static int set_sources(HotLoop *self, PyObject *value, void *Py_UNUSED(closure))
 {
+    self->trained_on = 0;
     return set_container(&self->training_sources, value, &PySet_Type);
 }
 
 static PyObject *get_asked(HotLoop *self, void *Py_UNUSED(closure))
 {
-    return Py_XNewRef(self->asked);
+    return count_turns(self) < 0 ? NULL : Py_XNewRef(self->asked);
 }
 
 static int set_asked(HotLoop *self, PyObject *value, void *Py_UNUSED(closure))
 {
+    self->turns = 0;
     return set_container(&self->asked, value, &PyDict_Type);
+}
+
+static PyObject *get_last_asked(HotLoop *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(self->last_asked);
+}
+
+static int set_last_asked(HotLoop *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    unsigned long long source = value == NULL ? 0 : PyLong_AsUnsignedLongLong(value);
+    if (value == NULL)
+        PyErr_SetString(PyExc_TypeError, "an identity is expected");
+    if (PyErr_Occurred() || count_turns(self) < 0)
+        return -1;
+    self->last_asked = source;
+    self->trained_on = 0;
+    return 0;
 }
 
 static PyGetSetDef computed[] = {
     {"training_sources", (getter)get_sources, (setter)set_sources, NULL, NULL},
     {"asked", (getter)get_asked, (setter)set_asked, NULL, NULL},
+    {"last_asked", (getter)get_last_asked, (setter)set_last_asked, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -462,7 +534,6 @@ static PyMemberDef members[] = {
     {"clock", T_OBJECT_EX, offsetof(HotLoop, clock), READONLY, NULL},
     {"give_up", T_OBJECT_EX, offsetof(HotLoop, give_up), READONLY, NULL},
     {"thread", T_ULONG, offsetof(HotLoop, thread), READONLY, NULL},
-    {"last_asked", T_ULONGLONG, offsetof(HotLoop, last_asked), 0, NULL},
     {"usual_backwards", T_LONGLONG, offsetof(HotLoop, usual_backwards), 0, NULL},
     {"optimizer_depth", T_LONGLONG, offsetof(HotLoop, optimizer_depth), 0, NULL},
     {"quiet_iterator", T_OBJECT, offsetof(HotLoop, quiet_iterator), 0, NULL},

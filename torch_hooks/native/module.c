@@ -28,7 +28,24 @@ int settle(int result, PyObject *give_up)
     return result;
 }
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1};
+/* For tests: crc32(bytes, may_multiply). */
+static PyObject *module_crc32(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    const char *bytes;
+    Py_ssize_t size;
+    int may_multiply;
+    if (!PyArg_ParseTuple(arguments, "y#p", &bytes, &size, &may_multiply))
+        return NULL;
+    prepare_crc(may_multiply);
+    uint32_t crc = crc32_of((const unsigned char *)bytes, (size_t)size);
+    prepare_crc(1);
+    return PyLong_FromUnsignedLong(crc);
+}
+
+static PyMethodDef functions[] = {{"crc32", module_crc32, METH_VARARGS, NULL}, {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__native(void)
 {
@@ -41,7 +58,7 @@ PyMODINIT_FUNC PyInit__native(void)
         {"backward_gate", &BackwardGateType}, {"collate_gate", &CollateGateType},
         {"HotCollectives", &HotCollectivesType}, {"operation_gate", &OperationGateType}, {"wait_gate", &WaitGateType},
     };
-    fill_crc_table();
+    prepare_crc(1);
     PyObject *made = PyModule_Create(&module);
     PyObject *layouts = Py_BuildValue("(iii)", 8 * STEP_FIELDS, 8 * DEVICE_FIELDS, (int)sizeof(GroupFields));
     int result = made == NULL || layouts == NULL ? -1 : PyModule_AddObjectRef(made, "LAYOUTS", layouts);

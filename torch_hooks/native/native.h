@@ -148,6 +148,8 @@ void group_append(Ring *ring, const GroupState *state, long long step, long long
                   long long wait_ns, int on_device, int unseen, long long first, long long last);
 /* The states of a list of groups, or NULL with an exception set where it is none. */
 GroupState *group_at(PyObject *states, Py_ssize_t at);
-void fill_crc_table(void);
+/* CRC-32 as zlib's. Before the first: `may_multiply` where the processor's own instructions may be used. */
+void prepare_crc(int may_multiply);
+uint32_t crc32_of(const unsigned char *bytes, size_t size);
 
 #endif

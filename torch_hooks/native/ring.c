@@ -6,39 +6,6 @@
 #include "native.h"
 #include <string.h>
 
-static uint32_t crc_table[8][256];
-
-void fill_crc_table(void)
-{
-    for (uint32_t byte = 0; byte < 256; byte++) {
-        uint32_t value = byte;
-        for (int bit = 0; bit < 8; bit++)
-            value = value & 1 ? value >> 1 ^ 0xEDB88320u : value >> 1;
-        crc_table[0][byte] = value;
-    }
-    for (uint32_t byte = 0; byte < 256; byte++)
-        for (int at = 1; at < 8; at++)
-            crc_table[at][byte] = crc_table[at - 1][byte] >> 8 ^ crc_table[0][crc_table[at - 1][byte] & 0xFF];
-}
-
-/* CRC-32 as zlib's, eight bytes a turn. */
-static uint32_t crc32_of(const unsigned char *bytes, size_t size)
-{
-    uint32_t crc = 0xFFFFFFFFu;
-    for (; size >= 8; size -= 8, bytes += 8) {
-        uint32_t low, high;
-        memcpy(&low, bytes, 4);
-        memcpy(&high, bytes + 4, 4);
-        low ^= crc;
-        crc = crc_table[7][low & 0xFF] ^ crc_table[6][low >> 8 & 0xFF] ^ crc_table[5][low >> 16 & 0xFF] ^
-              crc_table[4][low >> 24] ^ crc_table[3][high & 0xFF] ^ crc_table[2][high >> 8 & 0xFF] ^
-              crc_table[1][high >> 16 & 0xFF] ^ crc_table[0][high >> 24];
-    }
-    while (size--)
-        crc = crc >> 8 ^ crc_table[0][(crc ^ *bytes++) & 0xFF];
-    return ~crc;
-}
-
 int ring_open(Ring *ring, PyObject *writer)
 {
     PyObject *mapped = PyObject_GetAttrString(writer, "mapped");
