@@ -64,6 +64,8 @@ class Answer:
 
     watched: Watched
     result: ProbeResult
+    #: When it came.
+    at_ns: int
     took_ns: int
     cpu_ns: int
     #: How many devices were asked; 0 where they are not told apart.
@@ -154,12 +156,12 @@ class Lane:
                 # Whatever it is, SystemExit too: this thread reads for others as well.
                 results, raised = [ProbeResult()] * len(together), error
             self.running = None
-            took = self.clock.monotonic_ns() - began
+            ended = self.clock.monotonic_ns()
             # What was read together is shared out evenly; what helpers spent is known by group.
             own = (cpu_ns() - cpu) // len(together)
             for one, result in zip(together, results, strict=True):
                 cost = own + result.helper_cpu_ns
-                self.answers.put(Answer(one.watched, result, took, cost, _devices_of(one), raised))
+                self.answers.put(Answer(one.watched, result, ended, ended - began, cost, _devices_of(one), raised))
                 self._done += 1
             if any(result.events for result in results):
                 self.news()

@@ -110,7 +110,7 @@ class Agent:
                 wait = min(wait, _HURRIED_NS)
             self._wait(max(0, wait))
             now = self._clock.monotonic_ns()
-            self._take(self._scheduler.tick())
+            self._take(self._scheduler.take())
             for job in self.jobs:
                 if job.hurrying:
                     job.look()
@@ -121,6 +121,8 @@ class Agent:
                 self._watch_processes()
                 self._housekeeping(now)
                 each_round()
+            # Last: what reads them would only wait for this thread, and this one for it.
+            self._scheduler.start_due()
         self.finish()
 
     def _wait(self, wait_ns: int) -> None:

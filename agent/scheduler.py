@@ -148,11 +148,20 @@ class Scheduler:
 
     def tick(self) -> Tick:
         """Start what is due, and take what has come."""
-        tick = Tick()
+        self.start_due()
+        return self.take()
+
+    def start_due(self) -> None:
+        """Start what is due."""
         now = self._clock.monotonic_ns()
         for task in self._tasks:
             if task.due_ns <= now:
                 self._start(task, now)
+
+    def take(self) -> Tick:
+        """Take what has come, and say what has not by its deadline."""
+        tick = Tick()
+        now = self._clock.monotonic_ns()
         for name in list(self._lanes):
             self._watch(name, now, tick)
         while True:
@@ -228,7 +237,7 @@ class Scheduler:
             # A driver's calls for one device hold up the job on it, where they hold up anybody.
             held_ns = max(held_ns, answer.result.driver_ns // max(1, answer.devices))
             pause = max(int(answer.cpu_ns / (budget * GROUP_SHARE)), held_ns * _LANE_SHARE)
-            watched.rest_until_ns = now + min(pause, LONGEST_PERIOD_NS)
+            watched.rest_until_ns = answer.at_ns + min(pause, LONGEST_PERIOD_NS)
         tick.readings += answer.result.readings
         tick.events += answer.result.events
         # A probe says what is wrong once, and then is silent; a group is well when it brings readings, or when it

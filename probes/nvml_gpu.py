@@ -28,6 +28,7 @@ from rankscope.probes.nvml_gpm import GpmWindow, require_gpm
 from rankscope.probes.nvml_structures import (
     FabricInfo,
     Margin,
+    Memory,
     OlderFabricInfo,
     ProcessInfo,
     ProcessUtilization,
@@ -36,6 +37,7 @@ from rankscope.probes.nvml_structures import (
     SramEcc,
     Temperature,
     Uptime,
+    Utilization,
 )
 
 _GRAPHICS_SENSOR = 0  # NVML_TEMPERATURE_GPU
@@ -57,7 +59,7 @@ class NvmlDevice:
         self.uuid = uuid
         self._gpm: GpmWindow | None = None
         # Version 1 counts the driver's reserve as used.
-        self._memory = Question(library, "nvmlDeviceGetMemoryInfo_v2", pynvml.c_nvmlMemory_v2_t(pynvml.nvmlMemory_v2))
+        self._memory = Question(library, "nvmlDeviceGetMemoryInfo_v2", Memory.fresh())
 
     def memory(self) -> tuple[int, int, int]:
         info = self._memory.ask(self.handle)
@@ -127,7 +129,7 @@ class NvmlGpu(NvmlDevice):
         self._mig: dict[str, NvmlMig] = {}
         self._capacity: dict[int, int] = {}
         self._fabric_version: type[FabricInfo] | type[OlderFabricInfo] = FabricInfo
-        self._utilization = Question(library, "nvmlDeviceGetUtilizationRates", pynvml.c_nvmlUtilization_t())
+        self._utilization = Question(library, "nvmlDeviceGetUtilizationRates", Utilization())
         self._clocks = {
             kind: Question(library, "nvmlDeviceGetClockInfo", ctypes.c_uint(), ctypes.c_uint(kind))
             for kind in (_SM_CLOCK, _MEMORY_CLOCK)

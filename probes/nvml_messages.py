@@ -32,11 +32,19 @@ def sample_message(gpu: int, group: str, time_ns: int, sample: GpuSample) -> Mes
         for device, metric, value in sample.parts:
             parts.setdefault(device, {})[metric] = value
         message["parts"] = parts
-    if series := {metric: list(zip(*points, strict=True)) for metric, points in sample.series.items() if points}:
-        message["series"] = series
-    for name in ("seen", "overruns", "facts", "outcomes", "down", "latency_us"):
-        if value := getattr(sample, name):
-            message[name] = value
+    if sample.series:
+        of_metric = {metric: list(zip(*points, strict=True)) for metric, points in sample.series.items() if points}
+        message["series"] = of_metric
+    if sample.seen:
+        message["seen"], message["overruns"] = sample.seen, sample.overruns
+    if sample.facts:
+        message["facts"] = sample.facts
+    if sample.outcomes:
+        message["outcomes"] = sample.outcomes
+    if sample.down:
+        message["down"] = sample.down
+    if sample.latency_us:
+        message["latency_us"] = sample.latency_us
     return message
 
 

@@ -85,10 +85,11 @@ class GpuReaders:
         self._leader.start()
 
     def _work(self) -> None:
+        me = threading.current_thread()
         accounted_ns = time.thread_time_ns()
         # The one before may have left GPUs behind that were asked for too, and what it had read of others.
         while True:
-            accounted_ns, leads = self._serve(accounted_ns)
+            accounted_ns, leads = self._serve(me, accounted_ns)
             if not leads:
                 return
             data = os.read(self._requests, 65536)
@@ -106,13 +107,13 @@ class GpuReaders:
                 if gpu is not None and not gpu.down:
                     gpu.asked.append((request["group"], seen.get(str(index))))
 
-    def _serve(self, accounted_ns: int) -> tuple[int, bool]:
+    def _serve(self, me: threading.Thread, accounted_ns: int) -> tuple[int, bool]:
         """Answer all that is asked; (CPU time of this thread accounted for, whether it still leads)."""
         gpu: _Gpu | None = None
         timed = False
         while True:
             with self._lock:
-                leads = self._leader is threading.current_thread()
+                leads = self._leader is me
                 gpu, asked = self._next(gpu, leads=leads)
                 if leads:
                     self._since_ns = None if gpu is None else time.monotonic_ns()
@@ -121,7 +122,7 @@ class GpuReaders:
             if leads and not timed:
                 timed = True
                 signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, PATIENCE_S)
-            accounted_ns = self._read(gpu, asked, accounted_ns)
+            accounted_ns = self._read(me, gpu, asked, accounted_ns)
         if leads:
             if timed:
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -140,19 +141,20 @@ class GpuReaders:
         gpu.busy = True
         return gpu, gpu.asked.pop(0)
 
-    def _read(self, gpu: _Gpu, asked: _Asked, accounted_ns: int) -> int:
+    def _read(self, me: threading.Thread, gpu: _Gpu, asked: _Asked, accounted_ns: int) -> int:
         group, seen = asked
         before = time.monotonic_ns()
         sample = gpu.reader.read(group, before) if seen is None else gpu.reader.read(group, before, seen)
         message = sample_message(gpu.index, group, (before + time.monotonic_ns()) // 2, sample)
         # With what it took to send the messages before, and to wake up for this one.
         cpu_ns = time.thread_time_ns()
-        packed = pack(message | {"cpu_ns": cpu_ns - accounted_ns})
+        message["cpu_ns"] = cpu_ns - accounted_ns
+        packed = pack(message)
         with self._lock:
             if sample.down is not None:
                 gpu.down = True
                 gpu.asked.clear()
-            leads = self._leader is threading.current_thread()
+            leads = self._leader is me
             if leads:
                 self._packed.append(packed)
         if not leads:

@@ -59,6 +59,25 @@ class Uptime(ctypes.Structure):
     _fields_ = (("seconds", c_uint),)
 
 
+class Utilization(ctypes.Structure):
+    """nvmlUtilization_t: per cent of the time."""
+
+    _fields_ = (("gpu", c_uint), ("memory", c_uint))
+
+
+class Memory(Versioned):
+    """nvmlMemory_v2_t."""
+
+    NUMBER = 2
+    _fields_ = (
+        ("version", c_uint),
+        ("total", c_ulonglong),
+        ("reserved", c_ulonglong),
+        ("free", c_ulonglong),
+        ("used", c_ulonglong),
+    )
+
+
 class Temperature(Versioned):
     """nvmlTemperature_v1_t."""
 
@@ -240,6 +259,8 @@ C_NAMES: dict[str, type[ctypes.Structure]] = {
     "nvmlGpuUptime_v1_t": Uptime,
     "nvmlMarginTemperature_v1_t": Margin,
     "nvmlTemperature_v1_t": Temperature,
+    "nvmlUtilization_t": Utilization,
+    "nvmlMemory_v2_t": Memory,
     "nvmlGpuFabricInfo_v3_t": FabricInfo,
     "nvmlGpuFabricInfo_v2_t": OlderFabricInfo,
     "nvmlEccSramErrorStatus_v1_t": SramEcc,
