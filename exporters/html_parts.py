@@ -197,8 +197,8 @@ def not_seen(verdict: Verdict) -> str:
     """What this verdict could not look at."""
     if not verdict.not_seen:
         return ""
-    lines = "; ".join(f"<bdi>{text(line)}</bdi>" for line in verdict.not_seen)
-    return f'<p class="unseen-line"><b>Not seen in this run:</b> {lines}.</p>'
+    lines = f'<ul class="plain unseen">{_items(verdict.not_seen)}</ul>'
+    return f'<div class="unseen-line"><b>Not seen in this run</b>{lines}</div>'
 
 
 def ranks(shown: Sequence[RankSummary], total: int) -> str:

@@ -22,6 +22,8 @@ RANK_ROWS = 16
 FULL_FINDINGS = 3
 #: Ranks that stopped, with a line each.
 STATES = 6
+#: Things of a list that stand in one line; more get a line each.
+IN_A_LINE = 2
 #: Attempts with a line each.
 ATTEMPTS = 6
 
@@ -194,4 +196,7 @@ def _line(name: str, text: str) -> Text:
 
 
 def _list(name: str, lines: tuple[str, ...], colour: str) -> Text:
-    return Text.assemble((f"{name}: ", f"bold {colour}"), "; ".join(wording.visible(line) for line in lines))
+    shown = [wording.visible(line) for line in lines]
+    # Many in one paragraph are read by nobody.
+    told = "; ".join(shown) if len(shown) <= IN_A_LINE else "".join(f"\n  - {line}" for line in shown)
+    return Text.assemble((f"{name}:", f"bold {colour}"), told if told[:1] == "\n" else f" {told}")

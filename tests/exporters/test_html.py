@@ -162,7 +162,7 @@ def test_findings_read_without_a_script() -> None:
         "device-compute",
         "memory temperature: not offered by this GPU",
         "Checkpoint stall",
-        "Not seen in this run: kernel log: permission denied",
+        "Not seen in this run kernel log: permission denied",
         "Ranks",
         "Timeline",
         "Cost of watching: agent 0.41 % of one core",
