@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ _FORWARDED = (
     signal.SIGUSR2,
 )
 _MINDED = frozenset({*_FORWARDED, signal.SIGCHLD})
+#: What a terminal's keys send.
+_KEYS = (signal.SIGINT, signal.SIGQUIT)
 #: si_code of a signal that the kernel raised itself: by a terminal's keys, to the whole foreground group (SI_KERNEL).
 _FROM_KERNEL = 0x80
 #: Python ignores these; a job expects them at their defaults.
@@ -49,6 +52,10 @@ def has_terminal() -> bool:
     except OSError:
         return False
     return True
+
+
+def _send_to_main_thread(number: int, _frame: object) -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 class AgentProcess:
@@ -140,22 +147,36 @@ class Supervisor:
             # First the children: a signal may have come before this wait began.
             pid, status = os.waitpid(self.job, os.WNOHANG)
             if pid:
+                self._take_late_signals()
                 return status
             self._look_after_agent()
-            self._take_signal(0.5)
+            found = signal.sigtimedwait(_MINDED, 0.5)
+            if found is not None and found.si_signo != signal.SIGCHLD:
+                self._pass_on(found)
             self.tick()
 
-    def _take_signal(self, seconds: float) -> None:
-        found = signal.sigtimedwait(_MINDED, seconds)
-        if found is None or found.si_signo == signal.SIGCHLD:
-            return
+    def _take_late_signals(self) -> None:
+        """What came before its end was noticed was for the job: a Ctrl-C among it does not ask the agent to hurry."""
+        while (found := signal.sigtimedwait(_MINDED, 0)) is not None:
+            if found.si_signo != signal.SIGCHLD:
+                self._note(found)
+
+    def _note(self, found: signal.struct_siginfo) -> bool:
+        """Remember a signal; returns whether the kernel gave it to the whole foreground group, the job included."""
         keys = found.si_code == _FROM_KERNEL
+        if not self.own_group and found.si_pid == os.getpid() and found.si_signo in _KEYS:
+            # Another thread took it, and what the kernel said of it is gone: at a terminal such signals are typed.
+            keys = True
         sender = "" if keys else process_name(found.si_pid)
         self.passed_on.append(JobSignal(found.si_signo, time.monotonic_ns(), found.si_pid, sender, keys))
+        return keys
+
+    def _pass_on(self, found: signal.struct_siginfo) -> None:
+        keys = self._note(found)
         try:
             if self.own_group:
                 os.killpg(self.job, found.si_signo)
-            elif found.si_code != _FROM_KERNEL:
+            elif not keys:
                 os.kill(self.job, found.si_signo)
         except ProcessLookupError:
             # It has just ended; the next wait takes it.
@@ -195,14 +216,28 @@ class Supervisor:
 
 
 class SignalsHeld:
-    """Blocks what the supervisor minds in the calling thread, for as long as the context lasts."""
+    """Blocks what the supervisor minds in the main thread, which calls this, for as long as the context lasts.
+
+    A thread that a library started before (numpy's linear algebra does) has them unblocked, so that the kernel gives it
+    those that come while the main thread does not wait for any: what it takes is sent on to the main thread.
+    """
 
     def __enter__(self) -> SignalsHeld:
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _MINDED)
+        # What is ignored stays so: an ignored signal is ignored by the job too, a handled one is not.
+        self._handlers = {
+            number: handler
+            for number in _FORWARDED
+            if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+        }
+        for number in self._handlers:
+            signal.signal(number, _send_to_main_thread)
         return self
 
     def __exit__(self, *_: object) -> None:
         # What came while nobody waited for it was meant for a job that is over: only a Ctrl-C still counts.
         while (found := signal.sigtimedwait(_MINDED - {signal.SIGINT}, 0)) is not None:
             del found
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
