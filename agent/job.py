@@ -207,7 +207,8 @@ class WatchedJob:
             self._add_events(self._windows.check(self.watcher.ranks))
             self._take_timed()
         self._take_findings(now)
-        if now >= self._commit_due_ns:
+        # Of the rounds the nearest: the next may be a whole one too late, where this is a moment early.
+        if now + int(self._settings.rings.poll_seconds * _SECOND_NS) // 2 >= self._commit_due_ns:
             self._commit_due_ns = now + int(self._settings.recording.commit_seconds * _SECOND_NS)
             self.commit()
 

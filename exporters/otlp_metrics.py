@@ -77,7 +77,7 @@ def series_attributes(metric: str, device: str) -> dict[str, Scalar]:
 class _Exported:
     """One series as it goes out."""
 
-    metric: Metric
+    counter: bool
     writer: PointWriter
     #: Of a counter: CLOCK_MONOTONIC ns of the start of the series, or as deltas of the next point; its last value.
     began_ns: int | None = None
@@ -107,7 +107,7 @@ class ReadingsEncoder:
         """Take these as exported already."""
         for reading in readings:
             series = self._series_of(reading.metric, reading.device)
-            if series is not None and series.metric.counter:
+            if series is not None and series.counter:
                 series.began_ns = series.heard_ns = reading.time_ns
                 series.last = reading.value
 
@@ -123,13 +123,16 @@ class ReadingsEncoder:
         last_ns = wall_ns = -1
         for metric, value, time_ns, device in readings:
             key = (metric, device)
-            series = known[key] if key in known else self._series_of(metric, device)
+            try:
+                series = known[key]
+            except KeyError:
+                series = self._series_of(metric, device)
             if series is None:
                 continue
             series.heard_ns = time_ns
             if time_ns != last_ns:
                 last_ns, wall_ns = time_ns, to_wall_ns(time_ns)
-            if series.metric.counter:
+            if series.counter:
                 point = self._counted(series, time_ns, wall_ns, value)
                 if point is None:
                     continue
@@ -163,7 +166,7 @@ class ReadingsEncoder:
         if key not in self._series:
             known = metric_named(metric)
             writer = PointWriter(key_values(series_attributes(metric, device)), since=known.counter)
-            self._series[key] = None if known.recorded_only else _Exported(known, writer)
+            self._series[key] = None if known.recorded_only else _Exported(known.counter, writer)
         return self._series[key]
 
     def _counted(self, series: _Exported, time_ns: int, wall_ns: int, value: float) -> bytes | None:
