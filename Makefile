@@ -28,7 +28,7 @@ demo: install ## a distributed job on this machine with a fault, watched
 	$(BIN)/rankscope demo
 
 test: install ## the tests: side by side where they do not watch the clock, then the others one by one
-	$(BIN)/python -m pytest -m "not verify and not alone" --numprocesses 2
+	$(BIN)/python -m pytest -m "not verify and not alone" --numprocesses 3 --dist worksteal
 	$(BIN)/python -m pytest -m "not verify and alone"
 
 check: lint test ## format, lint, types, import contracts, generated files, tests

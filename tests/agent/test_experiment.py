@@ -193,7 +193,7 @@ def test_a_knob_that_slows_the_step_is_found(tmp_path: Path, places: dict[str, s
     slow = tmp_path / "slow"
     status, out, err = run(
         "run", "--on", f"touch {slow}", "--off", f"rm -f {slow}", "--window-steps", 5, "--settle-steps", 1,
-        "--max-blocks", 40, "--json", "-", "--", sys.executable, FAKE_RANK, "steps=1200", "step_ms=4",
+        "--max-blocks", 40, "--json", "-", "--", sys.executable, FAKE_RANK, "steps=600", "step_ms=8",
         f"slow_file={slow}", environ=places,
     )  # fmt: skip
     assert status == 0, err

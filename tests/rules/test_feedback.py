@@ -40,7 +40,7 @@ def test_a_loop_is_found_with_gain_and_delay(seed: int) -> None:
     assert found.gain.low < 0.3 < found.gain.high
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.verify) for seed in (2, 3))])
 @pytest.mark.parametrize(("forward", "common"), [(0.0, 0.0), (0.0, 0.3), (0.6, 0.0)])
 def test_what_looks_like_one_is_not_called_one(seed: int, forward: float, common: float) -> None:
     """A shared daily cycle, a common driver, and a cause that drives an effect which never comes back."""
