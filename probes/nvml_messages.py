@@ -1,4 +1,4 @@
-"""Messages between the agent and its NVML helper: JSON objects, each behind its length in bytes.
+"""Messages between the agent and its NVML helper: maps in MessagePack, each behind its length in bytes.
 
 To the helper: {"group", "gpus": [index], "seen": {index: [us]}}, the last for the sample buffers alone. From it, told
 apart by "kind": hello {driver, gpus: [identity], unreachable: [[index, code, text]]}, failed {outcome, reason}, sample
@@ -64,7 +64,7 @@ def event_message(event: GpuEvent, time_ns: int) -> Message:
 
 def pack(message: Message) -> bytes:
     """A message as it travels."""
-    body = msgspec.json.encode(message)
+    body = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
@@ -86,8 +86,8 @@ class Unpacker:
             if len(self._pending) < end:
                 break
             try:
-                message = msgspec.json.decode(self._pending[_LENGTH.size : end])
-            except msgspec.DecodeError as error:
+                message = msgspec.msgpack.decode(self._pending[_LENGTH.size : end])
+            except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
                 raise ProbeError(f"no message: {error}", where="NVML helper") from None
             if not isinstance(message, dict):
                 raise ProbeError("no message: not an object", where="NVML helper")

@@ -105,7 +105,7 @@ class GpuReaders:
             for index in request["gpus"]:
                 gpu = self._gpus.get(index)
                 if gpu is not None and not gpu.down:
-                    gpu.asked.append((request["group"], seen.get(str(index))))
+                    gpu.asked.append((request["group"], seen.get(index)))
 
     def _serve(self, me: threading.Thread, accounted_ns: int) -> tuple[int, bool]:
         """Answer all that is asked; (CPU time of this thread accounted for, whether it still leads)."""
