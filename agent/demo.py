@@ -82,7 +82,8 @@ def run_scenario(
     library = build(cache_directory())
     ranks = scenario.workload.ranks
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "rankscope.simulator.rank"]
+    # Else torchrun makes a directory for its logs and leaves it.
+    command += ["--log-dir", str(directory / "torchrun"), "-m", "rankscope.simulator.rank"]
     # The node's threads are started with the supervisor's signals blocked, so that those reach the main thread only.
     with SignalsHeld():
         node = SimulatedNode(scenario, directory).__enter__()

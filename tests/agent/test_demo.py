@@ -109,6 +109,8 @@ def test_ctrl_c_ends_the_demo_with_a_verdict_and_no_process_left(environment, tm
     assert "job ddp" in output, output
     assert "Traceback" not in output
     assert (tmp_path / "page.html").exists()
+    # Temporary files of its own, of the recording, and of torchrun.
+    assert not [path for pattern in ("rankscope*", "torchelastic*") for path in tmp_path.glob(pattern)]
     assert _until(lambda: not _marked(mark, ""), 10), _marked(mark, "")
 
 

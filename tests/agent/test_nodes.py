@@ -121,6 +121,7 @@ def run_job(place: Path, trouble: Trouble, *, count: int = 3, steps: int = STEPS
                 torchrun = [
                     *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(count), "--nproc-per-node", "1"),
                     *("--node-rank", str(node), "--master-addr", address_of(0), "--master-port", "29500"),
+                    *("--log-dir", str(place / f"logs{node}")),
                 ]
                 command = [*MAIN, "run", "--job", "many", "--", *torchrun, JOB, str(steps), str(TROUBLE), str(reached)]
                 output = (place / f"output{node}").open("wb")

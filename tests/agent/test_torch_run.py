@@ -43,6 +43,7 @@ def test_torchrun_is_watched_without_a_change(tmp_path: Path) -> None:
     watched = [sys.executable, "-c", "from rankscope.agent.cli import main; main()", "run"]
     watched += ["--json", str(tmp_path / "verdict.json"), "--"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun += ["--log-dir", str(tmp_path / "logs")]
     done = subprocess.run(
         [*watched, *torchrun, str(tmp_path / "train.py")], env=environ, capture_output=True, text=True, timeout=120
     )

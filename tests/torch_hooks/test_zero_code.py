@@ -52,6 +52,7 @@ def script(tmp_path: Path, body: str, context: str = "None") -> str:
 def test_ranks_of_torchrun(tmp_path: Path) -> None:
     """Every rank of torchrun has one ring with its identity and steps; the launcher has none; own and wait differ."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun += ["--log-dir", str(tmp_path / "logs")]
     command = [*torchrun, str(SCRIPT), "--steps", "8"]
     rings, _ = run(command, tmp_path / "rings")
     assert sorted(ring.header.identity.rank for ring in rings) == [0, 1]
