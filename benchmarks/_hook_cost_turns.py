@@ -64,18 +64,20 @@ def swapped(attached: AbstractContextManager[None]) -> Iterator[Callable[[bool],
 
 def measure(step: Callable[[], Cost], put: Callable[[bool], None], chunks: int) -> dict[str, Any]:
     """{"plain": ns, "hooks": (extra ns, low, high) as Cost of triples, "null": likewise}, intervals at 95 %."""
-    found = [_chunk(step, put) for _ in range(chunks)]
-    plain = statistics.fmean(cost.wall for chunk in found for cost in chunk["plain"])
-    told: dict[str, Any] = {"plain": plain}
+    chance = random.Random(1)
+    found = [chunk_of_steps(step, put, chance) for _ in range(chunks)]
+    told: dict[str, Any] = {"plain": statistics.fmean(cost.wall for chunk in found for cost in chunk["plain"])}
     for state in ("hooks", "null"):
         told[state] = Cost(*(_interval(found, state, field) for field in Cost._fields))
     return told
 
 
-def _chunk(step: Callable[[], Cost], put: Callable[[bool], None]) -> dict[str, list[Cost]]:
-    """What the steps of a chunk took, by state."""
+def chunk_of_steps(
+    step: Callable[[], Cost], put: Callable[[bool], None], chance: random.Random
+) -> dict[str, list[Cost]]:
+    """What the steps of a chunk took, by state, in the order that `chance` gives."""
     order = list(STATES) * CHUNK
-    random.shuffle(order)
+    chance.shuffle(order)
     chunk: dict[str, list[Cost]] = {state: [] for state in STATES}
     for state in order:
         put(state == "hooks")
@@ -84,13 +86,22 @@ def _chunk(step: Callable[[], Cost], put: Callable[[bool], None]) -> dict[str, l
 
 
 def _interval(found: list[dict[str, list[Cost]]], state: str, field: str) -> tuple[float, float, float]:
-    """What `state` takes longer than plain, and its interval as resampled over chunks."""
-    chunks = []
-    for chunk in found:
-        usual = statistics.median(getattr(cost, field) for costs in chunk.values() for cost in costs)
-        chunks.append([[getattr(cost, field) - usual for cost in chunk[each]] for each in (state, "plain")])
-    differences = sorted(_difference(random.choices(chunks, k=len(chunks))) for _ in range(1000))
-    return _difference(chunks), differences[25], differences[974]
+    """What `state` takes longer than plain, with its interval."""
+    chunks = [{each: [getattr(cost, field) for cost in costs] for each, costs in chunk.items()} for chunk in found]
+    first, *resampled = differences(chunks, state)
+    resampled.sort()
+    return first, resampled[25], resampled[974]
+
+
+def differences(chunks: list[dict[str, list[float]]], state: str) -> list[float]:
+    """What `state` takes longer than plain, and then the same of a thousand samples of chunks."""
+    apart = []
+    for chunk in chunks:
+        # Chunks are laid on each other by their usual step: what the machine does meanwhile is no difference.
+        usual = statistics.median(value for values in chunk.values() for value in values)
+        apart.append([[value - usual for value in chunk[each]] for each in (state, "plain")])
+    samples = [apart] + [random.choices(apart, k=len(apart)) for _ in range(1000)]
+    return [_difference(sample) for sample in samples]
 
 
 def _difference(chunks: list[list[list[float]]]) -> float:

@@ -209,7 +209,7 @@ def table(step_ms: float, chunks: int, quartets: int, steps: int, cold_bytes: in
 def main() -> None:
     """Measure and print, or write into the document."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--chunks", type=int, default=300, help="of 60 steps, for each loop by turns")
+    parser.add_argument("--chunks", type=int, help="of 60 steps: 300 for each loop by turns, or 50 of a job")
     parser.add_argument("--quartets", type=int, help="of blocks, of each kind")
     parser.add_argument("--step-ms", type=float, help="length of a step (2, or 100 for a job)")
     parser.add_argument("--steps", type=int, help="steps a block")
@@ -225,15 +225,13 @@ def main() -> None:
         import _hook_cost_ranks
 
         lines[0] = lines[0].removesuffix(f"; {unit}:") + ":"
-        lines += _hook_cost_ranks.measure(
-            arguments.ranks, arguments.step_ms or 100.0, arguments.quartets or 25, arguments.steps or 6
-        )
+        lines += _hook_cost_ranks.measure(arguments.ranks, arguments.step_ms or 100.0, arguments.chunks or 50)
     else:
         with tempfile.TemporaryDirectory() as store:
             torch.distributed.init_process_group("gloo", init_method=f"file://{store}/store", rank=0, world_size=1)
             lines += table(
                 arguments.step_ms or 2.0,
-                arguments.chunks,
+                arguments.chunks or 300,
                 arguments.quartets or 60,
                 arguments.steps or 25,
                 arguments.cold_mb << 20,
