@@ -35,14 +35,11 @@ class KeptReadings:
             else:
                 del self._series[number]
 
-    @property
-    def empty(self) -> bool:
-        """Whether all is still to be read."""
-        return self._newest_ns is None
-
     def add(self, number: int, times_ns: Sequence[int], values: Sequence[float]) -> None:
         """The readings of a series since `missing_since`, one at least, in order."""
-        kept = self._series.setdefault(number, Series(array("q"), array("d")))
+        kept = self._series.get(number)
+        if kept is None:
+            kept = self._series[number] = Series(array("q"), array("d"))
         kept.times_ns.extend(times_ns)
         kept.values.extend(values)
         self.read += len(times_ns)

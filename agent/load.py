@@ -333,18 +333,17 @@ class _Reader:
 
     def _read_readings(self, numbers: Collection[int], since: int, kept: KeptReadings) -> None:
         """Readings of known series, in the order in which they lie: of each series that is the order of time."""
-        names = ("series_id", "time_ns", "value")
-        found: dict[int, tuple[array[int], array[float]]] = {}
-        for rows in self._chunks(names, "readings WHERE time_ns >= ?", (since,)):
+        for rows in self._chunks(("series_id", "time_ns", "value"), "readings WHERE time_ns >= ?", (since,)):
+            found: dict[int, tuple[list[int], list[float]]] = {}
             for number, time_ns, value in rows:
                 columns = found.get(number)
                 if columns is None:
-                    columns = found[number] = array("q"), array("d")
+                    columns = found[number] = [], []
                 columns[0].append(time_ns)
                 columns[1].append(value)
-        for number, (times, values) in found.items():
-            if number in numbers:
-                kept.add(number, times, values)
+            for number, (times, values) in found.items():
+                if number in numbers:
+                    kept.add(number, times, values)
 
     def events(self) -> None:
         names = ("kind", "time_ns", "text", "severity", "device", "rank AS told_rank", "attributes")
