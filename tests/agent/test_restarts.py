@@ -110,7 +110,6 @@ def restarts(directory: Path, *words: str, blocks: int = 2, limit_seconds: float
     return ran, said
 
 
-@pytest.mark.alone
 def test_every_window_is_a_run_of_its_own(tmp_path: Path) -> None:
     """Two runs that do not count, then two a block, each with its value; a job without end is ended."""
     pid_file = tmp_path / "pid"
@@ -124,7 +123,6 @@ def test_every_window_is_a_run_of_its_own(tmp_path: Path) -> None:
     assert not Path(f"/proc/{pid_file.read_text()}").exists()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("words", "limit_seconds", "status", "said"),
     [
@@ -157,7 +155,6 @@ def run(*words: object, shm: Path) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.alone
 def test_a_value_the_job_cannot_run_with_is_named(tmp_path: Path) -> None:
     """The command ends with that run's status, its last lines and the value; as JSON too."""
     status, out, err = run(
