@@ -167,6 +167,6 @@ def _judge(told: Restarted, status: int, recording: Path, say: Callable[[str], N
             told.broken.append(f"{name}: {before} after {first.restarts}, {after} at last")
     if last.rings > _BATCH + MAX_GONE:
         told.broken.append(f"{last.rings} files in the ring directory")
-    more = last.agent.pss_bytes - first.agent.pss_bytes
+    more = last.agent.own_bytes - first.agent.own_bytes
     if more > MORE_BYTES + told.restarts * BYTES_A_RESTART:
         told.broken.append(f"{more} bytes more than after {first.restarts} restarts")
