@@ -10,6 +10,8 @@ from rankscope.window import Series
 
 #: A reading is written no later than this after others that were taken after it: probes' deadlines are shorter.
 _LATE_NS = 30 * 10**9
+#: Readings kept at most, 16 bytes each: twice what eight GPUs give in ten minutes, a third of it in a burst.
+MAX_READINGS = 400_000
 
 
 class KeptReadings:
@@ -34,6 +36,20 @@ class KeptReadings:
                 self._series[number] = Series(kept.times_ns[first:last], kept.values[first:last])
             else:
                 del self._series[number]
+        while sum(len(kept.times_ns) for kept in self._series.values()) > MAX_READINGS:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Keep every second reading of the older half of a series, as a recording does with its own; of those that have
+        more than their share."""
+        share = MAX_READINGS // len(self._series)
+        for number, kept in self._series.items():
+            if len(kept.times_ns) <= share:
+                continue
+            middle = len(kept.times_ns) // 2
+            self._series[number] = Series(
+                kept.times_ns[:middle:2] + kept.times_ns[middle:], kept.values[:middle:2] + kept.values[middle:]
+            )
 
     def add(self, number: int, times_ns: Sequence[int], values: Sequence[float]) -> None:
         """The readings of a series since `missing_since`, one at least, in order."""

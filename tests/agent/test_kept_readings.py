@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from rankscope.agent.kept_readings import KeptReadings
+from rankscope.agent.kept_readings import MAX_READINGS, KeptReadings
 from rankscope.agent.load import load_window
 from rankscope.agent.recording import Recording
 from rankscope.reading import Reading
@@ -53,3 +53,27 @@ def test_nothing_is_kept_of_what_the_window_has_left() -> None:
     assert [(number, len(series.times_ns)) for number, series in kept.window()] == [(1, 69)]
     kept.move_on(600 * SECOND)
     assert list(kept.window()) == []
+
+
+def test_a_burst_is_kept_thinner_where_it_is_old() -> None:
+    """However many readings a window holds, so many are kept: the newest of each series, older ones in part, and all of
+    a series that has few."""
+    kept = KeptReadings()
+    for number in (1, 2):
+        kept.add(number, range(MAX_READINGS), [float(time_ns) for time_ns in range(MAX_READINGS)])
+    kept.move_on(0)
+    assert list(kept.window()) == []
+    newest_ns = 60 * SECOND
+    for number in (1, 2, 3):
+        count = 100 if number == 3 else MAX_READINGS
+        times_ns = [newest_ns - 40 * SECOND + at for at in range(-count, 0)]
+        kept.add(number, [*times_ns, newest_ns], [float(time_ns) for time_ns in [*times_ns, newest_ns]])
+    kept.move_on(0)
+    sizes = {number: len(series.times_ns) for number, series in kept.window()}
+    assert MAX_READINGS / 2 < sum(sizes.values()) <= MAX_READINGS
+    assert sizes[3] == 100
+    for _, series in kept.window():
+        times = series.times_ns.tolist()
+        assert times == sorted(set(times))
+        assert series.values.tolist() == times
+        assert times[-len(times) // 3 :] == list(range(times[-1] - len(times[-len(times) // 3 :]) + 1, times[-1] + 1))
