@@ -28,7 +28,6 @@ ORDINARY = [
     "gpu-thermal-slowdown-no-slowdown",
     "gpu-clocks-locked",
     "gpu-off-bus",
-    "gpu-off-bus-no-xid",
     "gpu-ecc-uncorrectable",
     "cpu-contention",
     "slow-storage",
