@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from _hook_cost_turns import STATES, Cost, chunk_of_steps, differences, swapped
+from _hook_cost_turns import STATES, Cost, Turns, chunk_of_steps, differences
 
 #: Wall time of a step on each rank, by state, of each chunk.
 Chunks = list[dict[str, list[list[float]]]]
@@ -80,11 +80,11 @@ def train(rank: int, ranks: int, step_ms: float, chunks: int, directory: Path) -
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     loader = DataLoader(TensorDataset(torch.randn(16 * 100_000, 4)), batch_size=16)
     widen = torch.randn(4, 256)
-    batches = iter(loader)
+    turns = Turns(loader)
 
     def step() -> Cost:
         began = time.monotonic_ns()
-        (batch,) = next(batches)
+        (batch,) = next(turns.batches())
         output = model(batch @ widen)
         time.sleep(step_ms / 1e3)
         output.square().mean().backward()
@@ -94,11 +94,12 @@ def train(rank: int, ranks: int, step_ms: float, chunks: int, directory: Path) -
 
     chance = random.Random(1)
     found = []
-    with swapped(attached(rank, ranks)) as put:
+    with turns.attached(attached(rank, ranks)):
+        turns.put("hooks")
         for _ in range(SETTLING_STEPS):
             step()
         for _ in range(chunks):
-            chunk = chunk_of_steps(step, put, chance)
+            chunk = chunk_of_steps(step, turns.put, chance)
             found.append({state: [cost.wall for cost in costs] for state, costs in chunk.items()})
     Path(directory, f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()

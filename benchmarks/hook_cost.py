@@ -1,12 +1,12 @@
-"""What the hooks cost a step, by turns of single steps, and what they cost a collective; the A/A null beside each.
+"""What the hooks cost a step, by turns of a few steps, and what they cost a collective; the A/A null beside each.
 
     .venv/bin/python benchmarks/hook_cost.py --write docs/hook-cost.md
     .venv/bin/python benchmarks/hook_cost.py --ranks 4 --step-ms 100
 
-One process trains a small network in steps of about 2 ms of fixed work. The hooks are attached, and each step runs with
-them or with torch's own functions back in their places, drawn at random (_hook_cost_turns.py); a third of the steps are
-plain steps under another name: the null. "By blocks" attaches and detaches altogether, for blocks of steps in the order
-ABBA or BAAB: whether anything is lost to the first way of counting. Intervals are 95 % bootstrap.
+One process trains a small network in steps of about 2 ms of fixed work. The hooks are attached, and every few steps
+run with them or with torch's own functions back in their places, drawn at random (_hook_cost_turns.py); a third of the
+turns are plain under another name: the null. "By blocks" attaches and detaches altogether, for blocks of steps in the
+order ABBA or BAAB: whether anything is lost to the first way of counting. Intervals are 95 % bootstrap.
 
 With DDP the hooks also say where this rank's own backward ends, which takes two calls by the engine. In the "cold" loop
 a buffer larger than the caches is written between steps, outside the time taken: every step then finds the hooks' code
@@ -28,10 +28,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from _hook_cost_turns import Cost, measure, swapped, trimmed_mean
+from _hook_cost_turns import Cost, Turns, measure, trimmed_mean
 from document import Table, machine
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -88,6 +88,7 @@ class Training:
             self._model = DistributedDataParallel(self._model)
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-6)
         self._loader = DataLoader(TensorDataset(torch.randn(16 * 4000, 128)), batch_size=16)
+        self.turns = Turns(self._loader)
         self._batches = iter(self._loader)
         self._left = len(self._loader)
         for _ in range(6):
@@ -99,11 +100,18 @@ class Training:
         self._left -= 1
         if not self._left:
             self._batches, self._left = iter(self._loader), len(self._loader) - 1
+        return self._timed(self._batches)
+
+    def turn(self) -> Cost:
+        """A step of the state whose turn it is."""
+        return self._timed(self.turns.batches())
+
+    def _timed(self, batches: Iterator[Any]) -> Cost:
         self._evict.add_(1)
         if self.loop.long:
             time.sleep(0.03)
         cpu_began, began = time.thread_time_ns(), time.monotonic_ns()
-        (batch,) = next(self._batches)
+        (batch,) = next(batches)
         value = batch
         for _ in range(self._repeat):
             # The batch is added so that values keep their size: denormal numbers are slow, and come and go.
@@ -170,11 +178,13 @@ def told(values: tuple[float, float, float]) -> str:
 def by_turns(loop: Loop, step_ms: float, chunks: int, cold_bytes: int) -> str:
     """A loop's line of the table."""
     training = Training(loop, step_ms, cold_bytes)
-    with swapped(attached(device=loop.device)) as put:
+    turns = training.turns
+    with turns.attached(attached(device=loop.device)):
+        turns.put("hooks")
         for _ in range(10 * SETTLING_STEPS):
-            training.step()
+            training.turn()
         # A step that is cold takes ten times as long, most of it outside the time taken.
-        found = measure(training.step, put, chunks // 6 if loop.cold else chunks)
+        found = measure(training.turn, turns.put, chunks // 6 if loop.cold else chunks)
     hooks, null = found["hooks"], found["null"]
     ends = f"{hooks.wall[0] / 1e3:.0f} ms (at most {hooks.wall[2] / 1e3:.0f})"
     columns = [told(each) for each in (hooks.wall, null.wall, hooks.cpu, null.cpu)]
@@ -209,7 +219,7 @@ def table(step_ms: float, chunks: int, quartets: int, steps: int, cold_bytes: in
 def main() -> None:
     """Measure and print, or write into the document."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--chunks", type=int, help="of 60 steps: 300 for each loop by turns, or 50 of a job")
+    parser.add_argument("--chunks", type=int, help="of 90 steps: 300 for each loop by turns, or 50 of a job")
     parser.add_argument("--quartets", type=int, help="of blocks, of each kind")
     parser.add_argument("--step-ms", type=float, help="length of a step (2, or 100 for a job)")
     parser.add_argument("--steps", type=int, help="steps a block")
