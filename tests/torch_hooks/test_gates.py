@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.torch_hooks.test_native import BOTH
+from tests.torch_hooks.both_paths import BOTH
 
 
 def listening(module: Any, calls: list[Any], *, stamps: bool = False) -> Any:
@@ -175,7 +175,7 @@ def test_what_the_listener_lets_out(find: Callable[[], Any]) -> None:
 @BOTH
 def test_collate(find: Callable[[], Any], tmp_path: Any) -> None:
     """Its time is counted, whether it returns or raises."""
-    from tests.torch_hooks.test_native import new_ring
+    from tests.torch_hooks.both_paths import new_ring
 
     clock = find().Boundaries(new_ring(tmp_path))
     clock.collate_ns = 0
