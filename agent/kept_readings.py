@@ -36,7 +36,7 @@ class KeptReadings:
                 self._series[number] = Series(kept.times_ns[first:last], kept.values[first:last])
             else:
                 del self._series[number]
-        while sum(len(kept.times_ns) for kept in self._series.values()) > MAX_READINGS:
+        if sum(len(kept.times_ns) for kept in self._series.values()) > MAX_READINGS:
             self._thin()
 
     def _thin(self) -> None:
